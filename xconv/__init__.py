@@ -1,0 +1,22 @@
+"""Convolution that follows your array: NumPy, CuPy, PyTorch, JAX and every other library of the array-API standard."""
+
+from ._api import col2im, conv, conv_input_grad, conv_transpose, conv_weight_grad, im2col, plan
+from ._classic import col2im_indices, conv_backward, conv_forward, im2col_indices
+from ._config import config
+
+__version__ = "0.1.0.dev0"
+
+__all__ = [
+    "col2im",
+    "col2im_indices",
+    "config",
+    "conv",
+    "conv_backward",
+    "conv_forward",
+    "conv_input_grad",
+    "conv_transpose",
+    "conv_weight_grad",
+    "im2col",
+    "im2col_indices",
+    "plan",
+]

@@ -1,0 +1,533 @@
+"""The public functions. Each checks its arguments, asks for a schedule, and runs it."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from . import _config
+from ._arguments import integer, per_axis
+from ._planner import Options, Plan, scheduled
+from ._typing import Array, DType, Ints, Layout, Padding, PadMode, Shape
+from .algorithms import Schedule
+from .backends import Backend, backend_of
+
+
+def conv(
+    x: Array,
+    w: Array,
+    b: Array | None = None,
+    /,
+    *,
+    stride: Ints = 1,
+    padding: Padding = 0,
+    dilation: Ints = 1,
+    groups: int = 1,
+    pad_mode: PadMode = "constant",
+    layout: Layout = "channels_first",
+    dtype: DType | None = None,
+    algorithm: str = "auto",
+) -> Array:
+    """Convolve a batch of multi-channel signals, images or volumes with a bank of filters.
+
+    As in every neural-network library this is the cross-correlation: the filters are not flipped.
+
+    Parameters
+    ----------
+    x : array, shape (n, c_in, *size)
+        The input, of any array library and any spatial rank from 1. Integers, real and complex floating-point
+        numbers. It is never written to.
+    w : array, shape (c_out, c_in / groups, *kernel)
+        The filters.
+    b : array, shape (c_out,), optional
+        Added to every output of its filter.
+    stride : int or tuple of int
+        Steps between the windows, for all axes or for each.
+    padding : int, tuple of int, tuple of (lo, hi) pairs, "valid", "same" or "same_lower"
+        Elements added before and behind each axis. Negative numbers crop. "same" makes the output
+        ``ceil(size / stride)`` long, with the odd element at the end, "same_lower" at the beginning; "valid" is 0.
+    dilation : int or tuple of int
+        Steps between the taps of the kernel.
+    groups : int
+        Channels are split into this many groups that do not see each other; with ``groups = c_in`` the convolution is
+        depthwise.
+    pad_mode : {"constant", "edge", "reflect", "wrap"}
+        What the padding holds: zeros, or elements of `x` in the sense of :func:`numpy.pad`.
+    layout : {"channels_first", "channels_last"}
+        With "channels_last", `x` is ``(n, *size, c_in)`` and the result ``(n, *out, c_out)``; `w` stays as it is.
+    dtype : dtype, optional
+        Wider dtype for the sums and the result, such as int32 for int8 inputs.
+    algorithm : str
+        "auto", or the name of the algorithm to use: "gemm" (im2col and a matrix product) or "pointwise".
+
+    Returns
+    -------
+    array, shape (n, c_out, *out)
+        With ``out = floor((size + lo + hi - dilation * (kernel - 1) - 1) / stride) + 1`` on every axis; of the
+        library and device of `x`, and of the inputs' common dtype.
+
+    Raises
+    ------
+    ValueError
+        For shapes, sizes and options that do not fit, a kernel larger than the padded input, an algorithm
+        that cannot serve the call, or a workspace too small for it.
+    TypeError
+        For arguments that are no arrays, arrays of two libraries or devices, integers with floats, or booleans.
+
+    See Also
+    --------
+    conv_input_grad, conv_weight_grad : The two gradients.
+    plan : What a call will do, before it is done.
+
+    Notes
+    -----
+    The cost is ``2 * n * c_out * prod(out) * c_in / groups * prod(kernel)`` operations. float16 and bfloat16 are
+    summed in float32. For floating-point numbers the error is at most ``K * eps * conv(|x|, |w|)``, where K is the
+    number of products in one sum. Integers are exact and wrap around as the library's own.
+
+    References
+    ----------
+    .. [1] V. Dumoulin, F. Visin, "A guide to convolution arithmetic for deep learning", arXiv:1603.07285, 2016.
+
+    Examples
+    --------
+    >>> import numpy as np, xconv
+    >>> x = np.arange(16.0).reshape(1, 1, 4, 4)
+    >>> sobel = np.array([[[[-1.0, 0, 1], [-2, 0, 2], [-1, 0, 1]]]])
+    >>> xconv.conv(x, sobel, padding="same", pad_mode="edge")[0, 0]
+    array([[4., 8., 8., 4.],
+           [4., 8., 8., 4.],
+           [4., 8., 8., 4.],
+           [4., 8., 8., 4.]])
+    """
+    given = {"x": x, "w": w} if b is None else {"x": x, "w": w, "b": b}
+    backend = backend_of(given)
+    _check_bias(b, tuple(w.shape[:1]))
+    options = _options(backend, stride, padding, dilation, groups, pad_mode, layout, dtype, algorithm)
+    return _schedule(backend, given, tuple(x.shape), tuple(w.shape), options).forward(x, w, b)
+
+
+def conv_input_grad(
+    dy: Array,
+    w: Array,
+    x_shape: Sequence[int],
+    /,
+    *,
+    stride: Ints = 1,
+    padding: Padding = 0,
+    dilation: Ints = 1,
+    groups: int = 1,
+    pad_mode: PadMode = "constant",
+    layout: Layout = "channels_first",
+    dtype: DType | None = None,
+    algorithm: str = "auto",
+) -> Array:
+    """Gradient of a convolution with respect to its input: the adjoint of ``conv(x, w)`` in `x`.
+
+    For every `x` and `dy`, ``vdot(dy, conv(x, w)) == vdot(conv_input_grad(dy, w, x.shape), x)`` up to rounding.
+
+    Parameters
+    ----------
+    dy : array, shape (n, c_out, *out)
+        Gradient with respect to the result.
+    w : array, shape (c_out, c_in / groups, *kernel)
+        The filters. Complex ones are conjugated.
+    x_shape : sequence of int
+        Shape of the input, in the given layout; more than one size can lead to the same output.
+    stride, padding, dilation, groups, pad_mode, layout, dtype, algorithm
+        As given to :func:`conv`.
+
+    Returns
+    -------
+    array, shape `x_shape`
+        Of the library and device of `dy`, and of the common dtype of `dy` and `w`.
+
+    Raises
+    ------
+    ValueError
+        Where :func:`conv` raises it, and where `dy` has not the shape of that convolution's result.
+    TypeError
+        Where :func:`conv` raises it.
+
+    Notes
+    -----
+    As many operations as the convolution, and the same bound on the error. No atomic operations: the
+    result is the same in every bit on every run.
+
+    Examples
+    --------
+    >>> import numpy as np, xconv
+    >>> dy, w = np.ones((1, 1, 2, 2)), np.ones((1, 1, 3, 3))
+    >>> xconv.conv_input_grad(dy, w, (1, 1, 4, 4))[0, 0]
+    array([[1., 2., 2., 1.],
+           [2., 4., 4., 2.],
+           [2., 4., 4., 2.],
+           [1., 2., 2., 1.]])
+    """
+    given = {"dy": dy, "w": w}
+    backend = backend_of(given)
+    shape = _shape("x_shape", x_shape)
+    options = _options(backend, stride, padding, dilation, groups, pad_mode, layout, dtype, algorithm)
+    schedule = _schedule(backend, given, shape, tuple(w.shape), options)
+    _check_result(dy, schedule)
+    return schedule.input_grad(dy, w)
+
+
+def conv_weight_grad(
+    dy: Array,
+    x: Array,
+    w_shape: Sequence[int],
+    /,
+    *,
+    stride: Ints = 1,
+    padding: Padding = 0,
+    dilation: Ints = 1,
+    groups: int = 1,
+    pad_mode: PadMode = "constant",
+    layout: Layout = "channels_first",
+    dtype: DType | None = None,
+    algorithm: str = "auto",
+) -> Array:
+    """Gradient of a convolution with respect to its filters: the adjoint of ``conv(x, w)`` in `w`.
+
+    For every `w` and `dy`, ``vdot(dy, conv(x, w)) == vdot(conv_weight_grad(dy, x, w.shape), w)`` up to rounding.
+    The gradient of a bias is the sum of `dy` over images and pixels.
+
+    Parameters
+    ----------
+    dy : array, shape (n, c_out, *out)
+        Gradient with respect to the result.
+    x : array, shape (n, c_in, *size)
+        The input. Complex ones are conjugated.
+    w_shape : sequence of int
+        Shape of the filters, ``(c_out, c_in / groups, *kernel)``.
+    stride, padding, dilation, groups, pad_mode, layout, dtype, algorithm
+        As given to :func:`conv`.
+
+    Returns
+    -------
+    array, shape `w_shape`
+        Of the library and device of `dy`, and of the common dtype of `dy` and `x`.
+
+    Raises
+    ------
+    ValueError
+        Where :func:`conv` raises it, and where `dy` has not the shape of that convolution's result.
+    TypeError
+        Where :func:`conv` raises it.
+
+    Notes
+    -----
+    As many operations as the convolution. The sum over images and pixels is taken in an order that depends on the
+    shapes, the dtype and the workspace, and not on the number of threads.
+
+    Examples
+    --------
+    >>> import numpy as np, xconv
+    >>> x, dy = np.arange(5.0).reshape(1, 1, 5), np.ones((1, 1, 3))
+    >>> xconv.conv_weight_grad(dy, x, (1, 1, 3))
+    array([[[3., 6., 9.]]])
+    """
+    given = {"dy": dy, "x": x}
+    backend = backend_of(given)
+    shape = _shape("w_shape", w_shape)
+    options = _options(backend, stride, padding, dilation, groups, pad_mode, layout, dtype, algorithm)
+    schedule = _schedule(backend, given, tuple(x.shape), shape, options)
+    _check_result(dy, schedule)
+    return schedule.weight_grad(dy, x)
+
+
+def conv_transpose(
+    x: Array,
+    w: Array,
+    b: Array | None = None,
+    /,
+    *,
+    stride: Ints = 1,
+    padding: Padding = 0,
+    output_padding: Ints = 0,
+    dilation: Ints = 1,
+    groups: int = 1,
+    layout: Layout = "channels_first",
+    dtype: DType | None = None,
+    algorithm: str = "auto",
+) -> Array:
+    """Transposed convolution: the input gradient of :func:`conv`, used as a layer that enlarges its input.
+
+    Parameters
+    ----------
+    x : array, shape (n, c_in, *size)
+        The input.
+    w : array, shape (c_in, c_out / groups, *kernel)
+        The filters, input channels first. Complex ones are not conjugated.
+    b : array, shape (c_out,), optional
+        Added to every output of its channel.
+    stride, padding, dilation, groups, layout, dtype, algorithm
+        Those of the convolution whose transpose this is, as in :func:`conv`. With "same" the result is
+        ``size * stride`` long.
+    output_padding : int or tuple of int
+        Elements that the result is longer at the end, since a strided convolution takes several sizes to one; less
+        than the stride or the dilation. Not with "same", which has a size of its own.
+
+    Returns
+    -------
+    array, shape (n, c_out, *out)
+        With ``out = (size - 1) * stride - lo - hi + dilation * (kernel - 1) + 1 + output_padding`` on every axis;
+        of the library and device of `x`, and of the inputs' common dtype.
+
+    Raises
+    ------
+    ValueError
+        Where :func:`conv` raises it, for an `output_padding` out of its range, and where padding leaves no output.
+    TypeError
+        Where :func:`conv` raises it.
+
+    Notes
+    -----
+    ``2 * n * c_in * prod(size) * c_out / groups * prod(kernel)`` operations.
+
+    Examples
+    --------
+    >>> import numpy as np, xconv
+    >>> x, w = np.array([[[1.0, 2, 3]]]), np.array([[[1.0, 10]]])
+    >>> xconv.conv_transpose(x, w, stride=2)
+    array([[[ 1., 10.,  2., 20.,  3., 30.]]])
+    """
+    given = {"x": x, "w": w} if b is None else {"x": x, "w": w, "b": b}
+    backend = backend_of(given)
+    options = _options(backend, stride, padding, dilation, groups, "constant", layout, dtype, algorithm)
+    options = options._replace(output_padding=_frozen("output_padding", output_padding))
+    schedule = _schedule(backend, given, tuple(x.shape), tuple(w.shape), options)
+    _check_bias(b, (schedule.geometry.c_in,))
+    return schedule.input_grad(x, w, b, conjugate=False)
+
+
+def im2col(
+    x: Array,
+    kernel_size: Ints,
+    /,
+    *,
+    stride: Ints = 1,
+    padding: Padding = 0,
+    dilation: Ints = 1,
+    pad_mode: PadMode = "constant",
+) -> Array:
+    """Unfold an array into its windows: every patch that a kernel would see, as a new array.
+
+    Parameters
+    ----------
+    x : array, shape (n, c, *size)
+        The input.
+    kernel_size : int or tuple of int
+        Taps of the window, for all axes or for each.
+    stride, padding, dilation, pad_mode
+        As in :func:`conv`.
+
+    Returns
+    -------
+    array, shape (n, c, *kernel, *out)
+        Of the library, device and dtype of `x`; ``prod(kernel)`` times as large where the stride is 1.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Where :func:`conv` raises them.
+
+    See Also
+    --------
+    col2im : The adjoint.
+
+    Notes
+    -----
+    One element is read and one written per element of the result; no arithmetic.
+
+    Examples
+    --------
+    >>> import numpy as np, xconv
+    >>> cols = xconv.im2col(np.arange(5).reshape(1, 1, 5), 3)
+    >>> cols[0, 0]
+    array([[0, 1, 2],
+           [1, 2, 3],
+           [2, 3, 4]])
+    """
+    given = {"x": x}
+    backend = backend_of(given)
+    shape = tuple(x.shape)
+    kernel = _kernel(kernel_size, len(shape) - 2)
+    options = _options(backend, stride, padding, dilation, 1, pad_mode, "channels_first", None, "gemm")
+    return _schedule(backend, given, shape, (1, *shape[1:2], *kernel), options).im2col(x)
+
+
+def col2im(
+    cols: Array,
+    size: Ints,
+    /,
+    *,
+    stride: Ints = 1,
+    padding: Padding = 0,
+    dilation: Ints = 1,
+) -> Array:
+    """Fold windows back by summation: the exact adjoint of :func:`im2col`.
+
+    Every element of the columns is added to the input element that `im2col` reads it from. It is not the
+    inverse of `im2col`: an element that k windows see comes back k times as large.
+
+    Parameters
+    ----------
+    cols : array, shape (n, c, *kernel, *out)
+        Windows, as from :func:`im2col`.
+    size : int or tuple of int
+        Spatial size of the result, for all axes or for each.
+    stride, padding, dilation
+        As given to `im2col`.
+
+    Returns
+    -------
+    array, shape (n, c, *size)
+        Of the library, device and dtype of `cols`. The order of summation is fixed.
+
+    Raises
+    ------
+    ValueError
+        Where :func:`conv` raises it, and where `cols` has not the shape that `im2col` makes from `size`.
+    TypeError
+        Where :func:`conv` raises it.
+
+    Notes
+    -----
+    One addition per element of `cols`. float16 and bfloat16 are summed in float32.
+
+    Examples
+    --------
+    >>> import numpy as np, xconv
+    >>> xconv.col2im(np.ones((1, 1, 3, 3)), 5)
+    array([[[1., 2., 3., 2., 1.]]])
+    """
+    given = {"cols": cols}
+    backend = backend_of(given)
+    shape = tuple(cols.shape)
+    if len(shape) < 4 or len(shape) % 2:
+        msg = f"`cols` must have the axes (n, c, *kernel, *out), got shape {shape}"
+        raise ValueError(msg)
+    rank = len(shape) // 2 - 1
+    sizes = per_axis("size", _frozen("size", size), rank, least=0)
+    options = _options(backend, stride, padding, dilation, 1, "constant", "channels_first", None, "gemm")
+    schedule = _schedule(backend, given, (*shape[:2], *sizes), (1, *shape[1 : 2 + rank]), options)
+    if schedule.geometry.out != shape[2 + rank :]:
+        msg = f"`cols` must have the output size {schedule.geometry.out} that im2col makes from {sizes}, got shape {shape}"
+        raise ValueError(msg)
+    return schedule.col2im(cols)
+
+
+def plan(
+    x: Array,
+    w: Array,
+    /,
+    *,
+    stride: Ints = 1,
+    padding: Padding = 0,
+    dilation: Ints = 1,
+    groups: int = 1,
+    pad_mode: PadMode = "constant",
+    layout: Layout = "channels_first",
+    dtype: DType | None = None,
+    algorithm: str = "auto",
+) -> Plan:
+    """Say how a convolution will be run, and hand out the means to run it with no further planning.
+
+    Nothing is computed: `x` and `w` give their library, shapes and dtypes. The settings of :class:`config` that
+    surround this call become part of the plan.
+
+    Parameters
+    ----------
+    x, w : array
+        The operands of the convolution, or arrays like them.
+    stride, padding, dilation, groups, pad_mode, layout, dtype, algorithm
+        As in :func:`conv`.
+
+    Returns
+    -------
+    Plan
+        Its text says what was chosen and why; its methods ``conv``, ``input_grad`` and ``weight_grad`` run it.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Where :func:`conv` raises them.
+
+    Examples
+    --------
+    >>> import numpy as np, xconv
+    >>> p = xconv.plan(np.ones((1, 3, 32, 32)), np.ones((8, 3, 1, 1)))
+    >>> p.algorithm
+    'pointwise'
+    """
+    given = {"x": x, "w": w}
+    backend = backend_of(given)
+    options = _options(backend, stride, padding, dilation, groups, pad_mode, layout, dtype, algorithm)
+    schedule = _schedule(backend, given, tuple(x.shape), tuple(w.shape), options)
+    return Plan(schedule, (x.dtype, w.dtype), _config.current())
+
+
+def _schedule(backend: Backend, given: dict[str, Array], x_shape: Shape, w_shape: Shape, options: Options) -> Schedule:
+    dtypes = tuple([(name, array.dtype) for name, array in given.items()])
+    return scheduled(backend, x_shape, w_shape, dtypes, options, _config.current())
+
+
+def _options(
+    backend: Backend,
+    stride: object,
+    padding: object,
+    dilation: object,
+    groups: object,
+    pad_mode: object,
+    layout: object,
+    dtype: DType | None,
+    algorithm: object,
+) -> Options:
+    """The arguments as they were given, checked only so far that they can be compared with earlier ones."""
+    for name, word in (("pad_mode", pad_mode), ("layout", layout), ("algorithm", algorithm)):
+        if not isinstance(word, str):
+            msg = f"`{name}` must be a string, got {word!r}"
+            raise TypeError(msg)
+    return Options(
+        _frozen("stride", stride),
+        _frozen("padding", padding),
+        _frozen("dilation", dilation),
+        integer("groups", groups),
+        pad_mode,
+        layout,
+        dtype if dtype is None else backend.to_dtype(dtype),
+        algorithm,
+    )
+
+
+def _frozen(name: str, value: object) -> Any:
+    """An int, a string, or a tuple of such; TypeError naming the argument for anything else."""
+    if type(value) is int or isinstance(value, str):
+        return value
+    if isinstance(value, Iterable):
+        return tuple(_frozen(name, entry) for entry in value)
+    return integer(name, value)
+
+
+def _shape(name: str, value: Sequence[int]) -> Shape:
+    shape = _frozen(name, value)
+    if not isinstance(shape, tuple) or not all(isinstance(length, int) and length >= 0 for length in shape):
+        msg = f"`{name}` must be a sequence of integers from 0, got {value!r}"
+        raise ValueError(msg)
+    return shape
+
+
+def _kernel(kernel_size: Ints, rank: int) -> Shape:
+    return per_axis("kernel_size", _frozen("kernel_size", kernel_size), rank, least=1)
+
+
+def _check_bias(b: Array | None, filters: Shape) -> None:
+    if b is not None and tuple(b.shape) != filters:
+        msg = f"`b` must have one element per output channel, shape {filters}, got shape {tuple(b.shape)}"
+        raise ValueError(msg)
+
+
+def _check_result(dy: Array, schedule: Schedule) -> None:
+    if tuple(dy.shape) != schedule.y_shape:
+        msg = f"`dy` must have the shape of the result, {schedule.y_shape}, got shape {tuple(dy.shape)}"
+        raise ValueError(msg)

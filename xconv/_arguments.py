@@ -1,0 +1,151 @@
+"""From what callers write to a Geometry: defaults, strings and broadcasting end here, and every shape error starts here."""
+
+import operator
+from collections.abc import Sequence
+from dataclasses import replace
+
+from ._geometry import Axis, Geometry
+from ._typing import Shape
+
+PAD_MODES = ("constant", "edge", "reflect", "wrap")
+
+
+def geometry(
+    x_shape: Shape,
+    w_shape: Shape,
+    *,
+    stride: object = 1,
+    padding: object = 0,
+    dilation: object = 1,
+    groups: int = 1,
+    pad_mode: str = "constant",
+) -> Geometry:
+    """Check shapes (channels first) and options, and resolve the padding. Raises ValueError, naming the argument."""
+    if len(x_shape) < 3:
+        msg = f"`x` must have a batch, a channel and at least one spatial axis, got shape {x_shape}"
+        raise ValueError(msg)
+    _check_rank(x_shape, w_shape)
+    (batch, c_in, *size), (c_out, c_group, *kernel) = x_shape, w_shape
+    _check_groups(groups, c_in, c_out)
+    if c_group * groups != c_in:
+        msg = f"`w` must have {c_in // groups} input channels ({c_in} over {groups} groups), got shape {w_shape}"
+        raise ValueError(msg)
+    if pad_mode not in PAD_MODES:
+        msg = f"`pad_mode` must be one of {PAD_MODES}, got {pad_mode!r}"
+        raise ValueError(msg)
+    bare = _axes(size, kernel, stride, dilation)
+    axes = tuple(replace(a, lo=lo, hi=hi) for a, (lo, hi) in zip(bare, _paddings(padding, bare), strict=True))
+    if any(a.padded < a.extent for a in axes):
+        msg = (
+            f"`w` must fit into the padded input, got `x` of size {tuple(size)}, `padding` "
+            f"{tuple((a.lo, a.hi) for a in axes)} and dilated kernels of size {tuple(a.extent for a in axes)}"
+        )
+        raise ValueError(msg)
+    if pad_mode != "constant" and any(a.size == 0 and a.is_padded for a in axes):
+        msg = f"`pad_mode` {pad_mode!r} needs an element to pad from, got `x` of size {tuple(size)}"
+        raise ValueError(msg)
+    return Geometry(batch, c_in, c_out, groups, axes, pad_mode if any(a.is_padded for a in axes) else "constant")
+
+
+def transposed_geometry(
+    x_shape: Shape,
+    w_shape: Shape,
+    *,
+    stride: object = 1,
+    padding: object = 0,
+    dilation: object = 1,
+    groups: int = 1,
+    output_padding: object = 0,
+) -> Geometry:
+    """The convolution whose input gradient is this transposed convolution: its output is `x`, its input the result."""
+    if len(x_shape) < 3:
+        msg = f"`x` must have a batch, a channel and at least one spatial axis, got shape {x_shape}"
+        raise ValueError(msg)
+    _check_rank(x_shape, w_shape)
+    (batch, c_in, *size), (filters, c_group, *kernel) = x_shape, w_shape
+    _check_groups(groups, c_in, c_group * groups)
+    if filters != c_in:
+        msg = f"`w` must have the {c_in} channels of `x` on its first axis, got shape {w_shape}"
+        raise ValueError(msg)
+    if min(size) < 1:
+        msg = f"`x` must have an element on every spatial axis, got shape {x_shape}"
+        raise ValueError(msg)
+    axes = []
+    bare = _axes(size, kernel, stride, dilation)
+    enlarged = [replace(a, size=a.size * a.stride) for a in bare]
+    pairs = _paddings(padding, enlarged)
+    extras = per_axis("output_padding", output_padding, len(size), least=0)
+    same = padding in ("same", "same_lower")
+    if any(e >= (1 if same else max(a.stride, a.dilation)) for e, a in zip(extras, bare, strict=True)):
+        rule = f'0 for `padding` "{padding}"' if same else "less than the stride or the dilation"
+        msg = f"`output_padding` must be {rule}, got {output_padding!r}"
+        raise ValueError(msg)
+    for axis, (lo, hi), extra, one in zip(bare, pairs, extras, enlarged, strict=True):
+        full = (axis.size - 1) * axis.stride + axis.extent
+        result = one.size if same else full - lo - hi + extra
+        axes.append(replace(axis, size=result, lo=lo, hi=full - lo - result))
+    if any(a.size < 1 for a in axes):
+        msg = f"`padding` must leave some output, got {padding!r} for outputs of size {tuple(a.size for a in axes)}"
+        raise ValueError(msg)
+    return Geometry(batch, c_group * groups, c_in, groups, tuple(axes))
+
+
+def integer(name: str, value: object) -> int:
+    """`value` as an int, by ``operator.index``; TypeError naming the argument."""
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError as error:
+        msg = f"`{name}` must be made of integers, got {value!r}"
+        raise TypeError(msg) from error
+
+
+def per_axis(name: str, value: object, rank: int, *, least: int) -> Shape:
+    """One int per spatial axis, from an int for all of them or a tuple of `rank`; each at least `least`."""
+    values = value if isinstance(value, tuple) else (value,) * rank
+    if len(values) != rank:
+        msg = f"`{name}` must have one value per spatial axis ({rank}), got {value!r}"
+        raise ValueError(msg)
+    numbers = tuple(integer(name, v) for v in values)
+    if any(number < least for number in numbers):
+        msg = f"`{name}` must be at least {least} on every axis, got {value!r}"
+        raise ValueError(msg)
+    return numbers
+
+
+def _check_rank(x_shape: Shape, w_shape: Shape) -> None:
+    if len(w_shape) != len(x_shape):
+        msg = f"`w` must have as many axes as `x`, got shapes {w_shape} and {x_shape}"
+        raise ValueError(msg)
+
+
+def _check_groups(groups: int, c_in: int, c_out: int) -> None:
+    if groups < 1 or c_in % groups or c_out % groups:
+        msg = f"`groups` must divide the {c_in} input and the {c_out} output channels, got {groups}"
+        raise ValueError(msg)
+
+
+def _axes(size: Sequence[int], kernel: Sequence[int], stride: object, dilation: object) -> list[Axis]:
+    if min(kernel) < 1:
+        msg = f"`w` must have a tap on every spatial axis, got a kernel of size {tuple(kernel)}"
+        raise ValueError(msg)
+    strides = per_axis("stride", stride, len(size), least=1)
+    dilations = per_axis("dilation", dilation, len(size), least=1)
+    return [Axis(*numbers) for numbers in zip(size, kernel, strides, dilations, strict=True)]
+
+
+def _paddings(padding: object, axes: list[Axis]) -> list[tuple[int, int]]:
+    """One (lo, hi) pair per axis."""
+    if isinstance(padding, str):
+        if padding == "valid":
+            return [(0, 0) for _ in axes]
+        if padding in ("same", "same_lower"):
+            totals = [max(0, (-(-a.size // a.stride) - 1) * a.stride + a.extent - a.size) for a in axes]
+            return [(t // 2, t - t // 2) if padding == "same" else (t - t // 2, t // 2) for t in totals]
+        msg = f'`padding` must be "valid", "same", "same_lower" or made of integers, got {padding!r}'
+        raise ValueError(msg)
+    entries = padding if isinstance(padding, tuple) else (padding,) * len(axes)
+    pairs = [entry if isinstance(entry, tuple) else (entry, entry) for entry in entries]
+    if len(pairs) != len(axes) or any(len(pair) != 2 for pair in pairs):
+        msg = f"`padding` must have one int or one (lo, hi) pair per spatial axis ({len(axes)}), got {padding!r}"
+        raise ValueError(msg)
+    return [(integer("padding", lo), integer("padding", hi)) for lo, hi in pairs]

@@ -1,0 +1,222 @@
+"""The classic four: the functions of the blog post that this library began as, on any array library.
+
+Images are ``D x C x H x W``, filters ``NF x C x HF x WF``, and columns ``(C*HF*WF) x (H'*W'*D)`` with the image
+index running fastest. (A. Kristiadi, *Convnet: Implementing Convolution Layer with Numpy*, 2016.)
+"""
+
+from typing import NamedTuple
+
+from ._api import col2im, conv, conv_input_grad, conv_weight_grad, im2col
+from ._arguments import integer
+from ._typing import Array, Shape
+from .backends import backend_of
+
+
+class Cache(NamedTuple):
+    """What `conv_backward` needs of the forward pass."""
+
+    X: Array
+    W: Array
+    b: Array
+    stride: int
+    padding: int
+
+
+def conv_forward(X: Array, W: Array, b: Array, stride: int = 1, padding: int = 1) -> tuple[Array, Cache]:
+    """Forward pass of a convolution layer.
+
+    Parameters
+    ----------
+    X : array, shape (D, C, H, W)
+        Images.
+    W : array, shape (NF, C, HF, WF)
+        Filters.
+    b : array, shape (NF, 1) or (NF,)
+        Bias.
+    stride, padding : int
+        The same on both axes; the padding is zeros on every side.
+
+    Returns
+    -------
+    out : array, shape (D, NF, H', W')
+        With ``H' = (H - HF + 2 * padding) / stride + 1``.
+    cache : tuple
+        For :func:`conv_backward`. It keeps `X` and `W`, and no columns.
+
+    Raises
+    ------
+    ValueError
+        "Invalid output dimension!" where the windows do not tile the padded images exactly, or for shapes that do
+        not fit.
+    TypeError
+        For arguments that are no arrays of one library.
+
+    Examples
+    --------
+    >>> import numpy as np, xconv
+    >>> X, W, b = np.ones((5, 1, 10, 10)), np.ones((20, 1, 3, 3)), np.zeros((20, 1))
+    >>> out, cache = xconv.conv_forward(X, W, b)
+    >>> out.shape
+    (5, 20, 10, 10)
+    """
+    backend = backend_of({"X": X, "W": W, "b": b})
+    _check_images("X", X)
+    _check_images("W", W)
+    filters = W.shape[0]
+    if tuple(b.shape) not in {(filters, 1), (filters,)}:
+        msg = f"`b` must have shape ({filters}, 1) or ({filters},), got {tuple(b.shape)}"
+        raise ValueError(msg)
+    stride, padding = _exact(X.shape, W.shape[2], W.shape[3], padding, stride)
+    out = conv(X, W, backend.xp.reshape(b, (filters,)), stride=stride, padding=padding)
+    return out, Cache(X, W, b, stride, padding)
+
+
+def conv_backward(dout: Array, cache: Cache) -> tuple[Array, Array, Array]:
+    """Backward pass of a convolution layer.
+
+    Parameters
+    ----------
+    dout : array, shape (D, NF, H', W')
+        Gradient with respect to the output of :func:`conv_forward`.
+    cache : tuple
+        What that function returned with it.
+
+    Returns
+    -------
+    dX, dW, db : array
+        Gradients with respect to X, W and b, of their shapes.
+
+    Raises
+    ------
+    ValueError, TypeError
+        For a `dout` that does not belong to the cache.
+
+    Examples
+    --------
+    >>> import numpy as np, xconv
+    >>> X, W, b = np.ones((5, 1, 10, 10)), np.ones((20, 1, 3, 3)), np.zeros((20, 1))
+    >>> out, cache = xconv.conv_forward(X, W, b)
+    >>> [gradient.shape for gradient in xconv.conv_backward(np.ones_like(out), cache)]
+    [(5, 1, 10, 10), (20, 1, 3, 3), (20, 1)]
+    """
+    X, W, b, stride, padding = cache
+    backend = backend_of({"dout": dout, "X": X, "W": W})
+    dX = conv_input_grad(dout, W, X.shape, stride=stride, padding=padding)
+    dW = conv_weight_grad(dout, X, W.shape, stride=stride, padding=padding)
+    db = backend.xp.reshape(backend.xp.sum(dout, axis=(0, 2, 3), dtype=dout.dtype), b.shape)
+    return dX, dW, db
+
+
+def im2col_indices(X: Array, field_height: int, field_width: int, padding: int = 1, stride: int = 1) -> Array:
+    """Unfold images into a matrix with one column per window.
+
+    Parameters
+    ----------
+    X : array, shape (D, C, H, W)
+        Images.
+    field_height, field_width : int
+        Size of the window.
+    padding, stride : int
+        The same on both axes.
+
+    Returns
+    -------
+    array, shape (C * field_height * field_width, H' * W' * D)
+        The image index runs fastest along the columns.
+
+    Raises
+    ------
+    ValueError
+        "Invalid output dimension!" where the windows do not tile the padded images exactly, or for shapes that do
+        not fit.
+    TypeError
+        For an `X` that is no array.
+
+    Examples
+    --------
+    >>> import numpy as np, xconv
+    >>> xconv.im2col_indices(np.ones((5, 1, 10, 10)), 3, 3).shape
+    (9, 500)
+    """
+    backend = backend_of({"X": X})
+    _check_images("X", X)
+    stride, padding = _exact(X.shape, field_height, field_width, padding, stride)
+    cols = im2col(X, (field_height, field_width), padding=padding, stride=stride)
+    n, c, kh, kw, oh, ow = cols.shape
+    return backend.xp.reshape(backend.xp.permute_dims(cols, (1, 2, 3, 4, 5, 0)), (c * kh * kw, oh * ow * n))
+
+
+def col2im_indices(
+    cols: Array, x_shape: Shape, field_height: int = 3, field_width: int = 3, padding: int = 1, stride: int = 1
+) -> Array:
+    """Fold a matrix of windows back into images by summation: the adjoint of :func:`im2col_indices`.
+
+    Parameters
+    ----------
+    cols : array, shape (C * field_height * field_width, H' * W' * D)
+        Columns, the image index running fastest.
+    x_shape : tuple of int
+        Shape (D, C, H, W) of the images.
+    field_height, field_width, padding, stride : int
+        As given to `im2col_indices`.
+
+    Returns
+    -------
+    array, shape `x_shape`
+        The sum of all windows, each at its place.
+
+    Raises
+    ------
+    ValueError
+        "Invalid output dimension!" where the windows do not tile the padded images exactly, or for shapes that do
+        not fit.
+    TypeError
+        For `cols` that are no array.
+
+    Examples
+    --------
+    >>> import numpy as np, xconv
+    >>> cols = xconv.im2col_indices(np.ones((1, 1, 4, 4)), 3, 3)
+    >>> xconv.col2im_indices(cols, (1, 1, 4, 4))[0, 0]
+    array([[4., 6., 6., 4.],
+           [6., 9., 9., 6.],
+           [6., 9., 9., 6.],
+           [4., 6., 6., 4.]])
+    """
+    backend = backend_of({"cols": cols})
+    if len(x_shape) != 4:
+        msg = f"`x_shape` must be (D, C, H, W), got {x_shape}"
+        raise ValueError(msg)
+    stride, padding = _exact(x_shape, field_height, field_width, padding, stride)
+    n, c, height, width = x_shape
+    oh = (height + 2 * padding - field_height) // stride + 1
+    ow = (width + 2 * padding - field_width) // stride + 1
+    expected = (c * field_height * field_width, oh * ow * n)
+    if tuple(cols.shape) != expected:
+        msg = f"`cols` must have shape {expected} for images of shape {tuple(x_shape)}, got {tuple(cols.shape)}"
+        raise ValueError(msg)
+    windows = backend.xp.reshape(cols, (c, field_height, field_width, oh, ow, n))
+    windows = backend.xp.permute_dims(windows, (5, 0, 1, 2, 3, 4))
+    return col2im(windows, (height, width), padding=padding, stride=stride)
+
+
+def _check_images(name: str, array: Array) -> None:
+    if array.ndim != 4:
+        msg = f"`{name}` must have four axes, got shape {tuple(array.shape)}"
+        raise ValueError(msg)
+
+
+def _exact(x_shape: Shape, field_height: int, field_width: int, padding: int, stride: int) -> tuple[int, int]:
+    """The stride and the padding as ints; ValueError unless the windows tile the padded images exactly."""
+    stride, padding = integer("stride", stride), integer("padding", padding)
+    if stride < 1:
+        msg = f"`stride` must be at least 1, got {stride}"
+        raise ValueError(msg)
+    for size, field in zip(x_shape[2:], (field_height, field_width), strict=True):
+        if (size + 2 * padding - field) % stride:
+            msg = (
+                f"Invalid output dimension! `stride` {stride} must divide the room of the window, "
+                f"{size} + 2 * {padding} - {field} = {size + 2 * padding - field}"
+            )
+            raise ValueError(msg)
+    return stride, padding

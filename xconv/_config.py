@@ -1,0 +1,88 @@
+"""The settings of a block of code, kept in a context variable: each thread and each asyncio task has its own."""
+
+from contextvars import ContextVar, Token
+from typing import Literal, NamedTuple, Self
+
+from ._arguments import integer
+
+
+class Settings(NamedTuple):
+    workspace: int | None = None
+    precision: str = "ieee"
+    numerics: str = "fast"
+    threads: int | None = None
+
+
+_current: ContextVar[Settings] = ContextVar("xconv.settings", default=Settings())  # noqa: B039
+current = _current.get
+
+
+class config:  # noqa: N801
+    """Change how convolutions run inside a ``with`` block.
+
+    What is not named keeps the value of the surrounding block. The settings hold for the current thread and
+    asyncio task.
+
+    Parameters
+    ----------
+    workspace : int, optional
+        The most temporary memory that a call may take, in bytes, beside its result. The call is cut into tiles
+        that fit. A call that cannot fit is a ValueError that says how much it needs. By default the tiles have the
+        size that is best for the caches.
+    precision : {"ieee", "tf32"}, optional
+        How products of float32 are computed on a GPU: in float32 (the default), or with the inputs
+        rounded to TF32 (10 bits of mantissa) for speed. CPUs always compute in float32.
+    numerics : {"fast", "strict"}, optional
+        Whether ``algorithm="auto"`` may choose every algorithm (the default), or only those with the
+        componentwise bound ``|err| <= K * eps * conv(|x|, |w|)``, which also keep NaN and infinity within the
+        windows that see them.
+    threads : int, optional
+        Threads of the NumPy backend. By default as many as NumPy's BLAS may use at the moment of the call.
+        Results do not depend on it.
+
+    Raises
+    ------
+    ValueError, TypeError
+        For a setting that has no meaning, when ``config`` is called.
+
+    Examples
+    --------
+    >>> import numpy as np, xconv
+    >>> x, w = np.ones((1, 3, 64, 64)), np.ones((8, 3, 5, 5))
+    >>> with xconv.config(workspace=2**20, threads=1):
+    ...     y = xconv.conv(x, w)
+    >>> y.shape
+    (1, 8, 60, 60)
+    """
+
+    def __init__(
+        self,
+        *,
+        workspace: int | None = None,
+        precision: Literal["ieee", "tf32"] | None = None,
+        numerics: Literal["fast", "strict"] | None = None,
+        threads: int | None = None,
+    ) -> None:
+        changes: dict[str, int | str] = {}
+        for name, number in (("workspace", workspace), ("threads", threads)):
+            if number is not None:
+                changes[name] = integer(name, number)
+                if changes[name] < 1:  # type: ignore[operator]
+                    msg = f"`{name}` must be at least 1, got {number}"
+                    raise ValueError(msg)
+        choices = (("precision", precision, ("ieee", "tf32")), ("numerics", numerics, ("fast", "strict")))
+        for name, choice, known in choices:
+            if choice is not None:
+                if choice not in known:
+                    msg = f"`{name}` must be one of {known}, got {choice!r}"
+                    raise ValueError(msg)
+                changes[name] = choice
+        self._changes = changes
+        self._tokens: list[Token[Settings]] = []
+
+    def __enter__(self) -> Self:
+        self._tokens.append(_current.set(current()._replace(**self._changes)))  # type: ignore[arg-type]
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        _current.reset(self._tokens.pop())

@@ -1,0 +1,298 @@
+"""Geometry: every size of a convolution, and the tiler.
+
+One axis of a convolution reads, for output ``o`` and kernel tap ``t``, the input position
+
+    p = o * stride + t * dilation - lo .
+
+Everything here follows from that line. A part of the outputs, or a part of the inputs, again satisfies it
+with another ``lo`` and another ``size``; so a piece of a convolution is a convolution, and a tile is just a
+smaller `Geometry` with the places where its input and output lie. Negative padding crops.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Literal, NamedTuple
+
+from ._typing import Index, Shape
+
+
+class Run(NamedTuple):
+    """`length` neighbours of an extended axis, read from `start` onwards in steps of 1, -1 or 0 (one element, repeated)."""
+
+    start: int
+    length: int
+    step: int
+
+    @property
+    def source(self) -> slice:
+        """The elements that are read, in ascending order."""
+        if self.step > 0:
+            return slice(self.start, self.start + self.length)
+        if self.step < 0:
+            return slice(self.start - self.length + 1, self.start + 1)
+        return slice(self.start, self.start + 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """One spatial axis: `size` elements, padded by `lo` before and `hi` behind, under a window of `kernel` taps."""
+
+    size: int
+    kernel: int
+    stride: int = 1
+    dilation: int = 1
+    lo: int = 0
+    hi: int = 0
+
+    @property
+    def extent(self) -> int:
+        """Length of the dilated kernel."""
+        return (self.kernel - 1) * self.dilation + 1
+
+    @property
+    def padded(self) -> int:
+        return self.size + self.lo + self.hi
+
+    @property
+    def out(self) -> int:
+        return max(0, (self.padded - self.extent) // self.stride + 1)
+
+    @property
+    def is_padded(self) -> bool:
+        return self.lo != 0 or self.hi != 0
+
+    def narrowed(self, out: int) -> "Axis":
+        """An axis of the same kernel that makes `out` outputs from exactly the inputs they read."""
+        return replace(self, size=max(0, (out - 1) * self.stride + self.extent), lo=0, hi=0)
+
+    def for_outputs(self, first: int, last: int, *, whole: bool) -> tuple["Axis", slice]:
+        """The axis that makes the outputs [first, last), and the inputs it reads.
+
+        With `whole`, an axis whose window leaves the array keeps all inputs (its padding may come from anywhere).
+        """
+        begin = first * self.stride - self.lo
+        end = (last - 1) * self.stride - self.lo + self.extent
+        if whole and (begin < 0 or end > self.size):
+            start, stop = 0, self.size
+        else:
+            start = min(max(begin, 0), self.size)
+            stop = max(start, min(end, self.size))
+        return replace(self, size=stop - start, lo=start - begin, hi=end - stop), slice(start, stop)
+
+    def for_inputs(self, first: int, last: int) -> tuple["Axis", slice]:
+        """The axis that joins the inputs [first, last) to all outputs that read them, and those outputs."""
+        begin = min(self.out, max(0, -((self.extent - 1 - self.lo - first) // self.stride)))
+        end = max(begin, min(self.out, (last - 1 + self.lo) // self.stride + 1))
+        size = last - first
+        if begin == end:
+            return replace(self, size=size, lo=0, hi=-size), slice(begin, begin)
+        lo = self.lo + first - begin * self.stride
+        hi = (end - begin - 1) * self.stride + self.extent - lo - size
+        return replace(self, size=size, lo=lo, hi=hi), slice(begin, end)
+
+    def runs(self, mode: str) -> list[Run]:
+        """What each position of the padded axis reads, for a `mode` other than "constant", as few runs in order."""
+        runs: list[Run] = []
+        position, stop = -self.lo, self.size + self.hi
+        period = {"edge": self.size, "wrap": self.size, "reflect": 2 * (self.size - 1)}[mode]
+        while position < stop:
+            if 0 <= position < self.size:
+                run = Run(position, self.size - position, 1)
+            elif mode == "edge" or self.size == 1:
+                run = Run(0, -position, 0) if position < 0 else Run(self.size - 1, stop - position, 0)
+            elif mode == "wrap":
+                run = Run(position % period, period - position % period, 1)
+            else:
+                phase = position % period
+                up = phase < self.size - 1
+                run = Run(phase, self.size - 1 - phase, 1) if up else Run(period - phase, period - phase, -1)
+            run = run._replace(length=min(run.length, stop - position))
+            runs.append(run)
+            position += run.length
+        return runs
+
+
+class Tile(NamedTuple):
+    """A smaller convolution, and where its input and output lie in the larger one's."""
+
+    geometry: "Geometry"
+    x: Index
+    y: Index
+
+
+class Border(NamedTuple):
+    """Part of the padding: a convolution from it to the outputs that read it, and the inputs it was taken from."""
+
+    tile: Tile
+    runs: tuple[Run, ...]
+
+    @property
+    def source(self) -> Index:
+        return (*self.tile.x[:2], *(run.source for run in self.runs))
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """Every size of one convolution, channels first; frozen, hashable, in plain integers."""
+
+    batch: int
+    c_in: int
+    c_out: int
+    groups: int
+    axes: tuple[Axis, ...]
+    pad_mode: str = "constant"
+
+    @property
+    def size(self) -> Shape:
+        return tuple(axis.size for axis in self.axes)
+
+    @property
+    def kernel(self) -> Shape:
+        return tuple(axis.kernel for axis in self.axes)
+
+    @property
+    def padded(self) -> Shape:
+        return tuple(axis.padded for axis in self.axes)
+
+    @property
+    def out(self) -> Shape:
+        return tuple(axis.out for axis in self.axes)
+
+    @property
+    def x_shape(self) -> Shape:
+        return (self.batch, self.c_in, *self.size)
+
+    @property
+    def w_shape(self) -> Shape:
+        return (self.c_out, self.c_in // self.groups, *self.kernel)
+
+    @property
+    def y_shape(self) -> Shape:
+        return (self.batch, self.c_out, *self.out)
+
+    @property
+    def taps(self) -> int:
+        return math.prod(self.kernel)
+
+    @property
+    def pixels(self) -> int:
+        """Outputs per image and channel."""
+        return math.prod(self.out)
+
+    @property
+    def is_padded(self) -> bool:
+        return any(axis.is_padded for axis in self.axes)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds of the plain sum, which are the same for the forward pass and for each gradient."""
+        return self.batch * self.c_out * self.pixels * (self.c_in // self.groups) * self.taps
+
+    def extended(self) -> "Geometry":
+        """This convolution on an input whose padding has been written out."""
+        axes = tuple(replace(axis, size=axis.padded, lo=0, hi=0) for axis in self.axes)
+        return replace(self, axes=axes, pad_mode="constant")
+
+    def zero_padded(self) -> "Geometry":
+        """This convolution with zeros for its padding."""
+        return self if self.pad_mode == "constant" else replace(self, pad_mode="constant")
+
+    # The tiler. `over` says which side is cut into parts that do not overlap.
+
+    def part(self, over: Literal["outputs", "inputs"], images: slice, ranges: tuple[slice, ...]) -> Tile:
+        """The smaller convolution behind one range of images and one range per axis of the outputs or the inputs."""
+        if over == "outputs":
+            whole = self.pad_mode != "constant"
+            cuts = [a.for_outputs(r.start, r.stop, whole=whole) for a, r in zip(self.axes, ranges, strict=True)]
+        else:
+            cuts = [a.for_inputs(r.start, r.stop) for a, r in zip(self.axes, ranges, strict=True)]
+        smaller = replace(self, batch=images.stop - images.start, axes=tuple(axis for axis, _ in cuts))
+        here = (images, slice(None), *ranges)
+        there = (images, slice(None), *(reads for _, reads in cuts))
+        return Tile(smaller, there, here) if over == "outputs" else Tile(smaller, here, there)
+
+    def tiles(
+        self, over: Literal["outputs", "inputs"], budget: float, cost: Callable[["Geometry"], float]
+    ) -> tuple[Tile, ...]:
+        """Cut this convolution into parts whose `cost` is within `budget`, or into single elements where none is.
+
+        Images are cut first, then the axes in order: a tile is as long as it can be in memory. The parts of one
+        axis differ by at most one element, and their order is fixed.
+        """
+        lengths = [self.batch, *(self.out if over == "outputs" else self.size)]
+        steps = list(lengths)
+        for i, length in enumerate(lengths):
+
+            def fits(step: int, i: int = i) -> bool:
+                return cost(self._largest(over, [*steps[:i], step, *steps[i + 1 :]])) <= budget
+
+            if length < 2 or fits(length):
+                continue
+            low, high = 1, length  # the longest step that fits lies in [low, high)
+            while high - low > 1:
+                middle = (low + high) // 2
+                low, high = (middle, high) if fits(middle) else (low, middle)
+            steps[i] = low
+        cuts = [_even_cuts(length, step) for length, step in zip(lengths, steps, strict=True)]
+        return tuple(self.part(over, images, tuple(ranges)) for images, *ranges in product(*cuts))
+
+    def _largest(self, over: str, steps: list[int]) -> "Geometry":
+        """The largest part that tiles of these lengths can have."""
+        batch, *lengths = steps
+        if over == "outputs":
+            axes = tuple(axis.narrowed(n) for axis, n in zip(self.axes, lengths, strict=True))
+            return replace(self, batch=batch, axes=axes)
+        axes = ()
+        for axis, n in zip(self.axes, lengths, strict=True):
+            reads = min(axis.out, (n + axis.extent - 2) // axis.stride + 1)
+            narrow = axis.narrowed(reads)
+            axes += (replace(narrow, size=n, hi=narrow.size - n),)
+        return replace(self, batch=batch, axes=axes)
+
+    def borders(self, budget: float, cost: Callable[["Geometry"], float]) -> Iterator[Border]:
+        """The padding of a mode other than "constant", cut into parts that each mirror, repeat or shift some inputs.
+
+        With these added to the gradient under zero padding, the whole is the adjoint of the padded convolution.
+        """
+        if self.pad_mode == "constant":
+            return
+        flat = self.extended()
+        choices: list[list[tuple[slice, Run]]] = []
+        for axis in self.axes:
+            position, choice = 0, []
+            for run in axis.runs(self.pad_mode):
+                choice.append((slice(position, position + run.length), run))
+                position += run.length
+            choices.append(choice)
+        for parts in product(*choices):
+            inside = (r.start + a.lo == p.start for (p, r), a in zip(parts, self.axes, strict=True))
+            if all(inside):
+                continue  # the array itself, not its padding
+            strip = flat.part("inputs", slice(0, self.batch), tuple(positions for positions, _ in parts))
+            for tile in strip.geometry.tiles("inputs", budget, cost):
+                yield Border(
+                    Tile(tile.geometry, tile.x, _within(strip.y, tile.y)),
+                    tuple(_subrun(run, cut) for (_, run), cut in zip(parts, tile.x[2:], strict=True)),
+                )
+
+
+def _subrun(run: Run, cut: slice) -> Run:
+    return Run(run.start + run.step * cut.start, cut.stop - cut.start, run.step)
+
+
+def _within(outer: Index, inner: Index) -> Index:
+    """The index `inner` of the part that `outer` selects, as an index of the whole."""
+    return tuple(
+        i if o.start is None else slice(o.start + i.start, o.start + i.stop)
+        for o, i in zip(outer, inner, strict=True)
+    )
+
+
+def _even_cuts(length: int, step: int) -> list[slice]:
+    if length == 0:
+        return [slice(0, 0)]
+    parts = -(-length // step)
+    edges = [length * i // parts for i in range(parts + 1)]
+    return [slice(a, b) for a, b in zip(edges, edges[1:], strict=False)]

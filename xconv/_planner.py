@@ -1,0 +1,318 @@
+"""The planner: which algorithm, in which tiles, within which memory; decided once per geometry and remembered.
+
+The cost model counts what an algorithm does: its multiply-adds, and the elements that it moves through memory, of
+which each costs as much time as `PER_ELEMENT` multiply-adds.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+from ._arguments import geometry, transposed_geometry
+from ._config import Settings
+from ._geometry import Geometry
+from ._typing import Array, DType, Shape
+from .algorithms import ALGORITHMS, Algorithm, Schedule
+from .backends import MIB, Backend, Team, backend_of
+
+#: Multiply-adds in the time of one element to or from memory.
+PER_ELEMENT = 16
+#: Multiply-adds of a call that is worth a second thread.
+HEAVY = 2**19
+#: No smaller tile is worth its own call, and so many are enough for every processor to get its share.
+LEAST_TILE = MIB
+SHARES = 4
+#: The most memory for partial sums of a weight gradient.
+LANES, LANE_BYTES = 8, 32 * MIB
+
+
+class Options(NamedTuple):
+    """The keyword arguments of a convolution, hashable."""
+
+    stride: object = 1
+    padding: object = 0
+    dilation: object = 1
+    groups: int = 1
+    pad_mode: str = "constant"
+    layout: str = "channels_first"
+    dtype: DType | None = None
+    algorithm: str = "auto"
+    #: None for a convolution, and a transposed one otherwise.
+    output_padding: object = None
+
+
+class Candidate(NamedTuple):
+    """An algorithm with its predicted cost in multiply-adds, and why it cannot serve or is not to be chosen."""
+
+    name: str
+    cost: int
+    refusal: str | None
+    note: str | None
+
+
+@lru_cache(maxsize=1024)
+def scheduled(
+    backend: Backend,
+    x_shape: Shape,
+    w_shape: Shape,
+    dtypes: tuple[tuple[str, DType], ...],
+    options: Options,
+    settings: Settings,
+) -> Schedule:
+    """Check everything that does not depend on the arrays' elements, and decide how to run it."""
+    if options.layout not in {"channels_first", "channels_last"}:
+        msg = f'`layout` must be "channels_first" or "channels_last", got {options.layout!r}'
+        raise ValueError(msg)
+    channels_last = options.layout == "channels_last"
+    if channels_last and x_shape:
+        x_shape = (x_shape[0], *x_shape[-1:], *x_shape[1:-1])
+    sizes = {"stride": options.stride, "padding": options.padding, "dilation": options.dilation}
+    if options.output_padding is None:
+        g = geometry(x_shape, w_shape, **sizes, groups=options.groups, pad_mode=options.pad_mode)
+    else:
+        g = transposed_geometry(
+            x_shape, w_shape, **sizes, groups=options.groups, output_padding=options.output_padding
+        )
+    dtype = _result_dtype(backend, dtypes, options.dtype)
+    accumulator = backend.accumulator(dtype)
+    name = _choice(candidates(g, backend.kind(dtype), settings), options.algorithm)
+    return _cut(ALGORITHMS[name], backend, g, dtype, accumulator, channels_last, settings)
+
+
+def candidates(g: Geometry, kind: str, settings: Settings) -> tuple[Candidate, ...]:
+    """Every algorithm, the cheapest first, those that are out of the question last."""
+    found = []
+    for name, algorithm in ALGORITHMS.items():
+        refusal = algorithm.refusal(g, kind)
+        unfit = settings.numerics == "strict" and not algorithm.componentwise
+        note = 'its error bound is not componentwise, and `numerics` is "strict"' if unfit else None
+        cost = 0 if refusal else algorithm.multiplications(g) + PER_ELEMENT * algorithm.traffic(g)
+        found.append(Candidate(name, cost, refusal, note))
+    return tuple(sorted(found, key=lambda c: (c.refusal is not None, c.note is not None, c.cost)))
+
+
+def _choice(found: tuple[Candidate, ...], algorithm: str) -> str:
+    if algorithm == "auto":
+        return found[0].name
+    for candidate in found:
+        if candidate.name == algorithm:
+            if candidate.refusal is None:
+                return algorithm
+            msg = f"`algorithm` {algorithm!r} cannot serve this convolution: {candidate.refusal}"
+            raise ValueError(msg)
+    msg = f"`algorithm` must be one of {('auto', *ALGORITHMS)}, got {algorithm!r}"
+    raise ValueError(msg)
+
+
+def _cut(
+    algorithm: Algorithm,
+    backend: Backend,
+    g: Geometry,
+    dtype: DType,
+    accumulator: DType,
+    channels_last: bool,
+    settings: Settings,
+) -> Schedule:
+    """Cut the work into tiles that fit the workspace and the caches, never so that the number of threads matters."""
+    itemsize = backend.itemsize(accumulator)
+    filters = itemsize * math.prod(g.w_shape)
+
+    def cost(part: Geometry) -> int:
+        extended = 3 * part.batch * part.c_in * math.prod(part.padded) if g.pad_mode != "constant" else 0
+        return itemsize * (algorithm.scratch(part, backend) + extended)
+
+    heavy = g.macs >= HEAVY
+    target = backend.tile_bytes
+    if heavy:
+        target = min(target, max(LEAST_TILE, cost(g) // SHARES))
+    # A tile of the weight gradient holds its own result, and adds it to a sum.
+    room = math.inf if settings.workspace is None else settings.workspace - 2 * filters
+    target = min(target, room)
+    tiles, input_tiles = g.tiles("outputs", target, cost), g.tiles("inputs", target, cost)
+    borders = tuple(g.borders(target, cost))
+    largest = max(cost(tile.geometry) for tile in (*tiles, *input_tiles, *(border.tile for border in borders)))
+    if largest > room:
+        msg = f"`workspace` must be at least {2 * filters + largest} bytes for this convolution, got {settings.workspace}"
+        raise ValueError(msg)
+    if settings.workspace is None:
+        limit, lanes = 1024, LANE_BYTES // max(1, filters)
+    else:
+        limit = max(1, (settings.workspace - filters) // max(1, largest + filters))
+        lanes = (settings.workspace - limit * (largest + filters)) // max(1, filters)
+    return Schedule(
+        algorithm=algorithm,
+        backend=backend,
+        geometry=g,
+        dtype=dtype,
+        accumulator=accumulator,
+        channels_last=channels_last,
+        team=Team(settings.threads, limit, heavy),
+        lanes=min(max(1, lanes), LANES),
+        tile_bytes=largest,
+        tiles=tiles,
+        input_tiles=input_tiles,
+        borders=borders,
+    )
+
+
+def _result_dtype(backend: Backend, dtypes: tuple[tuple[str, DType], ...], wanted: DType | None) -> DType:
+    """The dtype of the result; TypeError for what cannot be multiplied, or not without a loss."""
+    given = ", ".join(f"`{name}` {dtype}" for name, dtype in dtypes)
+    kinds = {backend.kind(dtype) for _, dtype in dtypes}
+    if None in kinds:
+        msg = f"arrays must be of an integer, real or complex floating dtype, got {given}"
+        raise TypeError(msg)
+    if len(kinds) > 1 and "integer" in kinds:
+        msg = f"integers and floating-point numbers do not mix, got {given}: convert one side"
+        raise TypeError(msg)
+    try:
+        common = backend.xp.result_type(*(dtype for _, dtype in dtypes))
+    except (TypeError, RuntimeError) as error:
+        msg = f"the dtypes must have a common one, got {given}"
+        raise TypeError(msg) from error
+    if "integer" in kinds and backend.kind(common) != "integer":
+        msg = f"the dtypes must have a common integer dtype, got {given}"
+        raise TypeError(msg)
+    if wanted is None:
+        return common
+    wanted = backend.to_dtype(wanted)
+    if backend.kind(wanted) != backend.kind(common) or backend.xp.result_type(common, wanted) != wanted:
+        msg = f"`dtype` must be able to hold {common}, the common dtype of {given}, got {wanted}"
+        raise TypeError(msg)
+    return wanted
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """How one convolution is run, and the means to run it; made by :func:`plan`.
+
+    Attributes
+    ----------
+    algorithm : str
+        The algorithm's name.
+    x_shape, w_shape, y_shape : tuple of int
+        Shapes of the input, the filters and the result, in the plan's layout.
+    dtype : dtype
+        dtype of the result.
+    flops : int
+        Floating-point operations of the forward pass, and of each gradient: two per multiply-add.
+    bytes_moved : int
+        Bytes that the algorithm reads and writes in a forward pass, its temporary arrays included.
+    workspace : int
+        Most bytes of temporary memory that one thread takes.
+    tiles : int
+        Parts in which the forward pass is computed.
+    candidates : tuple
+        Every algorithm as ``(name, cost, refusal, note)``: its predicted cost in multiply-adds, why it cannot serve
+        this convolution, and why it is not chosen by itself; the cheapest first.
+
+    Examples
+    --------
+    >>> import numpy as np, xconv
+    >>> x, w = np.ones((8, 64, 56, 56), np.float32), np.ones((64, 64, 3, 3), np.float32)
+    >>> p = xconv.plan(x, w, padding=1)
+    >>> p.algorithm, p.y_shape, p.flops
+    ('gemm', (8, 64, 56, 56), 1849688064)
+    >>> p.conv(x, w).shape
+    (8, 64, 56, 56)
+    """
+
+    schedule: Schedule
+    dtypes: tuple[DType, DType]
+    settings: Settings
+
+    @property
+    def x_shape(self) -> Shape:
+        return self.schedule.x_shape
+
+    @property
+    def w_shape(self) -> Shape:
+        return self.schedule.geometry.w_shape
+
+    @property
+    def y_shape(self) -> Shape:
+        return self.schedule.y_shape
+
+    @property
+    def candidates(self) -> tuple[Candidate, ...]:
+        kind = self.schedule.backend.kind(self.dtype)
+        return candidates(self.schedule.geometry, kind, self.settings)
+
+    @property
+    def algorithm(self) -> str:
+        return self.schedule.algorithm.name
+
+    @property
+    def dtype(self) -> DType:
+        return self.schedule.dtype
+
+    @property
+    def flops(self) -> int:
+        return 2 * self.schedule.algorithm.multiplications(self.schedule.geometry)
+
+    @property
+    def bytes_moved(self) -> int:
+        itemsize = self.schedule.backend.itemsize(self.schedule.accumulator)
+        return itemsize * self.schedule.algorithm.traffic(self.schedule.geometry)
+
+    @property
+    def workspace(self) -> int:
+        return self.schedule.tile_bytes
+
+    @property
+    def tiles(self) -> int:
+        return len(self.schedule.tiles)
+
+    def conv(self, x: Array, w: Array, b: Array | None = None, /) -> Array:
+        """What ``xconv.conv(x, w, b)`` returns with the plan's options, for arrays of the plan's shapes and dtypes."""
+        x_dtype, w_dtype = self.dtypes
+        given = {"x": (x, self.x_shape, x_dtype), "w": (w, self.w_shape, w_dtype)}
+        if b is not None:
+            given["b"] = (b, self.w_shape[:1], self.dtype)
+        self._check(given)
+        return self.schedule.forward(x, w, b)
+
+    def input_grad(self, dy: Array, w: Array, /) -> Array:
+        """What ``xconv.conv_input_grad(dy, w, plan.x_shape)`` returns; `dy` has the plan's result shape and dtype."""
+        self._check({"dy": (dy, self.y_shape, self.dtype), "w": (w, self.w_shape, self.dtypes[1])})
+        return self.schedule.input_grad(dy, w)
+
+    def weight_grad(self, dy: Array, x: Array, /) -> Array:
+        """What ``xconv.conv_weight_grad(dy, x, plan.w_shape)`` returns; `dy` has the plan's result shape and dtype."""
+        self._check({"dy": (dy, self.y_shape, self.dtype), "x": (x, self.x_shape, self.dtypes[0])})
+        return self.schedule.weight_grad(dy, x)
+
+    def _check(self, given: dict[str, tuple[Array, Shape, DType]]) -> None:
+        if backend_of({name: array for name, (array, _, _) in given.items()}) is not self.schedule.backend:
+            msg = f"the plan is for arrays of {self.schedule.backend.name}"
+            raise TypeError(msg)
+        for name, (array, shape, dtype) in given.items():
+            if tuple(array.shape) != shape:
+                msg = f"`{name}` must have the plan's shape {shape}, got {tuple(array.shape)}"
+                raise ValueError(msg)
+            if array.dtype != dtype:
+                msg = f"`{name}` must have the plan's dtype {dtype}, got {array.dtype}"
+                raise TypeError(msg)
+
+    def __repr__(self) -> str:
+        team = self.schedule.team
+        lines = [
+            f"Plan: {self.x_shape} * {self.w_shape} -> {self.y_shape}, {self.dtype} on {self.schedule.backend.name}",
+            f"  algorithm  {self.algorithm}",
+            f"  work       {_metric(self.flops, 'FLOP')}, {_metric(self.bytes_moved, 'B')} moved",
+            f"  tiles      {self.tiles} of at most {_metric(self.workspace, 'B')} of workspace"
+            + (", in parallel" if team.heavy and team.limit > 1 and self.schedule.backend.parallel else ""),
+        ]
+        for name, cost, refusal, note in self.candidates:
+            verdict = refusal or f"predicted {_metric(cost, 'multiply-adds')}" + (f"; {note}" if note else "")
+            lines.append(f"  {'*' if name == self.algorithm else ' '} {name:<9}{verdict}")
+        return "\n".join(lines)
+
+
+def _metric(value: float, unit: str) -> str:
+    for prefix in ("", "k", "M", "G"):
+        if value < 1000:
+            return f"{value:.3g} {prefix}{unit}"
+        value /= 1000
+    return f"{value:.3g} T{unit}"

@@ -1,0 +1,21 @@
+"""The few types that every module shares."""
+
+from typing import Any, Literal, TypeAlias
+
+#: An array of any library that follows the array-API standard.
+Array: TypeAlias = Any
+#: That library's namespace, dtype and device objects.
+Namespace: TypeAlias = Any
+DType: TypeAlias = Any
+Device: TypeAlias = Any
+
+Shape: TypeAlias = tuple[int, ...]
+#: A basic index, one slice per array axis.
+Index: TypeAlias = tuple[slice, ...]
+
+#: What callers may write for ``stride`` and ``dilation``, and for ``padding``.
+Ints: TypeAlias = int | tuple[int, ...] | list[int]
+Padding: TypeAlias = int | str | tuple[int | tuple[int, int], ...] | list[int | tuple[int, int]]
+
+PadMode: TypeAlias = Literal["constant", "edge", "reflect", "wrap"]
+Layout: TypeAlias = Literal["channels_first", "channels_last"]

@@ -1,0 +1,10 @@
+"""Every algorithm by its name, in the order in which ``"auto"`` considers them."""
+
+from ._bilinear import Algorithm
+from ._gemm import Gemm
+from ._pointwise import Pointwise
+from ._tiled import Schedule
+
+__all__ = ["ALGORITHMS", "Algorithm", "Schedule"]
+
+ALGORITHMS: dict[str, Algorithm] = {algorithm.name: algorithm for algorithm in (Pointwise(), Gemm())}

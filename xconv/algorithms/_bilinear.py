@@ -1,0 +1,97 @@
+r"""The driver: every convolution algorithm as three linear maps, and both gradients from their adjoints.
+
+A convolution is linear in the image and in the filters, so an algorithm for it can be written
+
+.. math:: y = S\,(U(w) \circ V(x))
+
+with an *analysis* V of the image, a *transform* U of the filters and a *synthesis* S of the result, all linear. The
+product in the middle is one batched matrix product that contracts the channels. The gradients are
+
+.. math:: dx = V^T (U(w)^H \circ S^T(dy)), \qquad dw = U^T (S^T(dy) \circ V(x)^H),
+
+so nothing is left to derive for an algorithm but the adjoints of its three maps: that of im2col is col2im. (For
+bilinear algorithms see S. Winograd, *Arithmetic Complexity of Computations*, 1980, ch. II and III.)
+
+The shapes of U(w), V(x) and the product are in `backends.Backend`: ``u (blocks, rows, depth)``,
+``v (n, blocks, depth, pixels)`` and ``p (n, blocks, rows, pixels)``.
+"""
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+from .._geometry import Geometry
+from .._typing import Array, Shape
+from ..backends import Backend
+
+
+class Algorithm(ABC):
+    """An algorithm for a convolution under zero padding, on arrays of the accumulating dtype. Stateless."""
+
+    name: ClassVar[str]
+    #: Whether ``|err| <= K * eps * conv(|x|, |w|)`` holds for every element, and NaN stays in the windows that see it.
+    componentwise: ClassVar[bool] = True
+
+    @abstractmethod
+    def refusal(self, g: Geometry, kind: str) -> str | None:
+        """Why this algorithm cannot serve the geometry, or a dtype of this kind; None where it can."""
+
+    @abstractmethod
+    def scratch(self, g: Geometry, backend: Backend) -> int:
+        """Elements of temporary memory that any of the three functions takes for `g`, at most."""
+
+    @abstractmethod
+    def traffic(self, g: Geometry) -> int:
+        """Elements that a forward pass reads and writes, its temporary arrays included."""
+
+    @abstractmethod
+    def multiplications(self, g: Geometry) -> int:
+        """Multiply-adds of a forward pass."""
+
+    @abstractmethod
+    def transform(self, backend: Backend, g: Geometry, w: Array) -> Array:
+        """U: the filters as the left operand of the product."""
+
+    @abstractmethod
+    def transform_adjoint(self, backend: Backend, g: Geometry, u: Array) -> Array:
+        """Its adjoint."""
+
+    @abstractmethod
+    def analysis(self, backend: Backend, g: Geometry, x: Array) -> Array:
+        """V: the image as the right operand of the product."""
+
+    @abstractmethod
+    def analysis_adjoint(self, backend: Backend, g: Geometry, v: Array) -> Array:
+        """Its adjoint."""
+
+    @abstractmethod
+    def synthesis(self, backend: Backend, g: Geometry, p: Array) -> Array:
+        """S: the result from the product."""
+
+    @abstractmethod
+    def synthesis_adjoint(self, backend: Backend, g: Geometry, dy: Array) -> Array:
+        """Its adjoint."""
+
+    def product_shape(self, g: Geometry) -> Shape | None:
+        """The product's shape where S leaves every element in its place, so that it can be written into the result."""
+        del g
+        return None
+
+    # What the maps add up to.
+
+    def forward(self, backend: Backend, g: Geometry, x: Array, u: Array, out: Array | None) -> Array:
+        """``conv(x, w)`` for ``u = U(w)``, written into `out` where that saves a copy."""
+        shape = self.product_shape(g)
+        same = out is not None and out.dtype == u.dtype
+        landing = backend.view(out, shape) if shape and same else None
+        p = backend.product(u, self.analysis(backend, g, x), landing)
+        return out if p is landing else self.synthesis(backend, g, p)
+
+    def input_grad(self, backend: Backend, g: Geometry, dy: Array, u_adjoint: Array) -> Array:
+        """The adjoint in x, for the (conjugate) transpose of ``U(w)``."""
+        p = self.synthesis_adjoint(backend, g, dy)
+        return self.analysis_adjoint(backend, g, backend.product(u_adjoint, p))
+
+    def weight_grad(self, backend: Backend, g: Geometry, dy: Array, x: Array) -> Array:
+        """The adjoint in w."""
+        p = self.synthesis_adjoint(backend, g, dy)
+        return self.transform_adjoint(backend, g, backend.outer(p, self.analysis(backend, g, x)))

@@ -1,0 +1,54 @@
+"""im2col and one matrix product: every convolution, in the fewest operations of the plain sum.
+
+V is im2col and its adjoint col2im; U and S only reshape. The error is that of a matrix product,
+``|err| <= K * eps * conv(|x|, |w|)`` with K the number of products in a sum, element by element.
+(K. Chellapilla, S. Puri, P. Simard, *High Performance Convolutional Neural Networks for Document Processing*, 2006.)
+"""
+
+import math
+
+from .._geometry import Geometry
+from .._typing import Array, Shape
+from ..backends import Backend
+from ._bilinear import Algorithm
+
+
+class Gemm(Algorithm):
+    name = "gemm"
+
+    def refusal(self, g: Geometry, kind: str) -> str | None:
+        del g, kind
+        return None
+
+    def scratch(self, g: Geometry, backend: Backend) -> int:
+        columns = g.batch * g.c_in * g.taps * g.pixels
+        sides = g.batch * (g.c_in * math.prod(g.size) + 2 * g.c_out * g.pixels)
+        return backend.column_copies * columns + backend.spare(g) + sides
+
+    def traffic(self, g: Geometry) -> int:
+        return math.prod(g.x_shape) + math.prod(g.y_shape) + math.prod(g.w_shape) + 2 * g.batch * g.c_in * g.taps * g.pixels
+
+    def multiplications(self, g: Geometry) -> int:
+        return g.macs
+
+    def transform(self, backend: Backend, g: Geometry, w: Array) -> Array:
+        return backend.xp.reshape(w, (g.groups, g.c_out // g.groups, g.c_in // g.groups * g.taps))
+
+    def transform_adjoint(self, backend: Backend, g: Geometry, u: Array) -> Array:
+        return backend.xp.reshape(u, g.w_shape)
+
+    def analysis(self, backend: Backend, g: Geometry, x: Array) -> Array:
+        cols = backend.im2col(x, g.axes)
+        return backend.xp.reshape(cols, (g.batch, g.groups, g.c_in // g.groups * g.taps, g.pixels))
+
+    def analysis_adjoint(self, backend: Backend, g: Geometry, v: Array) -> Array:
+        return backend.col2im(backend.xp.reshape(v, (g.batch, g.c_in, *g.kernel, *g.out)), g.axes)
+
+    def synthesis(self, backend: Backend, g: Geometry, p: Array) -> Array:
+        return backend.xp.reshape(p, g.y_shape)
+
+    def synthesis_adjoint(self, backend: Backend, g: Geometry, dy: Array) -> Array:
+        return backend.xp.reshape(dy, self.product_shape(g))
+
+    def product_shape(self, g: Geometry) -> Shape:
+        return (g.batch, g.groups, g.c_out // g.groups, g.pixels)

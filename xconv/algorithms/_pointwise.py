@@ -1,0 +1,33 @@
+"""A kernel of one tap is a matrix product as it stands: V and S are the identity, and no column is ever built."""
+
+from .._geometry import Geometry
+from .._typing import Array
+from ..backends import Backend
+from ._gemm import Gemm
+
+
+class Pointwise(Gemm):
+    name = "pointwise"
+
+    def refusal(self, g: Geometry, kind: str) -> str | None:
+        del kind
+        if g.taps > 1:
+            return f"the kernel {g.kernel} has more than one tap"
+        if any(axis.stride > 1 for axis in g.axes):
+            return "it takes every pixel, and the stride is above 1"
+        if g.is_padded:
+            return "it takes no padding"
+        return None
+
+    def scratch(self, g: Geometry, backend: Backend) -> int:
+        del backend
+        return 2 * g.batch * (g.c_in + g.c_out) * g.pixels
+
+    def traffic(self, g: Geometry) -> int:
+        return g.batch * (g.c_in + g.c_out) * g.pixels + g.c_out * g.c_in // g.groups
+
+    def analysis(self, backend: Backend, g: Geometry, x: Array) -> Array:
+        return backend.xp.reshape(x, (g.batch, g.groups, g.c_in // g.groups, g.pixels))
+
+    def analysis_adjoint(self, backend: Backend, g: Geometry, v: Array) -> Array:
+        return backend.xp.reshape(v, g.x_shape)

@@ -1,0 +1,56 @@
+"""What the array-API standard lacks, one file per library; `backend_of` finds the file for an array.
+
+Nothing outside this folder asks which library an array is from.
+"""
+
+from functools import partial
+
+import array_api_compat
+
+from .._typing import Array
+from ._generic import MIB, Backend, Piece
+from ._threads import Team
+
+__all__ = ["MIB", "Backend", "Piece", "Team", "backend_of"]
+
+_by_type: dict[type, Backend] = {}
+_by_namespace: dict[object, Backend] = {}
+
+
+def backend_of(arrays: dict[str, Array]) -> Backend:
+    """The backend of these arrays, given by argument name; TypeError where they have none, or more than one."""
+    backend: Backend | None = None
+    for name, array in arrays.items():
+        found = _by_type.get(type(array)) or _discover(name, array)
+        if backend is None:
+            backend, first = found, name
+        elif found is not backend:
+            msg = f"`{first}` and `{name}` must be of one array library, got {_type(arrays[first])} and {_type(array)}"
+            raise TypeError(msg)
+    if backend.has_devices:
+        backend.check_devices(arrays)
+    return backend
+
+
+def _discover(name: str, array: Array) -> Backend:
+    """The backend of a type that is seen for the first time."""
+    if not array_api_compat.is_array_api_obj(array):
+        msg = f"`{name}` must be an array of a library that follows the array-API standard, got {_type(array)}"
+        raise TypeError(msg)
+    namespace: object
+    if array_api_compat.is_numpy_array(array):
+        from ._numpy import NumpyBackend, check_type
+
+        check_type(name, array)
+        namespace, make = "numpy", NumpyBackend
+    else:
+        namespace = array_api_compat.array_namespace(array)
+        make = partial(Backend, namespace)
+    if namespace not in _by_namespace:
+        _by_namespace[namespace] = make()
+    _by_type[type(array)] = _by_namespace[namespace]
+    return _by_namespace[namespace]
+
+
+def _type(array: object) -> str:
+    return f"{type(array).__module__}.{type(array).__qualname__}"

@@ -1,0 +1,273 @@
+"""The primitives in the pure array-API standard: the backend of every library without a file of its own.
+
+The code can be traced (``jax.jit``) and differentiated (PyTorch, JAX): nothing that was read is written to
+afterwards. The other backends override what their library does better.
+"""
+
+import functools
+import operator
+from collections.abc import Callable, Sequence
+
+import array_api_compat
+import array_api_extra as xpx
+
+from .._geometry import Axis, Geometry, Run
+from .._typing import Array, Device, DType, Index, Namespace, Shape
+from ._threads import Team
+
+MIB = 2**20
+
+#: Makes the part of a result that belongs to tile number i. It is handed the memory where the part will lie, or
+#: None; it may write there and return that, or return an array of its own.
+Piece = Callable[[int, Array | None], Array]
+
+
+class Backend:
+    """The primitives, for one array-API namespace.
+
+    Images are ``x (n, c, *size)`` and their columns ``cols (n, c, *kernel, *out)``. The operands of a product are
+    ``u (blocks, rows, depth)`` and ``v (n, blocks, depth, pixels)``; a block is a group, or one frequency of it.
+    """
+
+    #: The temporary memory of a tile where nothing else is asked for.
+    tile_bytes = 256 * MIB
+    #: Whether tiles can run in parallel.
+    parallel = False
+    #: Arrays as large as the columns that a product of them holds at once.
+    column_copies = 2
+    #: Whether arrays of this library can live on different devices.
+    has_devices = True
+
+    def __init__(self, xp: Namespace) -> None:
+        self.xp = xp
+
+    @property
+    def name(self) -> str:
+        return str(self.xp.__name__).removeprefix("array_api_compat.").removesuffix(".numpy")
+
+    # dtypes and devices
+
+    def kind(self, dtype: DType) -> str | None:
+        """One of "integer", "real", "complex"; None for a dtype that has no sums of products."""
+        if self.xp.isdtype(dtype, "integral"):
+            return "integer"
+        if self.xp.isdtype(dtype, "complex floating"):
+            return "complex"
+        if self.xp.isdtype(dtype, "real floating") or _name(dtype) == "bfloat16":
+            return "real"
+        return None
+
+    def to_dtype(self, dtype: object) -> DType:
+        """`dtype` if it is one of this library that can be summed; TypeError otherwise."""
+        try:
+            known = self.kind(dtype) is not None
+        except (TypeError, ValueError, AttributeError):
+            known = False
+        if not known:
+            msg = f"`dtype` must be an integer, real or complex floating dtype of {self.name}, got {dtype!r}"
+            raise TypeError(msg)
+        return dtype
+
+    def accumulator(self, dtype: DType) -> DType:
+        """The dtype in which products of `dtype` are summed: float32 for the half types."""
+        return self.xp.float32 if _name(dtype) in {"float16", "bfloat16"} else dtype
+
+    def itemsize(self, dtype: DType) -> int:
+        """Bytes of one element."""
+        if self.kind(dtype) == "integer":
+            return int(self.xp.iinfo(dtype).bits) // 8
+        parts = 2 if self.kind(dtype) == "complex" else 1
+        return parts * int(self.xp.finfo(dtype).bits) // 8
+
+    def device(self, x: Array) -> Device:
+        return array_api_compat.device(x)
+
+    def check_devices(self, arrays: dict[str, Array]) -> None:
+        """TypeError unless all arrays are on one device, as far as the library tells."""
+        known = {name: self.device(a) for name, a in arrays.items()}
+        # JAX does not tell under jit, and looks after sharded arrays itself.
+        known = {name: d for name, d in known.items() if d is not None and not hasattr(d, "device_set")}
+        for name, other in zip(known, list(known)[1:], strict=False):
+            if known[name] != known[other]:
+                msg = f"`{name}` and `{other}` must be on one device, got {known[name]} and {known[other]}"
+                raise TypeError(msg)
+
+    # memory
+
+    def astype(self, x: Array, dtype: DType) -> Array:
+        return x if x.dtype == dtype else self.xp.astype(x, dtype)
+
+    def empty(self, shape: Shape, dtype: DType, like: Array, *, channels_last: bool = False) -> Array:
+        """A new array on the device of `like`; `channels_last` asks for that order in memory, not of the axes."""
+        if channels_last:
+            n, c, *size = shape
+            return self.xp.moveaxis(self.xp.empty((n, *size, c), dtype=dtype, device=self.device(like)), -1, 1)
+        return self.xp.empty(shape, dtype=dtype, device=self.device(like))
+
+    def view(self, x: Array | None, shape: Shape) -> Array | None:
+        """The memory of `x` in another shape, to write a product into; None where that cannot be."""
+        del x, shape
+        return None
+
+    def zeros(self, shape: Shape, dtype: DType, like: Array) -> Array:
+        return self.xp.zeros(shape, dtype=dtype, device=self.device(like))
+
+    def add(self, y: Array, b: Array) -> Array:
+        """``y + b``; `y` itself may be changed."""
+        return y + b
+
+    def add_at(self, x: Array, index: Index, make: Callable[[], Array]) -> Array:
+        """`x` with what `make` makes added at `index`; `x` itself may be changed."""
+        return xpx.at(x)[index].add(self.astype(make(), x.dtype), xp=self.xp)
+
+    # windows and their adjoint
+
+    def im2col(self, x: Array, axes: Sequence[Axis]) -> Array:
+        """Every window of the zero-padded ``x (n, c, *size)``, as ``(n, c, *kernel, *out)``."""
+        for i, axis in enumerate(axes):  # x is (n, c, *kernel[:i], *out[:i], *size[i:])
+            at = 2 + 2 * i
+            x = self.pad(x, at, axis.lo, axis.hi)
+            starts = range(0, axis.extent, axis.dilation)
+            span = (axis.out - 1) * axis.stride + 1
+            taps = [x[_along(at, slice(start, start + span, axis.stride))] for start in starts]
+            x = self.xp.stack(taps, axis=2 + i)
+        return x
+
+    def col2im(self, cols: Array, axes: Sequence[Axis]) -> Array:
+        """The adjoint of `im2col`: adds each element of the columns to the input element that it was read from."""
+        for i, axis in reversed(list(enumerate(axes))):  # cols is (n, c, *kernel[:i+1], *out[:i+1], *size[i+1:])
+            taps = [cols[_along(2 + i, t)] for t in range(axis.kernel)]
+            cols = self.pad(self._fold(taps, 2 + 2 * i, axis), 2 + 2 * i, -axis.lo, -axis.hi)
+        return cols
+
+    def _fold(self, taps: list[Array], at: int, axis: Axis) -> Array:
+        """Sum the taps along the axis `at`, each shifted to its place in the padded input.
+
+        Output o of a tap at offset t = q * stride + r falls on position o + q of the sub-grid with phase r.
+        """
+        length = -(-axis.padded // axis.stride)
+        phases: list[list[Array]] = [[] for _ in range(axis.stride)]
+        for t, tap in enumerate(taps):
+            q, r = divmod(t * axis.dilation, axis.stride)
+            phases[r].append(self.pad(tap, at, q, length - axis.out - q))
+        blank = self.xp.zeros_like(phases[0][0])
+        sums = [functools.reduce(operator.add, phase) if phase else blank for phase in phases]
+        if len(sums) == 1:
+            return sums[0]
+        grid = self.xp.stack(sums, axis=at + 1)
+        grid = self.xp.reshape(grid, (*grid.shape[:at], length * axis.stride, *grid.shape[at + 2 :]))
+        return grid[_along(at, slice(0, axis.padded))]
+
+    def spare(self, g: Geometry) -> int:
+        """Elements that `im2col` and `col2im` need at once beside the columns, at most."""
+        last = g.axes[-1]
+        partial = g.batch * g.c_in * g.taps * g.pixels // max(1, last.kernel * last.out) * last.padded
+        return 3 * (partial + last.stride * partial // last.padded) + 2 * g.batch * g.c_in * _prod(g.padded)
+
+    def pad(self, x: Array, at: int, lo: int, hi: int) -> Array:
+        """`x` with zeros before and behind along one axis, or cut off there where `lo` or `hi` is negative."""
+        if lo == 0 == hi:
+            return x
+        size = x.shape[at]
+        padded = size + lo + hi
+        before = min(max(lo, 0), padded)
+        start = min(max(-lo, 0), size)
+        stop = max(start, size + min(hi, 0))
+        kept = x[_along(at, slice(start, stop))]
+        first, last = (
+            self.zeros((*x.shape[:at], length, *x.shape[at + 1 :]), x.dtype, x)
+            for length in (before, padded - before - (stop - start))
+        )
+        return self.xp.concat([first, kept, last], axis=at)
+
+    def extend(self, x: Array, g: Geometry, at: int = 2) -> Array:
+        """`x` with its padding written out, for the pad modes that read it from the array."""
+        if at == 2 + len(g.axes):
+            return x
+        axis = g.axes[at - 2]
+        parts = []
+        for run in axis.runs(g.pad_mode):
+            part = self.extend(x[_along(at, run.source)], g, at + 1)
+            if run.step == 0:
+                part = self.xp.broadcast_to(part, (*part.shape[:at], run.length, *part.shape[at + 1 :]))
+            parts.append(self.xp.flip(part, axis=at) if run.step < 0 else part)
+        return self.xp.concat(parts, axis=at) if len(parts) > 1 else parts[0]
+
+    def retract(self, dx: Array, runs: tuple[Run, ...]) -> Array:
+        """The adjoint of what `runs` read: the gradient of the padding, brought to where it was taken from."""
+        for at, run in enumerate(runs, start=2):
+            if run.step == 0:
+                dx = self.xp.sum(dx, axis=at, keepdims=True, dtype=dx.dtype)
+            elif run.step < 0:
+                dx = self.xp.flip(dx, axis=at)
+        return dx
+
+    # products
+
+    def product(self, u: Array, v: Array, out: Array | None = None) -> Array:
+        """``u @ v`` for every image and block, ``(n, blocks, rows, pixels)``; in `out` if that is handed over."""
+        del out
+        return self.xp.matmul(u, v)
+
+    def outer(self, s: Array, v: Array) -> Array:
+        """The sum of ``s @ v^H`` over all images and pixels, ``(blocks, rows, depth)``."""
+        s, v = (self._images_last(a) for a in (s, v))
+        return self.xp.matmul(s, self.adjoint(v))
+
+    def _images_last(self, a: Array) -> Array:
+        n, blocks, rows, pixels = a.shape
+        return self.xp.reshape(self.xp.permute_dims(a, (1, 2, 0, 3)), (blocks, rows, n * pixels))
+
+    def adjoint(self, u: Array) -> Array:
+        """The conjugate transpose over the last two axes."""
+        if self.kind(u.dtype) == "complex":
+            u = self.xp.conj(u)
+        return self.xp.matrix_transpose(u)
+
+    # tiles
+
+    def assemble(
+        self,
+        shape: Shape,
+        dtype: DType,
+        parts: Sequence[Index],
+        piece: Piece,
+        *,
+        like: Array,
+        team: Team,
+        channels_last: bool = False,
+    ) -> Array:
+        """The array whose part ``parts[i]`` is ``piece(i, ...)``; the parts cover it and do not overlap."""
+        del team
+        if len(parts) == 1:
+            return self.astype(piece(0, None), dtype)
+        out = self.empty(shape, dtype, like, channels_last=channels_last)
+        for i, part in enumerate(parts):
+            out = xpx.at(out)[part].set(self.astype(piece(i, None), dtype), xp=self.xp)
+        return out
+
+    def total(
+        self, shape: Shape, dtype: DType, count: int, piece: Piece, *, like: Array, team: Team, lanes: int = 1
+    ) -> Array:
+        """The sum of ``piece(i, ...)`` over `count` tiles, in an order that does not depend on `team`.
+
+        Tiles that may be added up side by side are dealt out to `lanes`, whose sums are then added in order.
+        """
+        del shape, like, team, lanes
+        result = piece(0, None)
+        for i in range(1, count):
+            result = result + piece(i, None)
+        return self.astype(result, dtype)
+
+
+def _name(dtype: DType) -> str:
+    return str(getattr(dtype, "name", dtype)).removeprefix("torch.")
+
+
+def _along(at: int, index: slice | int) -> tuple[slice | int, ...]:
+    """`index` for the axis `at`, everything of the axes before and behind."""
+    return (*(slice(None),) * at, index, ...)
+
+
+def _prod(shape: Shape) -> int:
+    return functools.reduce(operator.mul, shape, 1)

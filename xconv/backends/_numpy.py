@@ -1,0 +1,234 @@
+"""NumPy: strided windows, products and columns in kept memory, tiles on threads with the BLAS held to one thread each."""
+
+import math
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from itertools import product as index_product
+
+import numpy as np
+
+from .._geometry import Axis, Geometry
+from .._typing import Array, DType, Index, Shape
+from . import _threads
+from ._generic import MIB, Backend, Piece
+from ._threads import Team
+
+
+def check_type(name: str, array: Array) -> None:
+    """TypeError for the subclasses of ndarray whose meaning a convolution would lose."""
+    if isinstance(array, (np.ma.MaskedArray, np.matrix)):
+        msg = f"`{name}` must be a plain array, got {type(array).__qualname__}"
+        raise TypeError(msg)
+
+
+class Scratch(threading.local):
+    """Memory of one thread, kept from call to call and handed out anew for every tile.
+
+    A fresh array of some megabytes costs a page fault for every 4 KiB of it, which is as much time as filling it.
+    """
+
+    KEEP = 64 * MIB
+    ALIGN = 64
+
+    def __init__(self) -> None:
+        self.block = np.empty(0, np.uint8)
+        self.used = 0
+
+    def reset(self) -> None:
+        """Take back all that was handed out, and drop a block that is too large to keep or was too small."""
+        if self.used > self.block.size:
+            self.block = np.empty(0, np.uint8)  # first, so that the old and the new block never coexist
+            self.block = np.empty(self.used if self.used <= self.KEEP else 0, np.uint8)
+        self.used = 0
+
+    def take(self, shape: Shape, dtype: DType) -> Array:
+        """Uninitialised memory, valid until the thread's next tile."""
+        dtype = np.dtype(dtype)
+        size = math.prod(shape) * dtype.itemsize
+        begin, self.used = self.used, self.used + -(-size // self.ALIGN) * self.ALIGN
+        if self.used <= self.block.size:
+            return np.ndarray(shape, dtype, self.block, begin)
+        return np.empty(shape, dtype)
+
+
+class NumpyBackend(Backend):
+    """NumPy arrays. The tiles' size is that of the second-level caches of today's processors."""
+
+    tile_bytes = 4 * MIB
+    parallel = True
+    column_copies = 1
+    has_devices = False
+
+    def __init__(self) -> None:
+        super().__init__(np)
+        self.scratch = Scratch()
+
+    def kind(self, dtype: DType) -> str | None:
+        return {"i": "integer", "u": "integer", "f": "real", "c": "complex"}.get(dtype.kind) or super().kind(dtype)
+
+    def to_dtype(self, dtype: object) -> DType:
+        with suppress(TypeError):
+            dtype = np.dtype(dtype)  # type: ignore[call-overload]
+        return super().to_dtype(dtype)
+
+    def itemsize(self, dtype: DType) -> int:
+        return int(np.dtype(dtype).itemsize)
+
+    def empty(self, shape: Shape, dtype: DType, like: Array, *, channels_last: bool = False) -> Array:
+        del like
+        if channels_last:
+            n, c, *size = shape
+            return np.moveaxis(np.empty((n, *size, c), dtype), -1, 1)
+        return np.empty(shape, dtype)
+
+    def view(self, x: Array | None, shape: Shape) -> Array | None:
+        if x is None:
+            return None
+        try:
+            return x.reshape(shape, copy=False)
+        except ValueError:
+            return None
+
+    def zeros(self, shape: Shape, dtype: DType, like: Array) -> Array:
+        del like
+        return np.zeros(shape, dtype)
+
+    def add(self, y: Array, b: Array) -> Array:
+        return np.add(y, b, out=y)
+
+    def add_at(self, x: Array, index: Index, make: Callable[[], Array]) -> Array:
+        self.scratch.reset()
+        x[index] += make()
+        return x
+
+    def im2col(self, x: Array, axes: Sequence[Axis]) -> Array:
+        n, c, *_ = x.shape
+        padded = self.scratch.take((n, c, *(a.padded for a in axes)), x.dtype)
+        outer, inner = _overlap(axes)
+        if any(a.is_padded for a in axes):
+            padded[...] = 0
+        padded[outer] = x[inner]
+        lead, steps = padded.strides[:2], padded.strides[2:]
+        windows = np.ndarray(
+            (n, c, *(a.kernel for a in axes), *(a.out for a in axes)),
+            x.dtype,
+            padded,
+            0,
+            (
+                *lead,
+                *(a.dilation * step for a, step in zip(axes, steps, strict=True)),
+                *(a.stride * step for a, step in zip(axes, steps, strict=True)),
+            ),
+        )
+        return self._copied_images_last(windows)
+
+    def _copied_images_last(self, a: Array) -> Array:
+        """A copy whose images lie behind the channels and kernel in memory, so that they share one product."""
+        lead = (a.ndim - 2) // 2 + 1  # channels and kernel
+        memory = self.scratch.take((*a.shape[1 : 1 + lead], a.shape[0], *a.shape[1 + lead :]), a.dtype)
+        copy = np.moveaxis(memory, lead, 0)
+        copy[...] = a
+        return copy
+
+    def col2im(self, cols: Array, axes: Sequence[Axis]) -> Array:
+        n, c, *_ = cols.shape
+        padded = self.scratch.take((n, c, *(a.padded for a in axes)), cols.dtype)
+        padded[...] = 0
+        for tap in index_product(*(range(a.kernel) for a in axes)):
+            starts = (t * a.dilation for t, a in zip(tap, axes, strict=True))
+            places = (slice(s, s + (a.out - 1) * a.stride + 1, a.stride) for s, a in zip(starts, axes, strict=True))
+            padded[(..., *places)] += cols[(slice(None), slice(None), *tap)]
+        outer, inner = _overlap(axes)
+        if all(o.stop - o.start == a.size for o, a in zip(outer[2:], axes, strict=True)):
+            return padded[outer]
+        dx = self.scratch.take((n, c, *(a.size for a in axes)), cols.dtype)
+        dx[...] = 0
+        dx[inner] = padded[outer]
+        return dx
+
+    def spare(self, g: Geometry) -> int:
+        return g.batch * g.c_in * (math.prod(g.padded) + math.prod(g.size))
+
+    def product(self, u: Array, v: Array, out: Array | None = None) -> Array:
+        n, blocks, depth, pixels = v.shape
+        rows = u.shape[-2]
+        if n > 1 and v.strides[0] == pixels * v.strides[3]:  # the images lie next to each other: one product
+            together = self.scratch.take((blocks, rows, n * pixels), v.dtype)
+            np.matmul(u, self._images_last(v), out=together)
+            return together.reshape(blocks, rows, n, pixels).transpose(2, 0, 1, 3)
+        if out is None:
+            out = self.scratch.take((n, blocks, rows, pixels), v.dtype)
+        return np.matmul(u, v, out=out)
+
+    def _images_last(self, a: Array) -> Array:
+        n, blocks, rows, pixels = a.shape
+        if n == 1:
+            return a[0]
+        if a.strides[0] != pixels * a.strides[3]:
+            memory = self.scratch.take((blocks, rows, n, pixels), a.dtype)
+            memory[...] = a.transpose(1, 2, 0, 3)
+            return memory.reshape(blocks, rows, n * pixels)
+        return a.transpose(1, 2, 0, 3).reshape(blocks, rows, n * pixels)
+
+    def outer(self, s: Array, v: Array) -> Array:
+        s, v = self._images_last(s), self._images_last(v)
+        out = self.scratch.take((s.shape[0], s.shape[1], v.shape[1]), v.dtype)
+        return np.matmul(s, self.adjoint(v), out=out)
+
+    def assemble(
+        self,
+        shape: Shape,
+        dtype: DType,
+        parts: Sequence[Index],
+        piece: Piece,
+        *,
+        like: Array,
+        team: Team,
+        channels_last: bool = False,
+    ) -> Array:
+        result = self.empty(shape, dtype, like, channels_last=channels_last)
+
+        def fill(i: int) -> None:
+            self.scratch.reset()
+            target = result[parts[i]]
+            made = piece(i, target)
+            if made is not target:
+                target[...] = made
+
+        _threads.run(fill, len(parts), team)
+        return result
+
+    def total(
+        self, shape: Shape, dtype: DType, count: int, piece: Piece, *, like: Array, team: Team, lanes: int = 1
+    ) -> Array:
+        del like
+        lanes = min(lanes, count)
+        sums: list[Array] = [None] * lanes
+
+        def add_up(lane: int) -> None:
+            for i in range(lane, count, lanes):
+                self.scratch.reset()
+                made = piece(i, None)
+                if i == lane:
+                    sums[lane] = made.reshape(shape).copy()
+                else:
+                    sums[lane] += made
+
+        _threads.run(add_up, lanes, team)
+        result = sums[0]
+        for lane in sums[1:]:
+            result += lane
+        return self.astype(result, dtype)
+
+
+def _overlap(axes: Sequence[Axis]) -> tuple[Index, Index]:
+    """Where the padded array and the array are the same: as an index of the one and of the other."""
+    everything = slice(None)
+    outer, inner = [everything, everything], [everything, everything]
+    for a in axes:
+        begin = min(max(a.lo, 0), a.padded)
+        end = max(begin, min(a.lo + a.size, a.padded))
+        outer.append(slice(begin, end))
+        inner.append(slice(begin - a.lo, end - a.lo))
+    return tuple(outer), tuple(inner)

@@ -1,0 +1,122 @@
+"""Tiles on threads, with NumPy's BLAS held to one thread while they run.
+
+Threads over tiles make the copies parallel as well as the products, and a product on one thread adds up in the same
+order however many tiles run beside it. The pool and the hold are made at the first call that needs them, serve the
+whole process, and start afresh in a forked child.
+"""
+
+import os
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextvars import copy_context
+from functools import cache
+from typing import Any, NamedTuple
+
+
+class Team(NamedTuple):
+    """Who works on the tiles of a call."""
+
+    #: Threads asked for; None for as many as the BLAS may use at the moment of the call.
+    threads: int | None = None
+    #: Threads that the workspace has room for.
+    limit: int = 1
+    #: Whether the work is worth more than the calling thread, and a hold on the BLAS.
+    heavy: bool = False
+
+
+class _BlasHold:
+    """Holds the BLAS to one thread while anybody wants that, and restores it after the last one."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.holders = 0
+        self.saved: list[int] = []
+
+    def __enter__(self) -> int:
+        """The number of threads that the holder may use: all of the BLAS's for the first, one for those beside it."""
+        libraries = _blas_libraries()
+        with self.lock:
+            self.holders += 1
+            if self.holders > 1:
+                return 1
+            self.saved = [library.num_threads for library in libraries]
+            for library in libraries:
+                library.set_num_threads(1)
+            return max(self.saved, default=_cores())
+
+    def __exit__(self, *error: object) -> None:
+        with self.lock:
+            self.holders -= 1
+            if self.holders == 0:
+                self.restore()
+
+    def restore(self) -> None:
+        for library, threads in zip(_blas_libraries(), self.saved, strict=True):
+            library.set_num_threads(threads)
+
+
+@cache
+def _blas_libraries() -> list[Any]:
+    """Controllers of the BLAS that NumPy calls: its own if the wheel brought one, else every one that is loaded."""
+    from threadpoolctl import ThreadpoolController
+
+    found = ThreadpoolController().select(user_api="blas").lib_controllers
+    return [library for library in found if "numpy" in library.filepath] or found
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(max_workers=max(32, _cores()), thread_name_prefix="xconv")
+
+
+_hold = _BlasHold()
+
+
+def _forget_threads() -> None:
+    """In a forked child: its parent's threads are gone, and so is whoever held the BLAS."""
+    global _hold  # noqa: PLW0603
+    _pool.cache_clear()
+    held, _hold = _hold, _BlasHold()
+    if held.holders:
+        held.restore()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_threads)
+
+
+def run(task: Callable[[int], None], count: int, team: Team) -> None:
+    """Call ``task(0)`` to ``task(count - 1)``, each once, in the calling thread and up to `team` others.
+
+    Returns when all are done. The first exception of any of them is raised, after those under way have ended.
+    """
+    if not team.heavy:
+        for i in range(count):
+            task(i)
+        return
+    with _hold as free:
+        numbers = deque(range(count))
+        threads = min(count, team.limit, team.threads or free)
+        helpers = [_pool().submit(copy_context().run, _work, task, numbers) for _ in range(threads - 1)]
+        try:
+            _work(task, numbers)
+        finally:
+            numbers.clear()
+            wait(helpers)
+        for helper in helpers:
+            helper.result()
+
+
+def _work(task: Callable[[int], None], numbers: deque[int]) -> None:
+    while True:
+        try:
+            i = numbers.popleft()
+        except IndexError:
+            return
+        task(i)
