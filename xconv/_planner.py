@@ -119,8 +119,10 @@ def _cut(
     filters = itemsize * math.prod(g.w_shape)
 
     def cost(part: Geometry) -> int:
-        extended = 3 * part.batch * part.c_in * math.prod(part.padded) if g.pad_mode != "constant" else 0
-        return itemsize * (algorithm.scratch(part, backend) + extended)
+        if part.pad_mode == "constant":
+            return itemsize * algorithm.scratch(part, backend)
+        part = part.extended()
+        return itemsize * (algorithm.scratch(part, backend) + 3 * math.prod(part.x_shape))
 
     heavy = g.macs >= HEAVY
     target = backend.tile_bytes

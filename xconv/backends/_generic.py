@@ -4,8 +4,7 @@ The code can be traced (``jax.jit``) and differentiated (PyTorch, JAX): nothing 
 afterwards. The other backends override what their library does better.
 """
 
-import functools
-import operator
+import math
 from collections.abc import Callable, Sequence
 
 import array_api_compat
@@ -146,23 +145,23 @@ class Backend:
         Output o of a tap at offset t = q * stride + r falls on position o + q of the sub-grid with phase r.
         """
         length = -(-axis.padded // axis.stride)
-        phases: list[list[Array]] = [[] for _ in range(axis.stride)]
+        blank = self.pad(self.xp.zeros_like(taps[0]), at, 0, length - axis.out)
+        phases = [blank] * axis.stride
         for t, tap in enumerate(taps):
             q, r = divmod(t * axis.dilation, axis.stride)
-            phases[r].append(self.pad(tap, at, q, length - axis.out - q))
-        blank = self.xp.zeros_like(phases[0][0])
-        sums = [functools.reduce(operator.add, phase) if phase else blank for phase in phases]
-        if len(sums) == 1:
-            return sums[0]
-        grid = self.xp.stack(sums, axis=at + 1)
+            shifted = self.pad(tap, at, q, length - axis.out - q)
+            phases[r] = shifted if phases[r] is blank else phases[r] + shifted
+        if axis.stride == 1:
+            return phases[0]
+        grid = self.xp.stack(phases, axis=at + 1)
         grid = self.xp.reshape(grid, (*grid.shape[:at], length * axis.stride, *grid.shape[at + 2 :]))
         return grid[_along(at, slice(0, axis.padded))]
 
     def spare(self, g: Geometry) -> int:
         """Elements that `im2col` and `col2im` need at once beside the columns, at most."""
-        last = g.axes[-1]
-        partial = g.batch * g.c_in * g.taps * g.pixels // max(1, last.kernel * last.out) * last.padded
-        return 3 * (partial + last.stride * partial // last.padded) + 2 * g.batch * g.c_in * _prod(g.padded)
+        *others, last = g.axes  # the last axis of im2col, and the first of col2im, is the largest step
+        partial = math.prod(a.kernel * a.out for a in others) * (last.padded + last.stride)
+        return g.batch * g.c_in * (5 * partial + 2 * math.prod(g.padded))
 
     def pad(self, x: Array, at: int, lo: int, hi: int) -> Array:
         """`x` with zeros before and behind along one axis, or cut off there where `lo` or `hi` is negative."""
@@ -267,7 +266,3 @@ def _name(dtype: DType) -> str:
 def _along(at: int, index: slice | int) -> tuple[slice | int, ...]:
     """`index` for the axis `at`, everything of the axes before and behind."""
     return (*(slice(None),) * at, index, ...)
-
-
-def _prod(shape: Shape) -> int:
-    return functools.reduce(operator.mul, shape, 1)

@@ -1,0 +1,46 @@
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+from libraries import Backend, installed
+
+quick = {"deadline": None, "suppress_health_check": list(HealthCheck)}
+settings.register_profile("ci", max_examples=2000, derandomize=True, database=None, **quick)
+settings.register_profile("fuzz", max_examples=50_000, **quick)
+settings.load_profile("ci")
+
+DEFAULT = (Backend.NUMPY, Backend.STRICT, Backend.STRICTEST)
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--backend",
+        action="append",
+        type=Backend,
+        help=f"run with this array library, may be repeated: {', '.join(b.value for b in Backend)}",
+    )
+
+
+def pytest_generate_tests(metafunc):
+    if "lib" not in metafunc.fixturenames:
+        return
+    chosen = metafunc.config.getoption("backend")
+    backends = tuple(chosen or (b for b in DEFAULT if installed(b)))
+    metafunc.parametrize("lib", backends, ids=lambda b: b.value, indirect=True)
+
+
+@pytest.fixture
+def lib(request):
+    """The array library under test. One that was asked for and is missing is an error."""
+    library = request.param.library()
+    with library.active():
+        yield library
+
+
+@pytest.fixture
+def xp(lib):
+    return lib.xp
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(20260101)

@@ -1,0 +1,107 @@
+"""The array libraries under test, behind one small interface."""
+
+import contextlib
+import importlib
+import importlib.util
+from enum import Enum
+
+import numpy as np
+
+
+class Backend(Enum):
+    """What ``--backend`` accepts. The strictest array-api-strict has no extensions and no data-dependent shapes."""
+
+    NUMPY = "numpy"
+    STRICT = "strict"
+    STRICTEST = "strictest"
+    TORCH = "torch"
+    JAX = "jax"
+    JAX64 = "jax64"
+    CUPY = "cupy"
+
+    @property
+    def module(self):
+        names = {"strict": "array_api_strict", "strictest": "array_api_strict", "jax64": "jax", "jax": "jax"}
+        return names.get(self.value, self.value)
+
+    def library(self):
+        return Library(self)
+
+
+class Library:
+    """One array library: its namespace, and the way between its arrays and NumPy's."""
+
+    def __init__(self, backend):
+        self.backend = backend
+        self.name = backend.value
+        importlib.import_module(backend.module)
+        spelled = {"numpy": "numpy", "torch": "array_api_compat.torch"}
+        spelled |= {"jax": "jax.numpy", "jax64": "jax.numpy", "cupy": "array_api_compat.cupy"}
+        self.xp = importlib.import_module(spelled.get(self.name, backend.module))
+        #: Widest real dtype of the library as it is set up.
+        self.real = "float32" if self.name == "jax" else "float64"
+        #: How many hypothesis examples are worth their time, of a hundred: JAX compiles every new shape.
+        self.share = {"numpy": 100, "strict": 15, "strictest": 15, "torch": 20, "cupy": 20}.get(self.name, 2)
+
+    def __repr__(self):
+        return self.name
+
+    @contextlib.contextmanager
+    def active(self):
+        """Flags that only hold while a test runs."""
+        if self.name == "strictest":
+            with self.xp.ArrayAPIStrictFlags(
+                api_version="2023.12", boolean_indexing=False, data_dependent_shapes=False, enabled_extensions=()
+            ):
+                yield
+        elif self.module_is("jax"):
+            import jax
+
+            with jax.enable_x64(self.name == "jax64"):
+                yield
+        else:
+            yield
+
+    def module_is(self, name):
+        return self.backend.module == name
+
+    def dtype(self, name):
+        return getattr(self.xp, name)
+
+    def has(self, name):
+        return hasattr(self.xp, name) and not (self.name == "jax" and name in {"float64", "complex128", "int64", "uint64"})
+
+    def array(self, values, dtype=None):
+        """`values`, a NumPy array or what makes one, as an array of this library."""
+        values = np.asarray(values) if dtype is None else np.asarray(values).astype(dtype)
+        if self.name == "jax" and values.dtype == np.float64:
+            values = values.astype(np.float32)
+        if self.name == "numpy":
+            return values
+        return self.xp.asarray(values.copy())
+
+    def numpy(self, array):
+        """The elements of an array of this library; only here a test leaves the library."""
+        if self.name == "cupy":
+            return array.get()
+        if self.name == "torch":
+            return array.detach().cpu().numpy()
+        return np.asarray(array)
+
+    def check(self, actual, expected, *, dtype=None, bound=0.0):
+        """Assert the library, dtype and shape of `actual`, and its values to within `bound` (0 means equal)."""
+        import array_api_compat
+
+        compared = self.xp.empty(0)
+        assert array_api_compat.array_namespace(actual) is array_api_compat.array_namespace(compared)
+        assert array_api_compat.device(actual) == array_api_compat.device(compared)
+        assert tuple(actual.shape) == tuple(expected.shape)
+        if dtype is not None:
+            assert actual.dtype == self.dtype(dtype)
+        values = self.numpy(actual)
+        difference = np.abs(values.astype(expected.dtype) - expected)
+        assert np.all(difference <= bound), f"off by {np.max(difference)}, more than {np.max(bound)}"
+
+
+def installed(backend):
+    return importlib.util.find_spec(backend.module) is not None

@@ -1,0 +1,87 @@
+"""Convolution by its definition: plain loops over outputs and taps, in float64 (or complex128) on NumPy."""
+
+from itertools import product
+
+import numpy as np
+
+
+def pairs(padding, rank):
+    """`padding` as one (lo, hi) pair per axis."""
+    entries = padding if isinstance(padding, tuple) else (padding,) * rank
+    return [e if isinstance(e, tuple) else (e, e) for e in entries]
+
+
+def each(value, rank):
+    return value if isinstance(value, tuple) else (value,) * rank
+
+
+def _sources(size, lo, hi, mode):
+    """For every position of a padded axis, the element that it reads, or -1 for a zero."""
+    grow = (max(lo, 0), max(hi, 0))
+    if mode == "constant":
+        numbers = np.pad(np.arange(size), grow, constant_values=-1)
+    else:
+        numbers = np.pad(np.arange(size), grow, mode=mode)
+    return numbers[max(-lo, 0) : len(numbers) - max(-hi, 0)]
+
+
+class Oracle:
+    """One convolution: `conv` and its two adjoints, from the same list of which input meets which tap where."""
+
+    def __init__(self, x_shape, w_shape, *, stride=1, padding=0, dilation=1, groups=1, pad_mode="constant"):
+        self.x_shape, self.w_shape, self.groups = x_shape, w_shape, groups
+        rank = len(x_shape) - 2
+        strides, dilations = each(stride, rank), each(dilation, rank)
+        sources = [
+            _sources(size, lo, hi, pad_mode)
+            for size, (lo, hi) in zip(x_shape[2:], pairs(padding, rank), strict=True)
+        ]
+        self.kernel = w_shape[2:]
+        self.out = tuple(
+            (len(s) - d * (k - 1) - 1) // step + 1
+            for s, k, step, d in zip(sources, self.kernel, strides, dilations, strict=True)
+        )
+        self.y_shape = (x_shape[0], w_shape[0], *self.out)
+        self.meetings = []
+        for o in product(*map(range, self.out)):
+            for t in product(*map(range, self.kernel)):
+                p = [s[a * step + b * d] for s, a, b, step, d in zip(sources, o, t, strides, dilations, strict=True)]
+                if min(p) >= 0:
+                    self.meetings.append(((..., *o), (..., *t), (..., *p)))
+
+    def conv(self, x, w):
+        wide = np.result_type(x, w, np.float64)
+        y = np.zeros(self.y_shape, wide)
+        for (cin, cout), (o, t, p) in product(self._channels(), self.meetings):
+            y[:, cout][o] += x[:, cin][p].astype(wide) @ w[cout][t].astype(wide).T
+        return y
+
+    def input_grad(self, dy, w):
+        wide = np.result_type(dy, w, np.float64)
+        dx = np.zeros(self.x_shape, wide)
+        for (cin, cout), (o, t, p) in product(self._channels(), self.meetings):
+            dx[:, cin][p] += dy[:, cout][o].astype(wide) @ w[cout][t].astype(wide).conj()
+        return dx
+
+    def weight_grad(self, dy, x):
+        wide = np.result_type(dy, x, np.float64)
+        dw = np.zeros(self.w_shape, wide)
+        for (cin, cout), (o, t, p) in product(self._channels(), self.meetings):
+            dw[cout][t] += dy[:, cout][o].astype(wide).T @ x[:, cin][p].astype(wide).conj()
+        return dw
+
+    def im2col(self, x):
+        cols = np.zeros((*x.shape[:2], *self.kernel, *self.out), x.dtype)
+        for o, t, p in self.meetings:
+            cols[(..., *t[1:], *o[1:])] = x[p]
+        return cols
+
+    def col2im(self, cols):
+        x = np.zeros(self.x_shape, np.result_type(cols, np.float64))
+        for o, t, p in self.meetings:
+            x[p] += cols[(..., *t[1:], *o[1:])]
+        return x
+
+    def _channels(self):
+        c, f = self.x_shape[1] // self.groups, self.w_shape[0] // self.groups
+        return [(slice(i * c, (i + 1) * c), slice(i * f, (i + 1) * f)) for i in range(self.groups)]

@@ -1,0 +1,73 @@
+"""Any geometry, against plain loops: both sides compute with small integers in floats, so they must be equal."""
+
+import numpy as np
+import xconv
+from hypothesis import given, settings
+from oracle import Oracle
+from strategies import cases
+
+
+def check_geometry(lib, case, workspace=None):
+    oracle = Oracle(case.x_shape, case.w_shape, **case.options)
+    x, w, dy = case.integers(case.x_shape, case.w_shape, oracle.y_shape)
+    options = {**case.options, "layout": case.layout}
+    x_, w_, dy_ = lib.array(case.in_layout(x)), lib.array(w), lib.array(case.in_layout(dy))
+    y = oracle.conv(x, w)
+    lib.check(xconv.conv(x_, w_, **options), case.in_layout(y), dtype=lib.real)
+    dx = oracle.input_grad(dy, w)
+    shape = case.shape_in_layout(case.x_shape)
+    lib.check(xconv.conv_input_grad(dy_, w_, shape, **options), case.in_layout(dx), dtype=lib.real)
+    dw = oracle.weight_grad(dy, x)
+    lib.check(xconv.conv_weight_grad(dy_, x_, case.w_shape, **options), dw, dtype=lib.real)
+    # The loops themselves: <conv(x, w), dy> = <x, dx> = <w, dw>.
+    assert np.vdot(y, dy) == np.vdot(x, dx) == np.vdot(w, dw)
+
+
+def test_any_geometry(lib):
+    @settings(max_examples=max(10, settings().max_examples * lib.share // 100))
+    @given(case=cases())
+    def check(case):
+        check_geometry(lib, case)
+
+    check()
+
+
+def test_any_geometry_in_tiles(lib):
+    """With the least workspace that works, every result is still the same."""
+
+    @settings(max_examples=max(5, settings().max_examples * lib.share // 400))
+    @given(case=cases())
+    def check(case):
+        with xconv.config(workspace=least_workspace(lib, case)):
+            check_geometry(lib, case)
+
+    check()
+
+
+def least_workspace(lib, case):
+    """The least workspace, as the refusal of a smaller one gives it."""
+    x, w = (lib.array(np.zeros(shape)) for shape in (case.shape_in_layout(case.x_shape), case.w_shape))
+    try:
+        with xconv.config(workspace=1):
+            xconv.plan(x, w, **case.options, layout=case.layout)
+    except ValueError as error:
+        return int(str(error).split("at least ")[1].split()[0])
+    return 1
+
+
+def test_windows(lib):
+    @settings(max_examples=max(10, settings().max_examples * lib.share // 400))
+    @given(case=cases())
+    def check(case):
+        options = {k: v for k, v in case.options.items() if k != "groups"}
+        kernel = case.w_shape[2:]
+        oracle = Oracle(case.x_shape, (1, case.x_shape[1], *kernel), **options)
+        (x,) = case.integers(case.x_shape)
+        cols = oracle.im2col(x)
+        lib.check(xconv.im2col(lib.array(x), kernel, **options), cols, dtype=lib.real)
+        if options.pop("pad_mode") == "constant":
+            (cols,) = case.integers(cols.shape)
+            size = case.x_shape[2:]
+            lib.check(xconv.col2im(lib.array(cols), size, **options), oracle.col2im(cols), dtype=lib.real)
+
+    check()
