@@ -25,6 +25,8 @@ def pytest_generate_tests(metafunc):
         return
     chosen = metafunc.config.getoption("backend")
     backends = tuple(chosen or (b for b in DEFAULT if installed(b)))
+    if metafunc.definition.get_closest_marker("numpy_only"):
+        backends = tuple(b for b in backends if b is Backend.NUMPY)
     metafunc.parametrize("lib", backends, ids=lambda b: b.value, indirect=True)
 
 

@@ -71,6 +71,10 @@ class Library:
     def has(self, name):
         return hasattr(self.xp, name) and not (self.name == "jax" and name in {"float64", "complex128", "int64", "uint64"})
 
+    def can_multiply(self, name):
+        """Whether the library has matrix products of this dtype."""
+        return self.has(name) and not (self.name == "torch" and name in {"uint16", "uint32", "uint64"})
+
     def array(self, values, dtype=None):
         """`values`, a NumPy array or what makes one, as an array of this library."""
         values = np.asarray(values) if dtype is None else np.asarray(values).astype(dtype)

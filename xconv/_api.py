@@ -351,7 +351,7 @@ def im2col(
     given = {"x": x}
     backend = backend_of(given)
     shape = tuple(x.shape)
-    kernel = _kernel(kernel_size, len(shape) - 2)
+    kernel = per_axis("kernel_size", _frozen("kernel_size", kernel_size), max(1, len(shape) - 2), least=1)
     options = _options(backend, stride, padding, dilation, 1, pad_mode, "channels_first", None, "gemm")
     return _schedule(backend, given, shape, (1, *shape[1:2], *kernel), options).im2col(x)
 
@@ -515,10 +515,6 @@ def _shape(name: str, value: Sequence[int]) -> Shape:
         msg = f"`{name}` must be a sequence of integers from 0, got {value!r}"
         raise ValueError(msg)
     return shape
-
-
-def _kernel(kernel_size: Ints, rank: int) -> Shape:
-    return per_axis("kernel_size", _frozen("kernel_size", kernel_size), rank, least=1)
 
 
 def _check_bias(b: Array | None, filters: Shape) -> None:

@@ -10,13 +10,17 @@ smaller `Geometry` with the places where its input and output lie. Negative padd
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 from ._typing import Index, Shape
 
+Side: TypeAlias = Literal["outputs", "inputs"]
+
+#: A tile is at least so many times as long as what it shares with the next one: less than an eighth is done twice.
+HALOS = 8
 
 class Run(NamedTuple):
     """`length` neighbours of an extended axis, read from `start` onwards in steps of 1, -1 or 0 (one element, repeated)."""
@@ -122,17 +126,6 @@ class Tile(NamedTuple):
     y: Index
 
 
-class Border(NamedTuple):
-    """Part of the padding: a convolution from it to the outputs that read it, and the inputs it was taken from."""
-
-    tile: Tile
-    runs: tuple[Run, ...]
-
-    @property
-    def source(self) -> Index:
-        return (*self.tile.x[:2], *(run.source for run in self.runs))
-
-
 @dataclass(frozen=True, slots=True)
 class Geometry:
     """Every size of one convolution, channels first; frozen, hashable, in plain integers."""
@@ -201,7 +194,7 @@ class Geometry:
 
     # The tiler. `over` says which side is cut into parts that do not overlap.
 
-    def part(self, over: Literal["outputs", "inputs"], images: slice, ranges: tuple[slice, ...]) -> Tile:
+    def part(self, over: Side, images: slice, ranges: tuple[slice, ...]) -> Tile:
         """The smaller convolution behind one range of images and one range per axis of the outputs or the inputs."""
         if over == "outputs":
             whole = self.pad_mode != "constant"
@@ -213,33 +206,34 @@ class Geometry:
         there = (images, slice(None), *(reads for _, reads in cuts))
         return Tile(smaller, there, here) if over == "outputs" else Tile(smaller, here, there)
 
-    def tiles(
-        self, over: Literal["outputs", "inputs"], budget: float, cost: Callable[["Geometry"], float]
-    ) -> tuple[Tile, ...]:
+    def tiles(self, over: Side, budget: float, cost: Callable[["Geometry"], float]) -> "Tiling":
         """Cut this convolution into parts whose `cost` is within `budget`, or into single elements where none is.
 
-        Images are cut first, then the axes in order: a tile is as long as it can be in memory. The parts of one
-        axis differ by at most one element, and their order is fixed.
+        Images are cut first, then the axes in order, so that a tile is long in memory; but no axis is cut shorter
+        than `HALOS` times what neighbours share until every axis is as short as that. The parts of one axis differ by
+        at most one element, and their order is fixed.
         """
         lengths = [self.batch, *(self.out if over == "outputs" else self.size)]
         steps = list(lengths)
-        for i, length in enumerate(lengths):
+        shared = [0, *(axis.extent - 1 for axis in self.axes)]
+        for floors in ([max(1, HALOS * halo) for halo in shared], [1] * len(steps)):
+            for i, floor in enumerate(floors):
 
-            def fits(step: int, i: int = i) -> bool:
-                return cost(self._largest(over, [*steps[:i], step, *steps[i + 1 :]])) <= budget
+                def fits(step: int, i: int = i) -> bool:
+                    return cost(self.largest(over, [*steps[:i], step, *steps[i + 1 :]])) <= budget
 
-            if length < 2 or fits(length):
-                continue
-            low, high = 1, length  # the longest step that fits lies in [low, high)
-            while high - low > 1:
-                middle = (low + high) // 2
-                low, high = (middle, high) if fits(middle) else (low, middle)
-            steps[i] = low
-        cuts = [_even_cuts(length, step) for length, step in zip(lengths, steps, strict=True)]
-        return tuple(self.part(over, images, tuple(ranges)) for images, *ranges in product(*cuts))
+                if steps[i] <= floor or fits(steps[i]):
+                    continue
+                low, high = floor, steps[i]  # the longest step that fits lies in [low, high)
+                while high - low > 1:
+                    middle = (low + high) // 2
+                    low, high = (middle, high) if fits(middle) else (low, middle)
+                steps[i] = low
+        counts = tuple(-(-length // step) if length else 1 for length, step in zip(lengths, steps, strict=True))
+        return Tiling(self, over, tuple(lengths), counts)
 
-    def _largest(self, over: str, steps: list[int]) -> "Geometry":
-        """The largest part that tiles of these lengths can have."""
+    def largest(self, over: Side, steps: Sequence[int]) -> "Geometry":
+        """A bound on the parts that have so many images, and so many outputs or inputs on every axis."""
         batch, *lengths = steps
         if over == "outputs":
             axes = tuple(axis.narrowed(n) for axis, n in zip(self.axes, lengths, strict=True))
@@ -251,11 +245,9 @@ class Geometry:
             axes += (replace(narrow, size=n, hi=narrow.size - n),)
         return replace(self, batch=batch, axes=axes)
 
-    def borders(self, budget: float, cost: Callable[["Geometry"], float]) -> Iterator[Border]:
-        """The padding of a mode other than "constant", cut into parts that each mirror, repeat or shift some inputs.
-
-        With these added to the gradient under zero padding, the whole is the adjoint of the padded convolution.
-        """
+    def borders(self, budget: float, cost: Callable[["Geometry"], float]) -> Iterator["Border"]:
+        """The parts of a padding that is not zeros. With their gradients added where they were read, the gradient
+        under zero padding becomes the adjoint of the padded convolution."""
         if self.pad_mode == "constant":
             return
         flat = self.extended()
@@ -267,15 +259,54 @@ class Geometry:
                 position += run.length
             choices.append(choice)
         for parts in product(*choices):
-            inside = (r.start + a.lo == p.start for (p, r), a in zip(parts, self.axes, strict=True))
-            if all(inside):
+            if all(run.start + a.lo == place.start for (place, run), a in zip(parts, self.axes, strict=True)):
                 continue  # the array itself, not its padding
-            strip = flat.part("inputs", slice(0, self.batch), tuple(positions for positions, _ in parts))
-            for tile in strip.geometry.tiles("inputs", budget, cost):
-                yield Border(
-                    Tile(tile.geometry, tile.x, _within(strip.y, tile.y)),
-                    tuple(_subrun(run, cut) for (_, run), cut in zip(parts, tile.x[2:], strict=True)),
-                )
+            strip = flat.part("inputs", slice(0, self.batch), tuple(place for place, _ in parts))
+            yield Border(tuple(run for _, run in parts), strip, strip.geometry.tiles("inputs", budget, cost))
+
+
+@dataclass(frozen=True, slots=True)
+class Tiling(Sequence[Tile]):
+    """The tiles of a geometry, made one by one: a large image in a small workspace has too many to keep."""
+
+    geometry: Geometry
+    over: Side
+    lengths: Shape
+    counts: Shape
+
+    def __len__(self) -> int:
+        return math.prod(self.counts)
+
+    def __getitem__(self, number: int) -> Tile:  # type: ignore[override]
+        if not 0 <= number < len(self):
+            raise IndexError(number)
+        ranges: list[slice] = []
+        for length, count in zip(reversed(self.lengths), reversed(self.counts), strict=True):
+            number, i = divmod(number, count)
+            ranges.insert(0, slice(length * i // count, length * (i + 1) // count))
+        return self.geometry.part(self.over, ranges[0], tuple(ranges[1:]))
+
+    @property
+    def largest(self) -> Geometry:
+        """A geometry that takes at least as much memory as any of the tiles."""
+        steps = [-(-length // count) for length, count in zip(self.lengths, self.counts, strict=True)]
+        return self.geometry.largest(self.over, steps)
+
+
+@dataclass(frozen=True, slots=True)
+class Border:
+    """A part of the padding that mirrors, repeats or shifts some of the inputs, and the convolution from it."""
+
+    runs: tuple[Run, ...]
+    strip: Tile
+    tiles: Tiling
+
+    def parts(self) -> Iterator[tuple[Tile, tuple[Run, ...], Index]]:
+        """Tile by tile: the convolution, the runs of its input, and the index of the inputs that they read."""
+        for tile in self.tiles:
+            runs = tuple(_subrun(run, cut) for run, cut in zip(self.runs, tile.x[2:], strict=True))
+            source = (*tile.x[:2], *(run.source for run in runs))
+            yield Tile(tile.geometry, tile.x, _within(self.strip.y, tile.y)), runs, source
 
 
 def _subrun(run: Run, cut: slice) -> Run:
@@ -288,11 +319,3 @@ def _within(outer: Index, inner: Index) -> Index:
         i if o.start is None else slice(o.start + i.start, o.start + i.stop)
         for o, i in zip(outer, inner, strict=True)
     )
-
-
-def _even_cuts(length: int, step: int) -> list[slice]:
-    if length == 0:
-        return [slice(0, 0)]
-    parts = -(-length // step)
-    edges = [length * i // parts for i in range(parts + 1)]
-    return [slice(a, b) for a, b in zip(edges, edges[1:], strict=False)]

@@ -23,6 +23,8 @@ HEAVY = 2**19
 #: No smaller tile is worth its own call, and so many are enough for every processor to get its share.
 LEAST_TILE = MIB
 SHARES = 4
+#: So many tiles are kept with a plan; of more than that, each is made when its turn comes.
+KEPT = 64
 #: The most memory for partial sums of a weight gradient.
 LANES, LANE_BYTES = 8, 32 * MIB
 
@@ -133,7 +135,7 @@ def _cut(
     target = min(target, room)
     tiles, input_tiles = g.tiles("outputs", target, cost), g.tiles("inputs", target, cost)
     borders = tuple(g.borders(target, cost))
-    largest = max(cost(tile.geometry) for tile in (*tiles, *input_tiles, *(border.tile for border in borders)))
+    largest = max(cost(cut.largest) for cut in (tiles, input_tiles, *(border.tiles for border in borders)))
     if largest > room:
         msg = f"`workspace` must be at least {2 * filters + largest} bytes for this convolution, got {settings.workspace}"
         raise ValueError(msg)
@@ -152,8 +154,8 @@ def _cut(
         team=Team(settings.threads, limit, heavy),
         lanes=min(max(1, lanes), LANES),
         tile_bytes=largest,
-        tiles=tiles,
-        input_tiles=input_tiles,
+        tiles=tuple(tiles) if len(tiles) <= KEPT else tiles,
+        input_tiles=tuple(input_tiles) if len(input_tiles) <= KEPT else input_tiles,
         borders=borders,
     )
 

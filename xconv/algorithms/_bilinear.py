@@ -71,18 +71,15 @@ class Algorithm(ABC):
     def synthesis_adjoint(self, backend: Backend, g: Geometry, dy: Array) -> Array:
         """Its adjoint."""
 
-    def product_shape(self, g: Geometry) -> Shape | None:
-        """The product's shape where S leaves every element in its place, so that it can be written into the result."""
-        del g
-        return None
+    @abstractmethod
+    def product_shape(self, g: Geometry) -> Shape:
+        """The product's shape, where S leaves every element in its place, so that it can be written into the result."""
 
     # What the maps add up to.
 
     def forward(self, backend: Backend, g: Geometry, x: Array, u: Array, out: Array | None) -> Array:
         """``conv(x, w)`` for ``u = U(w)``, written into `out` where that saves a copy."""
-        shape = self.product_shape(g)
-        same = out is not None and out.dtype == u.dtype
-        landing = backend.view(out, shape) if shape and same else None
+        landing = backend.view(out, self.product_shape(g), u.dtype)
         p = backend.product(u, self.analysis(backend, g, x), landing)
         return out if p is landing else self.synthesis(backend, g, p)
 

@@ -5,9 +5,9 @@ no two of them write to one place. Padding that is read from the array itself is
 in; on the way back its gradient is computed like that of any other part of the input, and added where it was read.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 
 from .._geometry import Border, Geometry, Tile
 from .._typing import Array, DType, Index, Shape
@@ -34,8 +34,8 @@ class Schedule:
     lanes: int
     #: Temporary memory of the largest tile, at most.
     tile_bytes: int
-    tiles: tuple[Tile, ...]
-    input_tiles: tuple[Tile, ...]
+    tiles: Sequence[Tile]
+    input_tiles: Sequence[Tile]
     borders: tuple[Border, ...]
 
     @cached_property
@@ -47,77 +47,65 @@ class Schedule:
         return self._in_layout(self.geometry.y_shape)
 
     def forward(self, x: Array, w: Array, b: Array | None) -> Array:
-        backend, g, x = self.backend, self.geometry, self._channels_first(x)
+        backend, x = self.backend, self._channels_first(x)
         u, bias = self._transform(w), self._bias(b)
 
-        def piece(i: int, out: Array | None) -> Array:
-            smaller, part = self._read(self.tiles[i], x)
-            y = self.algorithm.forward(backend, smaller, self._cast(part), u, out)
+        def piece(tile: Tile, out: Array | None) -> Array:
+            g, part = self._read(tile, x)
+            y = self.algorithm.forward(backend, g, self._cast(part), u, out)
             return y if bias is None else backend.add(y, bias)
 
-        places = [tile.y for tile in self.tiles]
-        return self._assembled(g.y_shape, places, piece, x)
+        return self._assembled(self.geometry.y_shape, self.tiles, _output, piece, x)
 
     def input_grad(self, dy: Array, w: Array, b: Array | None = None, *, conjugate: bool = True) -> Array:
         """The gradient; plus `b`, and without conjugation, for the transposed convolution."""
-        backend, g, dy = self.backend, self.geometry, self._channels_first(dy)
+        backend, dy = self.backend, self._channels_first(dy)
         transpose = backend.adjoint if conjugate else backend.xp.matrix_transpose
         u_adjoint, bias = transpose(self._transform(w)), self._bias(b)
 
         def part(tile: Tile) -> Array:
-            smaller = tile.geometry.zero_padded()
-            if smaller.pixels == 0:  # a gap that no window sees
-                return backend.zeros(smaller.x_shape, self.accumulator, dy)
-            return self.algorithm.input_grad(backend, smaller, self._cast(dy[tile.y]), u_adjoint)
+            g = tile.geometry.zero_padded()
+            if g.pixels == 0:  # a gap that no window sees
+                return backend.zeros(g.x_shape, self.accumulator, dy)
+            return self.algorithm.input_grad(backend, g, self._cast(dy[tile.y]), u_adjoint)
 
-        def piece(i: int, _: Array | None) -> Array:
-            dx = part(self.input_tiles[i])
-            return dx if bias is None else backend.add(dx, bias)
+        def piece(tile: Tile, _: Array | None) -> Array:
+            return part(tile) if bias is None else backend.add(part(tile), bias)
 
-        dx = self._assembled(g.x_shape, [tile.x for tile in self.input_tiles], piece, dy)
+        dx = self._assembled(self.geometry.x_shape, self.input_tiles, _input, piece, dy)
         if self.borders:
             dx = self._channels_first(dx)
             for border in self.borders:
-                dx = backend.add_at(dx, border.source, partial(self._retracted, part, border))
+                for tile, runs, source in border.parts():
+                    dx = backend.add_at(dx, source, lambda t=tile, r=runs: backend.retract(part(t), r))
             dx = self._callers_layout(dx)
         return dx
 
-    def _retracted(self, part: Callable[[Tile], Array], border: Border) -> Array:
-        return self.backend.retract(part(border.tile), border.runs)
-
     def weight_grad(self, dy: Array, x: Array) -> Array:
-        backend, g = self.backend, self.geometry
-        dy, x = self._channels_first(dy), self._channels_first(x)
+        backend, dy, x = self.backend, self._channels_first(dy), self._channels_first(x)
 
-        def piece(i: int, _: Array | None) -> Array:
-            smaller, part = self._read(self.tiles[i], x)
-            return self.algorithm.weight_grad(backend, smaller, self._cast(dy[self.tiles[i].y]), self._cast(part))
+        def piece(tile: Tile, _: Array | None) -> Array:
+            g, part = self._read(tile, x)
+            return self.algorithm.weight_grad(backend, g, self._cast(dy[tile.y]), self._cast(part))
 
-        return backend.total(
-            g.w_shape, self.dtype, len(self.tiles), piece, like=x, team=self.team, lanes=self.lanes
-        )
+        shape = self.geometry.w_shape
+        return backend.total(shape, self.dtype, self.tiles, piece, team=self.team, lanes=self.lanes)
 
     def im2col(self, x: Array) -> Array:
+        def piece(tile: Tile, _: Array | None) -> Array:
+            g, part = self._read(tile, x)
+            return self.backend.im2col(part, g.axes)
+
         g = self.geometry
-
-        def piece(i: int, _: Array | None) -> Array:
-            smaller, part = self._read(self.tiles[i], x)
-            return self.backend.im2col(part, smaller.axes)
-
-        places = [self._of_columns(tile.y) for tile in self.tiles]
-        shape = (g.batch, g.c_in, *g.kernel, *g.out)
-        return self._assembled(shape, places, piece, x)
+        return self._assembled((g.batch, g.c_in, *g.kernel, *g.out), self.tiles, _columns, piece, x)
 
     def col2im(self, cols: Array) -> Array:
-        g = self.geometry
-
-        def piece(i: int, _: Array | None) -> Array:
-            tile = self.input_tiles[i]
+        def piece(tile: Tile, _: Array | None) -> Array:
             if tile.geometry.pixels == 0:
                 return self.backend.zeros(tile.geometry.x_shape, self.accumulator, cols)
-            return self.backend.col2im(self._cast(cols[self._of_columns(tile.y)]), tile.geometry.axes)
+            return self.backend.col2im(self._cast(cols[_columns(tile)]), tile.geometry.axes)
 
-        return self._assembled(g.x_shape, [tile.x for tile in self.input_tiles], piece, cols)
+        return self._assembled(self.geometry.x_shape, self.input_tiles, _input, piece, cols)
 
     def _transform(self, w: Array) -> Array:
         return self.algorithm.transform(self.backend, self.geometry, self._cast(w))
@@ -135,15 +123,13 @@ class Schedule:
             return g.extended(), self.backend.extend(part, g)
         return g.zero_padded(), part
 
-    def _assembled(self, shape: Shape, places: list[Index], piece: Piece, like: Array) -> Array:
+    def _assembled(
+        self, shape: Shape, tiles: Sequence[Tile], place: Callable[[Tile], Index], piece: Piece, like: Array
+    ) -> Array:
         result = self.backend.assemble(
-            shape, self.dtype, places, piece, like=like, team=self.team, channels_last=self.channels_last
+            shape, self.dtype, tiles, place, piece, like=like, team=self.team, channels_last=self.channels_last
         )
         return self._callers_layout(result)
-
-    def _of_columns(self, y: Index) -> Index:
-        """The index of columns that belongs to an index of outputs."""
-        return (y[0], slice(None), *(slice(None) for _ in self.geometry.axes), *y[2:])
 
     def _in_layout(self, shape: Shape) -> Shape:
         return (shape[0], *shape[2:], shape[1]) if self.channels_last else shape
@@ -153,3 +139,16 @@ class Schedule:
 
     def _callers_layout(self, a: Array) -> Array:
         return self.backend.xp.moveaxis(a, 1, -1) if self.channels_last else a
+
+
+def _input(tile: Tile) -> Index:
+    return tile.x
+
+
+def _output(tile: Tile) -> Index:
+    return tile.y
+
+
+def _columns(tile: Tile) -> Index:
+    """Where the windows of a tile lie among all, ``(n, c, *kernel, *out)``."""
+    return (tile.y[0], slice(None), *(slice(None) for _ in tile.geometry.axes), *tile.y[2:])

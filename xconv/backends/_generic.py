@@ -6,19 +6,20 @@ afterwards. The other backends override what their library does better.
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import islice
 
 import array_api_compat
 import array_api_extra as xpx
 
-from .._geometry import Axis, Geometry, Run
+from .._geometry import Axis, Geometry, Run, Tile
 from .._typing import Array, Device, DType, Index, Namespace, Shape
 from ._threads import Team
 
 MIB = 2**20
 
-#: Makes the part of a result that belongs to tile number i. It is handed the memory where the part will lie, or
-#: None; it may write there and return that, or return an array of its own.
-Piece = Callable[[int, Array | None], Array]
+#: Makes the part of a result that belongs to a tile. It is handed the memory where the part will lie, or None; it
+#: may write there and return that, or return an array of its own.
+Piece = Callable[[Tile, Array | None], Array]
 
 
 class Backend:
@@ -52,7 +53,7 @@ class Backend:
             return "integer"
         if self.xp.isdtype(dtype, "complex floating"):
             return "complex"
-        if self.xp.isdtype(dtype, "real floating") or _name(dtype) == "bfloat16":
+        if self.xp.isdtype(dtype, "real floating"):
             return "real"
         return None
 
@@ -103,9 +104,9 @@ class Backend:
             return self.xp.moveaxis(self.xp.empty((n, *size, c), dtype=dtype, device=self.device(like)), -1, 1)
         return self.xp.empty(shape, dtype=dtype, device=self.device(like))
 
-    def view(self, x: Array | None, shape: Shape) -> Array | None:
-        """The memory of `x` in another shape, to write a product into; None where that cannot be."""
-        del x, shape
+    def view(self, out: Array | None, shape: Shape, dtype: DType) -> Array | None:
+        """The memory of `out` in another shape, to write a product of `dtype` into; None where that cannot be."""
+        del out, shape, dtype
         return None
 
     def zeros(self, shape: Shape, dtype: DType, like: Array) -> Array:
@@ -229,33 +230,41 @@ class Backend:
         self,
         shape: Shape,
         dtype: DType,
-        parts: Sequence[Index],
+        tiles: Sequence[Tile],
+        place: Callable[[Tile], Index],
         piece: Piece,
         *,
         like: Array,
         team: Team,
         channels_last: bool = False,
     ) -> Array:
-        """The array whose part ``parts[i]`` is ``piece(i, ...)``; the parts cover it and do not overlap."""
+        """The array whose part at ``place(tile)`` is ``piece(tile, ...)``; the places cover it and do not overlap."""
         del team
-        if len(parts) == 1:
-            return self.astype(piece(0, None), dtype)
+        if len(tiles) == 1:
+            return self.astype(piece(tiles[0], None), dtype)
         out = self.empty(shape, dtype, like, channels_last=channels_last)
-        for i, part in enumerate(parts):
-            out = xpx.at(out)[part].set(self.astype(piece(i, None), dtype), xp=self.xp)
+        for tile in tiles:
+            out = xpx.at(out)[place(tile)].set(self.astype(piece(tile, None), dtype), xp=self.xp)
         return out
 
     def total(
-        self, shape: Shape, dtype: DType, count: int, piece: Piece, *, like: Array, team: Team, lanes: int = 1
+        self,
+        shape: Shape,
+        dtype: DType,
+        tiles: Sequence[Tile],
+        piece: Piece,
+        *,
+        team: Team,
+        lanes: int = 1,
     ) -> Array:
-        """The sum of ``piece(i, ...)`` over `count` tiles, in an order that does not depend on `team`.
+        """The sum of ``piece(tile, ...)``, in an order that does not depend on `team`.
 
-        Tiles that may be added up side by side are dealt out to `lanes`, whose sums are then added in order.
+        Tiles are dealt out to `lanes`, which may be added up side by side and are then added in order.
         """
-        del shape, like, team, lanes
-        result = piece(0, None)
-        for i in range(1, count):
-            result = result + piece(i, None)
+        del shape, team, lanes
+        result = piece(tiles[0], None)
+        for tile in islice(tiles, 1, None):
+            result = result + piece(tile, None)
         return self.astype(result, dtype)
 
 

@@ -8,7 +8,7 @@ from itertools import product as index_product
 
 import numpy as np
 
-from .._geometry import Axis, Geometry
+from .._geometry import Axis, Geometry, Tile
 from .._typing import Array, DType, Index, Shape
 from . import _threads
 from ._generic import MIB, Backend, Piece
@@ -28,25 +28,30 @@ class Scratch(threading.local):
     A fresh array of some megabytes costs a page fault for every 4 KiB of it, which is as much time as filling it.
     """
 
+    #: The most memory that is kept.
     KEEP = 64 * MIB
-    ALIGN = 64
+    #: Bytes of a cache line, and of the widest registers.
+    LINE = 64
 
     def __init__(self) -> None:
         self.block = np.empty(0, np.uint8)
         self.used = 0
 
     def reset(self) -> None:
-        """Take back all that was handed out, and drop a block that is too large to keep or was too small."""
+        """Take back all that was handed out, and make the block as large as that was if it is not."""
         if self.used > self.block.size:
             self.block = np.empty(0, np.uint8)  # first, so that the old and the new block never coexist
-            self.block = np.empty(self.used if self.used <= self.KEEP else 0, np.uint8)
+            if self.used <= self.KEEP:
+                raw = np.empty(self.used + self.LINE, np.uint8)
+                begin = -raw.ctypes.data % self.LINE
+                self.block = raw[begin : begin + self.used]
         self.used = 0
 
     def take(self, shape: Shape, dtype: DType) -> Array:
         """Uninitialised memory, valid until the thread's next tile."""
         dtype = np.dtype(dtype)
         size = math.prod(shape) * dtype.itemsize
-        begin, self.used = self.used, self.used + -(-size // self.ALIGN) * self.ALIGN
+        begin, self.used = self.used, self.used + -(-size // self.LINE) * self.LINE
         if self.used <= self.block.size:
             return np.ndarray(shape, dtype, self.block, begin)
         return np.empty(shape, dtype)
@@ -65,7 +70,9 @@ class NumpyBackend(Backend):
         self.scratch = Scratch()
 
     def kind(self, dtype: DType) -> str | None:
-        return {"i": "integer", "u": "integer", "f": "real", "c": "complex"}.get(dtype.kind) or super().kind(dtype)
+        if dtype.name == "bfloat16":  # of ml_dtypes
+            return "real"
+        return {"i": "integer", "u": "integer", "f": "real", "c": "complex"}.get(dtype.kind)
 
     def to_dtype(self, dtype: object) -> DType:
         with suppress(TypeError):
@@ -82,11 +89,11 @@ class NumpyBackend(Backend):
             return np.moveaxis(np.empty((n, *size, c), dtype), -1, 1)
         return np.empty(shape, dtype)
 
-    def view(self, x: Array | None, shape: Shape) -> Array | None:
-        if x is None:
+    def view(self, out: Array | None, shape: Shape, dtype: DType) -> Array | None:
+        if out is None or out.dtype != dtype:
             return None
         try:
-            return x.reshape(shape, copy=False)
+            return out.reshape(shape, copy=False)
         except ValueError:
             return None
 
@@ -180,7 +187,8 @@ class NumpyBackend(Backend):
         self,
         shape: Shape,
         dtype: DType,
-        parts: Sequence[Index],
+        tiles: Sequence[Tile],
+        place: Callable[[Tile], Index],
         piece: Piece,
         *,
         like: Array,
@@ -191,25 +199,32 @@ class NumpyBackend(Backend):
 
         def fill(i: int) -> None:
             self.scratch.reset()
-            target = result[parts[i]]
-            made = piece(i, target)
+            tile = tiles[i]
+            target = result[place(tile)]
+            made = piece(tile, target)
             if made is not target:
                 target[...] = made
 
-        _threads.run(fill, len(parts), team)
+        _threads.run(fill, len(tiles), team)
         return result
 
     def total(
-        self, shape: Shape, dtype: DType, count: int, piece: Piece, *, like: Array, team: Team, lanes: int = 1
+        self,
+        shape: Shape,
+        dtype: DType,
+        tiles: Sequence[Tile],
+        piece: Piece,
+        *,
+        team: Team,
+        lanes: int = 1,
     ) -> Array:
-        del like
-        lanes = min(lanes, count)
+        lanes = min(lanes, len(tiles))
         sums: list[Array] = [None] * lanes
 
         def add_up(lane: int) -> None:
-            for i in range(lane, count, lanes):
+            for i in range(lane, len(tiles), lanes):
                 self.scratch.reset()
-                made = piece(i, None)
+                made = piece(tiles[i], None)
                 if i == lane:
                     sums[lane] = made.reshape(shape).copy()
                 else:

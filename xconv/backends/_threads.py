@@ -7,7 +7,6 @@ whole process, and start afresh in a forked child.
 
 import os
 import threading
-from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextvars import copy_context
@@ -101,22 +100,37 @@ def run(task: Callable[[int], None], count: int, team: Team) -> None:
             task(i)
         return
     with _hold as free:
-        numbers = deque(range(count))
+        numbers = _Numbers(count)
         threads = min(count, team.limit, team.threads or free)
         helpers = [_pool().submit(copy_context().run, _work, task, numbers) for _ in range(threads - 1)]
         try:
             _work(task, numbers)
         finally:
-            numbers.clear()
             wait(helpers)
         for helper in helpers:
             helper.result()
 
 
-def _work(task: Callable[[int], None], numbers: deque[int]) -> None:
-    while True:
-        try:
-            i = numbers.popleft()
-        except IndexError:
-            return
-        task(i)
+class _Numbers:
+    """The numbers from 0, each handed out once, to any thread that asks."""
+
+    def __init__(self, count: int) -> None:
+        self.lock = threading.Lock()
+        self.left = iter(range(count))
+
+    def take(self) -> int | None:
+        with self.lock:
+            return next(self.left, None)
+
+    def stop(self) -> None:
+        with self.lock:
+            self.left = iter(range(0))
+
+
+def _work(task: Callable[[int], None], numbers: _Numbers) -> None:
+    try:
+        while (i := numbers.take()) is not None:
+            task(i)
+    except BaseException:
+        numbers.stop()
+        raise

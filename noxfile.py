@@ -1,0 +1,93 @@
+"""The project's chores: ``nox -l`` lists them, ``nox -s NAME`` runs one in an environment of its own."""
+
+import sys
+
+import nox
+
+nox.needs_version = ">=2025.2.9"
+nox.options.default_venv_backend = "virtualenv"
+nox.options.sessions = ["tests", "doctests", "lint"]
+
+PROJECT = nox.project.load_toml("pyproject.toml")
+
+
+def install(session: nox.Session, *groups: str, extra: str = "") -> None:
+    """The package, as a user gets it, and dependency groups of pyproject.toml."""
+    session.install(f".{extra}", *nox.project.dependency_groups(PROJECT, *groups))
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """The test suite with NumPy and array-api-strict, and the coverage of it."""
+    session.install("-e", ".", *nox.project.dependency_groups(PROJECT, "test"))
+    session.run("coverage", "erase")
+    session.run("pytest", "--cov", "--cov-report=term-missing", *session.posargs)
+
+
+@nox.session
+def interop(session: nox.Session) -> None:
+    """The test suite with PyTorch, and with JAX at both of its precisions."""
+    install(session, "test", "interop")
+    session.run("pytest", "--backend=torch", "--backend=jax", "--backend=jax64", *session.posargs)
+
+
+@nox.session
+def doctests(session: nox.Session) -> None:
+    """The examples in the docstrings and in the README."""
+    install(session, "test")
+    session.run("pytest", "--doctest-modules", "--doctest-glob=*.md", "xconv", "README.md", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Formatting, lint, types, the direction of imports, and the review of the repository."""
+    install(session, "lint")
+    session.run("ruff", "check")
+    session.run("ruff", "format", "--check")
+    session.run("mypy")
+    session.run("lint-imports")
+    session.run("sp-repo-review", ".")
+
+
+@nox.session(default=False)
+def demo(session: nox.Session) -> None:
+    """Train a small network on handwritten digits, and filter a photograph."""
+    install(session, "examples")
+    session.run("python", "-m", "xconv")
+    session.run("python", "examples/digits.py", *session.posargs)
+    session.run("python", "examples/photo.py")
+
+
+@nox.session(default=False)
+def fuzz(session: nox.Session) -> None:
+    """50,000 geometries against plain loops (some minutes)."""
+    install(session, "test")
+    session.run("pytest", "tests/test_fuzz.py", "--hypothesis-profile=fuzz", "--backend=numpy", *session.posargs)
+
+
+@nox.session(default=False)
+def bench(session: nox.Session) -> None:
+    """The benchmark against PyTorch, JAX and the blog post's algorithm (some minutes; leave the machine alone)."""
+    install(session, "bench")
+    session.run("python", "-m", "bench", *session.posargs)
+
+
+@nox.session(default=False)
+def minimums(session: nox.Session) -> None:
+    """The test suite with the oldest versions of what xconv depends on."""
+    oldest = [requirement.replace(">=", "==") for requirement in PROJECT["project"]["dependencies"]]
+    install(session, "test")
+    session.install(*oldest)
+    session.run("pytest", "--backend=numpy", *session.posargs)
+
+
+@nox.session(default=False)
+def build(session: nox.Session) -> None:
+    """The sdist and the wheel, and a look at their metadata."""
+    session.install("build", "twine")
+    session.run("python", "-m", "build")
+    session.run("twine", "check", "--strict", "dist/*")
+
+
+if __name__ == "__main__":
+    sys.exit("run it with nox: python -m nox -l")

@@ -1,0 +1,69 @@
+"""The classic four: shapes, order of the columns and values of the tutorial, and its gradients."""
+
+import numpy as np
+import pytest
+import xconv
+
+
+def naive_columns(X, kh, kw, padding, stride):
+    """One column per window, written out: rows in the order C, HF, WF; columns in the order H', W', D."""
+    X = np.pad(X, ((0, 0), (0, 0), (padding, padding), (padding, padding)))
+    oh, ow = (X.shape[2] - kh) // stride + 1, (X.shape[3] - kw) // stride + 1
+    columns = [
+        X[d, :, i * stride : i * stride + kh, j * stride : j * stride + kw].ravel()
+        for i in range(oh)
+        for j in range(ow)
+        for d in range(len(X))
+    ]
+    return np.array(columns).T
+
+
+def test_the_tutorials_example(lib, rng):
+    X = rng.integers(-5, 6, (5, 1, 10, 10)).astype(float)
+    cols = xconv.im2col_indices(lib.array(X), 3, 3, padding=1, stride=1)
+    assert cols.shape == (9, 500)
+    lib.check(cols, naive_columns(X, 3, 3, 1, 1), dtype=lib.real)
+
+
+@pytest.mark.parametrize(("kh", "kw", "padding", "stride"), [(3, 3, 1, 1), (2, 3, 0, 1), (3, 1, 1, 2), (1, 3, 0, 2)])
+def test_columns_and_back(lib, rng, kh, kw, padding, stride):
+    X = rng.integers(-5, 6, (3, 2, 7, 9)).astype(float)
+    expected = naive_columns(X, kh, kw, padding, stride)
+    lib.check(xconv.im2col_indices(lib.array(X), kh, kw, padding, stride), expected)
+    cols = rng.integers(-5, 6, expected.shape).astype(float)
+    back = xconv.col2im_indices(lib.array(cols), X.shape, kh, kw, padding, stride)
+    assert back.shape == X.shape
+    assert np.vdot(cols, expected) == np.vdot(lib.numpy(back), X)
+
+
+@pytest.mark.parametrize("bias", [(4, 1), (4,)])
+def test_layer(lib, rng, bias):
+    X, W, b = (rng.integers(-3, 4, s).astype(float) for s in ((5, 2, 7, 8), (4, 2, 3, 2), bias))
+    X_, W_, b_ = (lib.array(a) for a in (X, W, b))
+    out, cache = xconv.conv_forward(X_, W_, b_, stride=1, padding=1)
+    columns = naive_columns(X, 3, 2, 1, 1)
+    product = W.reshape(4, -1) @ columns + b.reshape(4, 1)
+    expected = product.reshape(4, 7, 9, 5).transpose(3, 0, 1, 2)
+    lib.check(out, expected, dtype=lib.real)
+    dout = rng.integers(-3, 4, expected.shape).astype(float)
+    dX, dW, db = xconv.conv_backward(lib.array(dout), cache)
+    rows = dout.transpose(1, 2, 3, 0).reshape(4, -1)
+    lib.check(dW, (rows @ columns.T).reshape(W.shape), dtype=lib.real)
+    lib.check(db, rows.sum(axis=1).reshape(bias), dtype=lib.real)
+    expected_dX = lib.numpy(xconv.col2im_indices(lib.array(W.reshape(4, -1).T @ rows), X.shape, 3, 2))
+    lib.check(dX, expected_dX, dtype=lib.real)
+
+
+def test_defaults_are_stride_1_and_padding_1(lib):
+    X, W, b = lib.array(np.ones((1, 1, 4, 4))), lib.array(np.ones((1, 1, 3, 3))), lib.array(np.zeros((1, 1)))
+    out, _ = xconv.conv_forward(X, W, b)
+    assert out.shape == (1, 1, 4, 4)
+    assert xconv.im2col_indices(X, 3, 3).shape == (9, 16)
+    assert xconv.col2im_indices(xconv.im2col_indices(X, 3, 3), (1, 1, 4, 4)).shape == (1, 1, 4, 4)
+
+
+def test_width_is_checked_with_the_width(lib):
+    """The published code checks it with the filter's height, and refuses this."""
+    X, W, b = np.ones((1, 1, 5, 4)), np.ones((1, 1, 3, 2)), np.zeros(1)
+    out, _ = xconv.conv_forward(lib.array(X), lib.array(W), lib.array(b), stride=2, padding=0)
+    lib.check(out, np.full((1, 1, 2, 2), 6.0))

@@ -1,0 +1,408 @@
+"""What a convolution is: its sizes, its dtypes, its options, and the identities between them."""
+
+import math
+
+import ml_dtypes
+import numpy as np
+import pytest
+import xconv
+from oracle import Oracle
+
+
+def integers(rng, *shapes, limit=5):
+    return [rng.integers(-limit, limit + 1, shape).astype(np.float64) for shape in shapes]
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3, 4])
+def test_every_rank(lib, rng, rank):
+    size, kernel = (5, 4, 3, 3)[:rank], (3, 2, 1, 2)[:rank]
+    x, w, b = integers(rng, (2, 4, *size), (6, 2, *kernel), (6,))
+    oracle = Oracle(x.shape, w.shape, padding=1, groups=2)
+    y = oracle.conv(x, w) + b.reshape(-1, *(1,) * rank)
+    result = xconv.conv(lib.array(x), lib.array(w), lib.array(b), padding=1, groups=2)
+    lib.check(result, y, dtype=lib.real)
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3, 7])
+@pytest.mark.parametrize("size", [1, 6, 7])
+@pytest.mark.parametrize(("kernel", "dilation"), [(1, 1), (2, 1), (3, 1), (3, 2), (4, 3)])
+def test_same(lib, rng, stride, size, kernel, dilation):
+    x, w = integers(rng, (1, 1, size), (1, 1, kernel))
+    total = max(0, (math.ceil(size / stride) - 1) * stride + dilation * (kernel - 1) + 1 - size)
+    less, more = total // 2, total - total // 2
+    for padding, pair in (("same", (less, more)), ("same_lower", (more, less))):
+        y = xconv.conv(lib.array(x), lib.array(w), stride=stride, dilation=dilation, padding=padding)
+        expected = Oracle(x.shape, w.shape, stride=stride, dilation=dilation, padding=(pair,)).conv(x, w)
+        assert expected.shape[2] == math.ceil(size / stride)
+        lib.check(y, expected)
+
+
+def test_valid_is_no_padding(lib, rng):
+    x, w = integers(rng, (1, 2, 5, 6), (3, 2, 2, 3))
+    lib.check(xconv.conv(lib.array(x), lib.array(w), padding="valid"), Oracle(x.shape, w.shape).conv(x, w))
+
+
+@pytest.mark.parametrize("padding", [1, (1, 1), [1, 1], ((1, 1), 1), [[1, 1], (1, 1)], np.array([1, 1])])
+def test_spellings_of_a_padding(lib, rng, padding):
+    x, w = integers(rng, (1, 2, 5, 6), (3, 2, 2, 3))
+    y = xconv.conv(lib.array(x), lib.array(w), padding=padding, stride=np.int64(2), dilation=[1, np.int8(1)])
+    lib.check(y, Oracle(x.shape, w.shape, padding=1, stride=2).conv(x, w))
+
+
+@pytest.mark.parametrize("mode", ["edge", "reflect", "wrap"])
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_pad_modes_are_those_of_numpy(lib, rng, mode, size):
+    """Also where the padding is several times as long as the array."""
+    x, w = integers(rng, (2, 1, size, size + 1), (1, 1, 3, 2))
+    padded = np.pad(x, ((0, 0), (0, 0), (7, 2), (0, 9)), mode=mode)
+    y = xconv.conv(lib.array(x), lib.array(w), padding=((7, 2), (0, 9)), pad_mode=mode)
+    lib.check(y, Oracle(padded.shape, w.shape).conv(padded, w))
+
+
+def test_layouts(lib, rng):
+    x, w, b = integers(rng, (2, 4, 5, 6), (6, 2, 3, 2), (6,))
+    options = {"stride": (2, 1), "padding": 1, "groups": 2}
+    oracle = Oracle(x.shape, w.shape, **options)
+    (dy,) = integers(rng, oracle.y_shape)
+    last = [lib.array(np.moveaxis(a, 1, -1)) for a in (x, dy)]
+    w_, options["layout"] = lib.array(w), "channels_last"
+    y = oracle.conv(x, w) + b.reshape(-1, 1, 1)
+    lib.check(xconv.conv(last[0], w_, lib.array(b), **options), np.moveaxis(y, 1, -1))
+    dx = xconv.conv_input_grad(last[1], w_, last[0].shape, **options)
+    lib.check(dx, np.moveaxis(oracle.input_grad(dy, w), 1, -1))
+    lib.check(xconv.conv_weight_grad(last[1], last[0], w.shape, **options), oracle.weight_grad(dy, x))
+
+
+@pytest.mark.parametrize(
+    ("x_shape", "w_shape"),
+    [
+        ((0, 2, 5), (3, 2, 3)),
+        ((2, 0, 5), (3, 0, 3)),
+        ((2, 2, 5), (0, 2, 3)),
+        ((2, 2, 0), (3, 2, 1)),
+        ((0, 0, 0, 0), (0, 0, 1, 1)),
+    ],
+)
+def test_empty(lib, rng, x_shape, w_shape):
+    x, w, b = integers(rng, x_shape, w_shape, (w_shape[0],))
+    oracle = Oracle(x_shape, w_shape, padding=1)
+    y = oracle.conv(x, w) + b.reshape(-1, *(1,) * (len(x_shape) - 2))
+    lib.check(xconv.conv(lib.array(x), lib.array(w), lib.array(b), padding=1), y)
+    (dy,) = integers(rng, oracle.y_shape)
+    lib.check(xconv.conv_input_grad(lib.array(dy), lib.array(w), x_shape, padding=1), oracle.input_grad(dy, w))
+    lib.check(xconv.conv_weight_grad(lib.array(dy), lib.array(x), w_shape, padding=1), oracle.weight_grad(dy, x))
+
+
+# Identities
+
+
+def test_groups_are_a_concatenation(lib, rng):
+    x, w = integers(rng, (2, 6, 7), (9, 2, 3))
+    parts = [xconv.conv(lib.array(x[:, i : i + 2]), lib.array(w[i // 2 * 3 :][:3])) for i in (0, 2, 4)]
+    whole = xconv.conv(lib.array(x), lib.array(w), groups=3)
+    lib.check(whole, np.concatenate([lib.numpy(p) for p in parts], axis=1))
+
+
+def test_dilation_is_a_kernel_stuffed_with_zeros(lib, rng):
+    x, w = integers(rng, (2, 2, 9, 8), (3, 2, 3, 2))
+    stuffed = np.zeros((3, 2, 5, 4))
+    stuffed[:, :, ::2, ::3] = w
+    dilated = xconv.conv(lib.array(x), lib.array(w), dilation=(2, 3))
+    lib.check(dilated, lib.numpy(xconv.conv(lib.array(x), lib.array(stuffed))))
+
+
+def test_stride_is_a_subsampling(lib, rng):
+    x, w = integers(rng, (2, 2, 9, 8), (3, 2, 3, 2))
+    every = lib.numpy(xconv.conv(lib.array(x), lib.array(w), padding=1))
+    lib.check(xconv.conv(lib.array(x), lib.array(w), padding=1, stride=(2, 3)), every[:, :, ::2, ::3])
+
+
+def test_bilinear(lib, rng):
+    x, other_x, w, other_w = integers(rng, (2, 2, 5), (2, 2, 5), (3, 2, 3), (3, 2, 3))
+
+    def conv(x, w):
+        return lib.numpy(xconv.conv(lib.array(x), lib.array(w), padding=1))
+
+    lib.check(lib.array(conv(2 * x + other_x, w)), 2 * conv(x, w) + conv(other_x, w))
+    lib.check(lib.array(conv(x, 2 * w + other_w)), 2 * conv(x, w) + conv(x, other_w))
+
+
+def test_gradients_of_gradients(lib, rng):
+    """Each gradient is bilinear as well, and its own adjoints are again the three functions."""
+    x, w, v = integers(rng, (2, 4, 6, 5), (6, 2, 3, 2), (2, 4, 6, 5))
+    options = {"stride": (2, 1), "padding": ((1, 2), 0), "groups": 2, "pad_mode": "reflect"}
+    oracle = Oracle(x.shape, w.shape, **options)
+    (dy,) = integers(rng, oracle.y_shape)
+    dx = lib.numpy(xconv.conv_input_grad(lib.array(dy), lib.array(w), x.shape, **options))
+    in_dy = lib.numpy(xconv.conv(lib.array(v), lib.array(w), **options))
+    in_w = lib.numpy(xconv.conv_weight_grad(lib.array(dy), lib.array(v), w.shape, **options))
+    assert np.vdot(v, dx) == np.vdot(in_dy, dy) == np.vdot(in_w, w)
+
+
+def test_one_by_one_takes_no_columns(lib, rng):
+    x, w = integers(rng, (2, 6, 5, 4), (8, 3, 1, 1))
+    x_, w_ = lib.array(x), lib.array(w)
+    assert xconv.plan(x_, w_, groups=2).algorithm == "pointwise"
+    y = Oracle(x.shape, w.shape, groups=2).conv(x, w)
+    for algorithm in ("auto", "pointwise", "gemm"):
+        lib.check(xconv.conv(x_, w_, groups=2, algorithm=algorithm), y)
+
+
+# dtypes
+
+INTEGERS = ["int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"]
+
+
+@pytest.mark.parametrize("name", INTEGERS)
+def test_integers_wrap(lib, rng, name):
+    if not lib.can_multiply(name):
+        pytest.skip(f"{lib} has no products of {name}")
+    info = np.iinfo(name)
+    x, w = (rng.integers(info.min, info.max, s, name, endpoint=True) for s in ((2, 4, 5), (3, 4, 3)))
+    exact = sum(
+        np.einsum("ncp,oc->nop", x[:, :, t : t + 3].astype(object), w[:, :, t].astype(object)) for t in range(3)
+    )
+    wrapped = (exact % 2**info.bits).astype(f"uint{info.bits}").astype(name)
+    lib.check(xconv.conv(lib.array(x), lib.array(w)), wrapped, dtype=name)
+
+
+def test_wider_result(lib, rng):
+    x, w = (rng.integers(-128, 128, s, np.int8) for s in ((2, 4, 5), (3, 4, 3)))
+    oracle = Oracle(x.shape, w.shape)
+    x_, w_, wide = lib.array(x), lib.array(w), lib.dtype("int32")
+    lib.check(xconv.conv(x_, w_, dtype=wide), oracle.conv(x, w), dtype="int32")
+    dy = rng.integers(-128, 128, oracle.y_shape, np.int8)
+    dx = xconv.conv_input_grad(lib.array(dy), w_, x.shape, dtype=wide)
+    lib.check(dx, oracle.input_grad(dy, w), dtype="int32")
+    dw = xconv.conv_weight_grad(lib.array(dy), x_, w.shape, dtype=wide)
+    lib.check(dw, oracle.weight_grad(dy, x), dtype="int32")
+
+
+def test_integers_promote(lib, rng):
+    x, w = rng.integers(0, 255, (1, 2, 5)).astype(np.uint8), rng.integers(-128, 128, (3, 2, 3)).astype(np.int8)
+    y = Oracle(x.shape, w.shape).conv(x, w)
+    lib.check(xconv.conv(lib.array(x), lib.array(w)), (y + 2**15) % 2**16 - 2**15, dtype="int16")
+
+
+@pytest.mark.parametrize(("mine", "common"), [("float32", "float64"), ("complex64", "complex128")])
+def test_floats_promote(lib, rng, mine, common):
+    if not lib.has(common):
+        pytest.skip(f"{lib} has no {common}")
+    x, w = integers(rng, (1, 2, 5), (3, 2, 3))
+    expected = Oracle(x.shape, w.shape).conv(x, w).astype(common)
+    lib.check(xconv.conv(lib.array(x, mine), lib.array(w, common)), expected, dtype=common)
+    lib.check(xconv.conv(lib.array(x, mine), lib.array(w, mine)), expected, dtype=mine)
+    wide = xconv.conv(lib.array(x, mine), lib.array(w, mine), dtype=lib.dtype(common))
+    lib.check(wide, expected, dtype=common)
+
+
+def test_complex_gradients_are_adjoints(lib, rng):
+    if not lib.has("complex128"):
+        pytest.skip(f"{lib} has no complex128")
+    options = {"stride": 2, "padding": 2, "pad_mode": "wrap"}
+    oracle = Oracle((2, 2, 6), (3, 2, 3), **options)
+    x, w, dy = (
+        np.asarray(re + 1j * im)
+        for re, im in (integers(rng, s, s) for s in (oracle.x_shape, oracle.w_shape, oracle.y_shape))
+    )
+    x_, w_, dy_ = (lib.array(a) for a in (x, w, dy))
+    y = xconv.conv(x_, w_, **options)
+    dx = xconv.conv_input_grad(dy_, w_, x.shape, **options)
+    dw = xconv.conv_weight_grad(dy_, x_, w.shape, **options)
+    lib.check(y, oracle.conv(x, w), dtype="complex128")
+    lib.check(dx, oracle.input_grad(dy, w), dtype="complex128")
+    lib.check(dw, oracle.weight_grad(dy, x), dtype="complex128")
+    assert np.vdot(dy, lib.numpy(y)) == np.vdot(lib.numpy(dx), x)
+
+
+@pytest.mark.numpy_only
+def test_half_sums_in_single(lib, rng):
+    """1 + 2048 terms of 1: a float16 sum would stop at 2048."""
+    x, w = np.ones((1, 2049, 3), np.float16), np.ones((1, 2049, 1), np.float16)
+    assert np.all(xconv.conv(x, w) == np.float16(2049))
+    oracle = Oracle((2, 8, 9), (4, 8, 3), padding=1, stride=2)
+    x, w, dy = (rng.standard_normal(s).astype(np.float16) for s in ((2, 8, 9), (4, 8, 3), oracle.y_shape))
+    options = {"padding": 1, "stride": 2}
+    for result, exact in (
+        (xconv.conv(x, w, **options), oracle.conv(x, w)),
+        (xconv.conv_input_grad(dy, w, x.shape, **options), oracle.input_grad(dy, w)),
+        (xconv.conv_weight_grad(dy, x, w.shape, **options), oracle.weight_grad(dy, x)),
+    ):
+        lib.check(result, exact, dtype="float16", bound=0.51 * np.spacing(np.abs(exact).astype(np.float16)) + 1e-5)
+    lib.check(xconv.conv(x, w, **options, dtype=np.float32), oracle.conv(x, w), dtype="float32", bound=1e-5)
+
+
+@pytest.mark.numpy_only
+def test_bfloat16_of_ml_dtypes(lib, rng):
+    x, w = (rng.standard_normal(s).astype(ml_dtypes.bfloat16) for s in ((2, 8, 9), (4, 8, 3)))
+    y = xconv.conv(x, w)
+    exact = Oracle(x.shape, w.shape).conv(x.astype(float), w.astype(float))
+    assert y.dtype == ml_dtypes.bfloat16
+    assert np.all(np.abs(y.astype(float) - exact) <= 2.0**-8 * np.abs(exact) + 1e-5)
+
+
+@pytest.mark.parametrize("real", ["float32", "float64"])
+def test_error_bound(lib, rng, real):
+    """|err| <= K * eps * conv(|x|, |w|), element by element, for all three functions."""
+    if not lib.has(real):
+        pytest.skip(f"{lib} has no {real}")
+    oracle = Oracle((2, 16, 8, 9), (8, 16, 3, 3), padding=1)
+    x, w, dy = (rng.standard_normal(s) * 10.0 ** rng.integers(-3, 3, s) for s in (oracle.x_shape, oracle.w_shape, oracle.y_shape))
+    x, w, dy = (a.astype(real) for a in (x, w, dy))
+    x_, w_, dy_ = (lib.array(a) for a in (x, w, dy))
+    eps = np.finfo(real).eps
+    with xconv.config(numerics="strict"):
+        for result, function, a, b, terms in (
+            (xconv.conv(x_, w_, padding=1), oracle.conv, x, w, 16 * 9),
+            (xconv.conv_input_grad(dy_, w_, x.shape, padding=1), oracle.input_grad, dy, w, 8 * 9),
+            (xconv.conv_weight_grad(dy_, x_, w.shape, padding=1), oracle.weight_grad, dy, x, 2 * 72),
+        ):
+            # The oracle itself rounds in float64: one more sum of as many terms.
+            bound = terms * (eps + np.finfo(float).eps) * function(np.abs(a), np.abs(b))
+            lib.check(result, function(a, b), dtype=real, bound=bound)
+
+
+def test_nan_and_infinity_stay_in_their_windows(lib):
+    x = np.zeros((1, 1, 7, 7))
+    x[0, 0, 2, 3], x[0, 0, 5, 5] = np.nan, np.inf
+    with xconv.config(numerics="strict"):
+        y = lib.numpy(xconv.conv(lib.array(x), lib.array(np.ones((1, 1, 3, 3))), padding=1))[0, 0]
+    seen = np.zeros((7, 7), bool)
+    seen[1:4, 2:5] = seen[4:7, 4:7] = True
+    assert np.array_equal(~np.isfinite(y), seen)
+
+
+# Inputs in any memory
+
+
+@pytest.mark.numpy_only
+@pytest.mark.parametrize("layout", ["channels_first", "channels_last"])
+def test_any_memory(lib, rng, layout):
+    base = rng.integers(-5, 6, (8, 12, 14, 16)).astype(np.float64)
+    shape = (2, 4, 5, 6) if layout == "channels_first" else (2, 5, 6, 4)
+    swapped = base[:2, :6, :5, :4].swapaxes(1, 3) if layout == "channels_first" else base[:2, :4, :6, :5].swapaxes(1, 3)
+    inputs = {
+        "strided": base[::4, ::3, 2:12:2, ::3][:2, : shape[1], : shape[2], : shape[3]],
+        "negative": base[1::-1, shape[1] - 1 :: -1, shape[2] - 1 :: -1, shape[3] - 1 :: -1],
+        "fortran": np.asfortranarray(base[:2, : shape[1], : shape[2], : shape[3]]),
+        "swapped": swapped,
+        "broadcast": np.broadcast_to(base[:1, :1, : shape[2], :1], shape),
+        "big-endian": base[:2, : shape[1], : shape[2], : shape[3]].astype(">f8"),
+    }
+    w = np.asfortranarray(base[:6, :2, :3, :2])[:, :, ::-1]
+    for name, x in inputs.items():
+        assert x.shape[0] == 2
+        x.flags.writeable = False
+        before = x.copy()
+        first = x if layout == "channels_first" else np.moveaxis(x, -1, 1)
+        oracle = Oracle(first.shape, (6, first.shape[1] // 2, *w.shape[2:]), groups=2, padding=1)
+        filters = w[:, : oracle.w_shape[1]]
+        y = xconv.conv(x, filters, groups=2, padding=1, layout=layout)
+        expected = oracle.conv(np.asarray(first, float), filters)
+        lib.check(y, expected if layout == "channels_first" else np.moveaxis(expected, 1, -1), dtype="float64")
+        assert y.flags.c_contiguous, name
+        assert y.flags.writeable
+        assert np.array_equal(x, before), name
+        dy = np.broadcast_to(1.0, y.shape)
+        dx = xconv.conv_input_grad(dy, filters, x.shape, groups=2, padding=1, layout=layout)
+        exact = oracle.input_grad(np.ones(oracle.y_shape), filters)
+        lib.check(dx, exact if layout == "channels_first" else np.moveaxis(exact, 1, -1))
+        dw = xconv.conv_weight_grad(dy, x, filters.shape, groups=2, padding=1, layout=layout)
+        lib.check(dw, oracle.weight_grad(np.ones(oracle.y_shape), np.asarray(first, float)))
+
+
+@pytest.mark.numpy_only
+def test_subclasses_become_plain(rng):
+    """A subclass that is a plain array with another name is taken as one, and shares its backend."""
+
+    class Named(np.ndarray):
+        pass
+
+    x, w = integers(rng, (1, 2, 5), (3, 2, 3))
+    y = xconv.conv(x.view(Named), w)
+    assert type(y) is np.ndarray
+    assert np.array_equal(y, xconv.conv(x, w))
+
+
+@pytest.mark.numpy_only
+def test_results_own_their_memory(lib, rng):
+    """The next call must not write into what the last one returned, kept memory or not."""
+    x, w = integers(rng, (2, 3, 6, 6), (4, 3, 3, 3))
+    for function in (
+        lambda: xconv.conv(x, w),
+        lambda: xconv.conv_input_grad(xconv.conv(x, w), w, x.shape),
+        lambda: xconv.conv_weight_grad(xconv.conv(x, w), x, w.shape),
+        lambda: xconv.im2col(x, 3),
+        lambda: xconv.conv(x, w[:, :, :1, :1]),
+    ):
+        result = function()
+        copy = result.copy()
+        xconv.conv(x + 1, w)
+        function()
+        assert np.array_equal(result, copy)
+
+
+# The transposed convolution
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+@pytest.mark.parametrize(("stride", "padding", "dilation", "extra"), [(1, 0, 1, 0), (2, 1, 1, 1), (3, (0, 1), 2, 2), (2, -1, 3, 2)])
+def test_transpose(lib, rng, rank, stride, padding, dilation, extra):
+    pair = padding if isinstance(padding, tuple) else (padding, padding)
+    x, w, b = integers(rng, (2, 4, *(4, 3, 2)[:rank]), (4, 3, *(3, 2, 1)[:rank]), (6,))
+    out = tuple((n - 1) * stride - sum(pair) + dilation * (k - 1) + 1 + extra for n, k in zip(x.shape[2:], w.shape[2:], strict=True))
+    # By definition: every input element adds its filters to the full output, which is then cropped and extended.
+    full = np.zeros((2, 6, *((n - 1) * stride + dilation * (k - 1) + 1 for n, k in zip(x.shape[2:], w.shape[2:], strict=True))))
+    for p in np.ndindex(*x.shape[2:]):
+        for t in np.ndindex(*w.shape[2:]):
+            at = tuple(i * stride + j * dilation for i, j in zip(p, t, strict=True))
+            for g in range(2):
+                full[(slice(None), slice(3 * g, 3 * g + 3), *at)] += x[(slice(None), slice(2 * g, 2 * g + 2), *p)] @ w[(slice(2 * g, 2 * g + 2), slice(None), *t)]
+    grown = np.pad(full, ((0, 0), (0, 0), *((9, 9),) * rank))
+    y = grown[(slice(None), slice(None), *(slice(9 + pair[0], 9 + pair[0] + n) for n in out))] + b.reshape(-1, *(1,) * rank)
+    options = {"stride": stride, "padding": (pair,) * rank, "dilation": dilation, "groups": 2, "output_padding": extra}
+    lib.check(xconv.conv_transpose(lib.array(x), lib.array(w), lib.array(b), **options), y, dtype=lib.real)
+    last = xconv.conv_transpose(lib.array(np.moveaxis(x, 1, -1)), lib.array(w), lib.array(b), **options, layout="channels_last")
+    lib.check(last, np.moveaxis(y, 1, -1))
+
+
+@pytest.mark.parametrize("padding", ["same", "same_lower", "valid"])
+@pytest.mark.parametrize("stride", [1, 2, 4])
+def test_transpose_with_a_named_padding(lib, rng, padding, stride):
+    """It is the adjoint of the convolution with that padding, from size * stride."""
+    x, w = integers(rng, (1, 2, 5), (2, 3, 3))
+    y = xconv.conv_transpose(lib.array(x), lib.array(w), stride=stride, padding=padding)
+    size = (5 - 1) * stride + 3 if padding == "valid" else 5 * stride
+    assert y.shape == (1, 3, size)
+    forward = {"stride": stride, "padding": padding}
+    lib.check(y, lib.numpy(xconv.conv_input_grad(lib.array(x), lib.array(w), (1, 3, size), **forward)))
+
+
+def test_transpose_does_not_conjugate(lib):
+    if not lib.has("complex128"):
+        pytest.skip(f"{lib} has no complex128")
+    x, w = np.array([[[1.0 + 0j]]]), np.array([[[2j]]])
+    lib.check(xconv.conv_transpose(lib.array(x), lib.array(w)), x * w)
+    lib.check(xconv.conv_input_grad(lib.array(x), lib.array(w), (1, 1, 1)), x * w.conj())
+
+
+# im2col and col2im
+
+
+def test_windows_of_every_dtype(lib, rng):
+    for name in (*INTEGERS, "float32"):
+        if not lib.has(name):
+            continue
+        x = rng.integers(0, 100, (2, 3, 5, 4)).astype(name)
+        cols = xconv.im2col(lib.array(x), (2, 3), stride=(2, 1))
+        oracle = Oracle(x.shape, (1, 3, 2, 3), stride=(2, 1))
+        lib.check(cols, oracle.im2col(x), dtype=name)
+        back = oracle.col2im(oracle.im2col(x).astype(float)) % (256 if name.endswith("8") else 1e9)
+        expected = back.astype(np.uint8).view(name).astype(float) if name == "int8" else back
+        lib.check(xconv.col2im(cols, (5, 4), stride=(2, 1)), expected, dtype=name)
+
+
+def test_col2im_counts_the_windows(lib):
+    cols = np.ones((1, 1, 3, 3, 4, 4))
+    once = xconv.col2im(lib.array(cols), 4, padding=1)
+    lib.check(once, np.array([[[[4.0, 6, 6, 4], [6, 9, 9, 6], [6, 9, 9, 6], [4, 6, 6, 4]]]]))

@@ -1,0 +1,185 @@
+"""Bad input: the exception, and what its message says."""
+
+import numpy as np
+import pytest
+import xconv
+
+
+def ones(*shape, dtype=np.float64):
+    return np.ones(shape, dtype)
+
+
+X, W, B = ones(2, 4, 7, 7), ones(6, 4, 3, 3), ones(6)
+DY = ones(2, 6, 5, 5)
+
+
+def conv(*args, **options):
+    return lambda: xconv.conv(*args, **options)
+
+
+BAD = {
+    # arrays
+    "list": (conv([[1.0]], W), TypeError, "`x` must be an array"),
+    "number": (conv(X, 3.0), TypeError, "`w` must be an array"),
+    "none": (conv(None, W), TypeError, "`x` must be an array"),
+    "bias list": (conv(X, W, [1.0] * 6), TypeError, "`b` must be an array"),
+    "masked": (conv(np.ma.ones((2, 4, 7, 7)), W), TypeError, "`x` must be a plain array, got MaskedArray"),
+    "keyword array": (lambda: xconv.conv(x=X, w=W), TypeError, "positional"),
+    # ranks and channels
+    "no axes": (conv(ones(), W), ValueError, "`x` must have a batch, a channel and at least one spatial axis"),
+    "two axes": (conv(ones(2, 4), ones(6, 4)), ValueError, "got shape (2, 4)"),
+    "rank of w": (conv(X, ones(6, 4, 3)), ValueError, "`w` must have as many axes as `x`"),
+    "channels": (conv(X, ones(6, 3, 3, 3)), ValueError, "`w` must have 4 input channels"),
+    "channels of a group": (conv(X, W, groups=2), ValueError, "`w` must have 2 input channels (4 over 2 groups)"),
+    "last layout channels": (conv(X, W, layout="channels_last"), ValueError, "`w` must have 7 input channels"),
+    "bias length": (conv(X, W, ones(5)), ValueError, "`b` must have one element per output channel"),
+    "bias rank": (conv(X, W, ones(6, 1)), ValueError, "got shape (6, 1)"),
+    # groups
+    "groups 0": (conv(X, W, groups=0), ValueError, "`groups` must divide"),
+    "groups 3": (conv(X, W, groups=3), ValueError, "`groups` must divide the 4 input and the 6 output channels, got 3"),
+    "groups -1": (conv(X, W, groups=-1), ValueError, "`groups`"),
+    "groups 1.0": (conv(X, W, groups=1.0), TypeError, "`groups` must be made of integers, got 1.0"),
+    # stride, dilation, padding
+    "stride 0": (conv(X, W, stride=0), ValueError, "`stride` must be at least 1 on every axis, got 0"),
+    "stride -1": (conv(X, W, stride=(1, -1)), ValueError, "`stride` must be at least 1 on every axis, got (1, -1)"),
+    "stride 1.0": (conv(X, W, stride=1.0), TypeError, "`stride` must be made of integers, got 1.0"),
+    "stride x": (conv(X, W, stride="x"), TypeError, "`stride` must be made of integers"),
+    "stride none": (conv(X, W, stride=None), TypeError, "`stride` must be made of integers, got None"),
+    "three strides": (conv(X, W, stride=(1, 1, 1)), ValueError, "`stride` must have one value per spatial axis (2)"),
+    "dilation 0": (conv(X, W, dilation=0), ValueError, "`dilation` must be at least 1"),
+    "one dilation": (conv(X, W, dilation=(2,)), ValueError, "`dilation` must have one value per spatial axis"),
+    "padding word": (conv(X, W, padding="full"), ValueError, '`padding` must be "valid", "same", "same_lower"'),
+    "padding 0.5": (conv(X, W, padding=0.5), TypeError, "`padding` must be made of integers, got 0.5"),
+    "three paddings": (conv(X, W, padding=(1, 1, 1)), ValueError, "`padding` must have one int or one (lo, hi) pair"),
+    "triple": (conv(X, W, padding=((1, 1, 1), 1)), ValueError, "`padding` must have one int or one (lo, hi) pair"),
+    "pad mode": (conv(X, W, pad_mode="zeros"), ValueError, "`pad_mode` must be one of"),
+    "pad mode type": (conv(X, W, pad_mode=0), TypeError, "`pad_mode` must be a string, got 0"),
+    "pad nothing": (conv(ones(1, 4, 0, 7), W, padding=2, pad_mode="edge"), ValueError, "needs an element to pad from"),
+    # sizes
+    "small input": (conv(ones(2, 4, 2, 7), W), ValueError, "`w` must fit into the padded input"),
+    "dilated kernel": (conv(X, W, dilation=4), ValueError, "dilated kernels of size (9, 9)"),
+    "cropped away": (conv(X, W, padding=-3), ValueError, "`padding` ((-3, -3), (-3, -3))"),
+    "no taps": (conv(X, ones(6, 4, 0, 3)), ValueError, "`w` must have a tap on every spatial axis"),
+    # dtypes
+    "bool": (conv(X > 0, W > 0), TypeError, "`x` bool, `w` bool"),
+    "object": (conv(X.astype(object), W), TypeError, "`x` object"),
+    "dates": (conv(X.astype("m8[s]"), W), TypeError, "`x` timedelta64[s]"),
+    "int by float": (conv(X.astype(int), W), TypeError, "do not mix, got `x` int64, `w` float64"),
+    "int bias": (conv(X, W, B.astype(int)), TypeError, "`b` int64"),
+    "u8 by i8": (conv(X.astype("u8"), W.astype("i8")), TypeError, "common integer dtype"),
+    "narrow": (conv(X, W, dtype=np.float32), TypeError, "`dtype` must be able to hold float64"),
+    "other kind": (conv(X, W, dtype=np.int64), TypeError, "`dtype` must be able to hold float64"),
+    "no dtype": (conv(X, W, dtype="nonsense"), TypeError, "`dtype` must be an integer, real or complex"),
+    "dtype list": (conv(X, W, dtype=[1]), TypeError, "`dtype`"),
+    "dtype bool": (conv(X, W, dtype=bool), TypeError, "`dtype`"),
+    # algorithm, layout
+    "algorithm": (conv(X, W, algorithm="magic"), ValueError, "`algorithm` must be one of ('auto', 'pointwise', 'gemm')"),
+    "algorithm type": (conv(X, W, algorithm=None), TypeError, "`algorithm` must be a string, got None"),
+    "pointwise 3x3": (conv(X, W, algorithm="pointwise"), ValueError, "has more than one tap"),
+    "pointwise stride": (conv(X, W[..., :1, :1], algorithm="pointwise", stride=2), ValueError, "the stride is above 1"),
+    "pointwise padding": (conv(X, W[..., :1, :1], algorithm="pointwise", padding=1), ValueError, "takes no padding"),
+    "layout": (conv(X, W, layout="NHWC"), ValueError, '`layout` must be "channels_first" or "channels_last"'),
+    "layout type": (conv(X, W, layout=None), TypeError, "`layout` must be a string"),
+    # gradients
+    "dy size": (lambda: xconv.conv_input_grad(DY, W, (2, 4, 8, 7)), ValueError, "`dy` must have the shape of the result, (2, 6, 6, 5)"),
+    "dy rank": (lambda: xconv.conv_weight_grad(ones(2, 6, 5), X, W.shape), ValueError, "`dy` must have the shape of the result"),
+    "x_shape": (lambda: xconv.conv_input_grad(DY, W, (2, 4, 7.0, 7)), TypeError, "`x_shape` must be made of integers"),
+    "x_shape int": (lambda: xconv.conv_input_grad(DY, W, 7), ValueError, "`x_shape` must be a sequence"),
+    "x_shape negative": (lambda: xconv.conv_input_grad(DY, W, (2, 4, -7, 7)), ValueError, "`x_shape` must be a sequence"),
+    "w_shape": (lambda: xconv.conv_weight_grad(DY, X, (6, 4, 3)), ValueError, "`w` must have as many axes"),
+    "w_shape nested": (lambda: xconv.conv_weight_grad(DY, X, (6, 4, (3, 3), 3)), ValueError, "`w_shape` must be a sequence"),
+    "dy dtype": (lambda: xconv.conv_input_grad(DY.astype(int), W, X.shape), TypeError, "`dy` int64"),
+    # transposed
+    "transpose rank": (lambda: xconv.conv_transpose(ones(2, 4), ones(4, 2)), ValueError, "`x` must have a batch"),
+    "transpose channels": (lambda: xconv.conv_transpose(X, ones(3, 4, 3, 3)), ValueError, "`w` must have the 4 channels of `x` on its first axis"),
+    "transpose groups": (lambda: xconv.conv_transpose(X, ones(4, 2, 3, 3), groups=3), ValueError, "`groups` must divide"),
+    "transpose bias": (lambda: xconv.conv_transpose(X, ones(4, 2, 3, 3), B), ValueError, "`b` must have one element per output channel, shape (2,)"),
+    "transpose empty": (lambda: xconv.conv_transpose(ones(1, 1, 0), ones(1, 1, 1)), ValueError, "`x` must have an element"),
+    "output_padding": (lambda: xconv.conv_transpose(X, ones(4, 2, 3, 3), output_padding=1), ValueError, "`output_padding` must be less than the stride"),
+    "output_padding -1": (lambda: xconv.conv_transpose(X, ones(4, 2, 3, 3), output_padding=-1), ValueError, "`output_padding` must be at least 0"),
+    "output_padding same": (lambda: xconv.conv_transpose(X, ones(4, 2, 3, 3), stride=2, padding="same", output_padding=1), ValueError, '`output_padding` must be 0 for `padding` "same"'),
+    "no output": (lambda: xconv.conv_transpose(X, ones(4, 2, 3, 3), padding=9), ValueError, "`padding` must leave some output"),
+    # windows
+    "window": (lambda: xconv.im2col(X, 0), ValueError, "`kernel_size` must be at least 1"),
+    "windows": (lambda: xconv.im2col(X, (3, 3, 3)), ValueError, "`kernel_size` must have one value per spatial axis"),
+    "window of nothing": (lambda: xconv.im2col(ones(3), 3), ValueError, "`x` must have a batch"),
+    "window too large": (lambda: xconv.im2col(X, 8), ValueError, "must fit into the padded input"),
+    "bool windows": (lambda: xconv.im2col(X > 0, 3), TypeError, "`x` bool"),
+    "cols odd": (lambda: xconv.col2im(ones(1, 1, 3, 3, 5), 5), ValueError, "`cols` must have the axes"),
+    "cols size": (lambda: xconv.col2im(ones(1, 1, 3, 4), 5), ValueError, "`cols` must have the output size (3,)"),
+    "sizes": (lambda: xconv.col2im(ones(1, 1, 3, 3), (5, 5)), ValueError, "`size` must have one value per spatial axis"),
+    "size -1": (lambda: xconv.col2im(ones(1, 1, 3, 3), -1), ValueError, "`size` must be at least 0"),
+    # the classic four
+    "classic stride": (lambda: xconv.conv_forward(X, W, B, stride=4), ValueError, "Invalid output dimension!"),
+    "classic width": (lambda: xconv.conv_forward(ones(1, 4, 7, 8), W, B, stride=2), ValueError, "8 + 2 * 1 - 3 = 7"),
+    "classic columns": (lambda: xconv.im2col_indices(X, 3, 3, stride=4), ValueError, "Invalid output dimension!"),
+    "classic fold": (lambda: xconv.col2im_indices(ones(9, 9), (1, 1, 5, 5), stride=3), ValueError, "Invalid output dimension!"),
+    "classic fold shape": (lambda: xconv.col2im_indices(ones(9, 9), (1, 1, 5, 5)), ValueError, "`cols` must have shape (9, 25)"),
+    "classic fold rank": (lambda: xconv.col2im_indices(ones(9, 9), (1, 5, 5)), ValueError, "`x_shape` must be (D, C, H, W)"),
+    "classic rank": (lambda: xconv.conv_forward(ones(1, 4, 7), W, B), ValueError, "`X` must have four axes"),
+    "classic filters": (lambda: xconv.conv_forward(X, ones(6, 4, 3), B), ValueError, "`W` must have four axes"),
+    "classic bias": (lambda: xconv.conv_forward(X, W, ones(1, 6)), ValueError, "`b` must have shape (6, 1) or (6,)"),
+    "classic stride 0": (lambda: xconv.conv_forward(X, W, B, stride=0), ValueError, "`stride` must be at least 1"),
+    "classic stride 1.5": (lambda: xconv.conv_forward(X, W, B, stride=1.5), TypeError, "`stride` must be made of integers"),
+    "classic field": (lambda: xconv.im2col_indices(X, 0, 3), ValueError, "at least 1"),
+    # settings
+    "workspace 0": (lambda: xconv.config(workspace=0), ValueError, "`workspace` must be at least 1"),
+    "workspace 1.5": (lambda: xconv.config(workspace=1.5), TypeError, "`workspace` must be made of integers"),
+    "threads": (lambda: xconv.config(threads=-1), ValueError, "`threads` must be at least 1"),
+    "precision": (lambda: xconv.config(precision="half"), ValueError, "`precision` must be one of ('ieee', 'tf32')"),
+    "numerics": (lambda: xconv.config(numerics="exact"), ValueError, "`numerics` must be one of ('fast', 'strict')"),
+    "unknown setting": (lambda: xconv.config(speed=11), TypeError, "speed"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input(name):
+    call, error, message = BAD[name]
+    with pytest.raises(error) as caught:
+        call()
+    assert message in str(caught.value)
+
+
+def test_the_table_is_long_enough():
+    assert len(BAD) >= 40
+
+
+def test_earlier_good_calls_do_not_hide_a_bad_one():
+    """Calls are remembered by their arguments, and 1.0 == True == 1."""
+    xconv.conv(X, W, stride=1, groups=1, padding=(1, 1))
+    for options in ({"stride": 1.0}, {"groups": 1.0}, {"padding": (1.0, 1)}):
+        with pytest.raises(TypeError):
+            xconv.conv(X, W, **options)
+
+
+def test_two_libraries():
+    strict = pytest.importorskip("array_api_strict")
+    with pytest.raises(TypeError, match="`x` and `w` must be of one array library, got numpy.ndarray and array_api_strict"):
+        xconv.conv(X, strict.asarray(W))
+
+
+def test_two_devices():
+    strict = pytest.importorskip("array_api_strict")
+    x = strict.asarray(X, device=strict.Device("device1"))
+    with pytest.raises(TypeError, match="`x` and `w` must be on one device"):
+        xconv.conv(x, strict.asarray(W))
+    y = xconv.conv(x, strict.asarray(W, device=x.device), padding=1)
+    assert y.device == x.device
+
+
+def test_dtypes_of_other_libraries():
+    strict = pytest.importorskip("array_api_strict")
+    x, w = strict.asarray(X), strict.asarray(W)
+    with pytest.raises(TypeError, match="`dtype` must be an integer, real or complex floating dtype of array_api_strict"):
+        xconv.conv(x, w, dtype="float64")
+    with pytest.raises(TypeError, match="`x` .*bool"):
+        xconv.conv(x > 0, w > 0)
+    with pytest.raises(TypeError, match="must have a common one"):
+        xconv.conv(strict.astype(x, strict.uint64), strict.astype(w, strict.int64))
+
+
+def test_no_memory_before_the_checks():
+    """A convolution of a petabyte is refused for its shape, not for its size."""
+    huge = np.broadcast_to(1.0, (2**20, 4, 2**14, 2**14))
+    with pytest.raises(ValueError, match="`groups`"):
+        xconv.conv(huge, W, groups=5)

@@ -1,0 +1,89 @@
+"""Geometry by itself: what the padding reads, and that tiles are the same convolution in parts."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import cases
+from xconv._arguments import geometry
+from xconv._geometry import Axis, Run
+
+
+@pytest.mark.parametrize("mode", ["edge", "reflect", "wrap"])
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+def test_runs_are_numpys_padding(mode, size):
+    for lo in range(-2, 13):
+        for hi in range(-2, 13):
+            if size + lo + hi < 1:
+                continue
+            axis = Axis(size, 1, lo=lo, hi=hi)
+            read = [run.start + i * run.step for run in axis.runs(mode) for i in range(run.length)]
+            extended = np.pad(np.arange(size), (max(lo, 0), max(hi, 0)), mode=mode)
+            assert read == list(extended[max(-lo, 0) : len(extended) - max(-hi, 0)])
+
+
+def test_runs_are_few():
+    assert Axis(10, 3, lo=3, hi=2).runs("reflect") == [Run(3, 3, -1), Run(0, 10, 1), Run(8, 2, -1)]
+    assert Axis(10, 3, lo=3, hi=2).runs("wrap") == [Run(7, 3, 1), Run(0, 10, 1), Run(0, 2, 1)]
+    assert Axis(10, 3, lo=3, hi=2).runs("edge") == [Run(0, 3, 0), Run(0, 10, 1), Run(9, 2, 0)]
+
+
+def meetings(g, tile=None):
+    """Which input of which image meets which tap in which output, counted by plain loops, in the whole's numbers."""
+    part = g if tile is None else tile.geometry
+    starts = [(0, 0)] * (1 + len(g.axes))
+    if tile is not None:
+        starts = [(tile.x[0].start, tile.y[0].start)]
+        starts += [(a.start, b.start) for a, b in zip(tile.x[2:], tile.y[2:], strict=True)]
+    found = Counter()
+    for n in range(part.batch):
+        for o in np.ndindex(*part.out):
+            for t in np.ndindex(*part.kernel):
+                p = [i * a.stride + j * a.dilation - a.lo for i, j, a in zip(o, t, part.axes, strict=True)]
+                if all(0 <= i < a.size for i, a in zip(p, part.axes, strict=True)):
+                    x = tuple(i + first for i, (first, _) in zip((n, *p), starts, strict=True))
+                    y = tuple(i + first for i, (_, first) in zip((n, *o), starts, strict=True))
+                    found[x, t, y] += 1
+    return found
+
+
+@settings(max_examples=150)
+@given(case=cases(max_rank=2), budget=st.integers(1, 60), over=st.sampled_from(["outputs", "inputs"]))
+def test_tiles_are_the_whole_in_parts(case, budget, over):
+    g = geometry(case.x_shape, case.w_shape, **{**case.options, "pad_mode": "constant"})
+
+    def cost(part):
+        return part.batch * np.prod(part.padded) * np.prod(part.kernel)
+
+    tiling = g.tiles(over, budget, cost)
+    written = np.zeros((g.batch, *(g.out if over == "outputs" else g.size)), int)
+    total = Counter()
+    for tile in tiling:
+        side = tile.y if over == "outputs" else tile.x
+        written[(side[0], *side[2:])] += 1
+        found = meetings(g, tile)
+        if over == "inputs":  # an output is in several tiles, each with the inputs of its own
+            inside = {key: n for key, n in found.items() if all(s.start <= i < s.stop for s, i in zip((tile.x[0], *tile.x[2:]), key[0], strict=True))}
+            assert inside == found
+        total += found
+        assert cost(tile.geometry) <= cost(tiling.largest)
+    assert np.all(written == 1)
+    assert total == meetings(g)
+
+
+def test_tiles_are_made_one_by_one():
+    g = geometry((1, 1, 10**9, 10**9), (1, 1, 3, 3), padding=1)
+    tiling = g.tiles("outputs", 1000, lambda part: np.prod(part.padded))
+    assert len(tiling) > 10**14
+    assert tiling[len(tiling) - 1].y[2].stop == 10**9
+    with pytest.raises(IndexError):
+        tiling[len(tiling)]
+
+
+def test_long_rows_and_no_slivers():
+    """A tile of the input gradient computes again what it shares with its neighbours: it must not be a thin strip."""
+    g = geometry((1, 8, 4096, 4096), (2, 8, 5, 5), padding=2)
+    tile = g.tiles("inputs", 5000, lambda part: part.pixels).largest
+    assert tile.axes[0].out * tile.axes[1].out <= 1.5 * tile.axes[0].size * tile.axes[1].size

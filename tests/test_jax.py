@@ -1,0 +1,384 @@
+"""JAX: its convolution as a second oracle, and its transformations of xconv's functions. For --backend=jax and jax64.
+
+Whole checks are compiled where that is possible: it costs less than compiling every operation for every shape.
+"""
+
+import importlib
+from functools import partial
+
+import numpy as np
+import pytest
+from libraries import Backend
+
+import xconv
+
+#: x, w (filters first) and options; and the padding where lax spells it differently.
+GEOMETRIES = {
+    "1d": ((2, 4, 11), (6, 2, 3), {"stride": 2, "padding": ((3, 1),), "dilation": 2, "groups": 2}, None),
+    "2d": (
+        (2, 4, 9, 8),
+        (6, 2, 3, 2),
+        {"stride": (3, 1), "padding": ((1, 2), (0, 1)), "dilation": (1, 3), "groups": 2},
+        None,
+    ),
+    "gaps": ((2, 2, 9, 8), (3, 2, 2, 1), {"stride": 3, "padding": ((0, 0), (-1, 2))}, None),
+    "depthwise": ((2, 3, 6, 5), (6, 1, 3, 3), {"groups": 3, "padding": "same", "stride": 2}, "SAME"),
+    "same-lower": ((1, 2, 6, 5), (2, 2, 4, 3), {"padding": "same_lower", "stride": (1, 2)}, "SAME_LOWER"),
+    "pointwise": ((2, 4, 5, 6), (8, 2, 1, 1), {"groups": 2}, "VALID"),
+    "3d": ((1, 2, 5, 4, 6), (4, 2, 2, 3, 2), {"stride": (2, 1, 3), "padding": ((1, 0), (1, 1), (0, 2))}, None),
+}
+#: Options that lax does not have, for one x and w.
+OPTIONS = {
+    "edge": {"pad_mode": "edge", "padding": ((2, 1), (0, 3)), "groups": 2},
+    "reflect": {"pad_mode": "reflect", "padding": ((7, 0), (2, 1)), "stride": 2, "groups": 2},
+    "wrap": {"pad_mode": "wrap", "padding": ((6, 1), (1, 9)), "stride": (2, 3), "groups": 2},
+    "channels-last": {"layout": "channels_last", "padding": 1, "stride": (1, 2), "groups": 2},
+}
+X_SHAPE, W_SHAPE = (2, 4, 5, 6), (6, 2, 3, 2)
+
+options_of_xconv = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+
+
+@pytest.fixture(params=[Backend.JAX, Backend.JAX64], ids=lambda backend: backend.value, autouse=True)
+def library(request):
+    """The library without and with float64; its absence is an error where it was asked for."""
+    if request.param not in (request.config.getoption("backend") or ()):
+        pytest.skip(f"runs with --backend={request.param.value}")
+    library = request.param.library()
+    with library.active():
+        yield library
+
+
+@pytest.fixture
+def jax(library):
+    return importlib.import_module(library.backend.module)
+
+
+@pytest.fixture
+def integers(library, rng):
+    """Makes arrays of small integers in the widest real dtype: sums of their products are exact in any order."""
+    return lambda *shapes: [library.array(rng.integers(-6, 7, shape).astype(library.real)) for shape in shapes]
+
+
+def assert_equal(actual, expected):
+    """The same arrays, or tuples of the same arrays."""
+    if isinstance(actual, tuple):
+        for one, other in zip(actual, expected, strict=True):
+            assert_equal(one, other)
+        return
+    assert type(actual) is type(expected)
+    assert actual.dtype == expected.dtype
+    assert actual.shape == expected.shape
+    assert np.array_equal(np.asarray(actual), np.asarray(expected))
+
+
+def x_shape_of(options):
+    return (2, 5, 6, 4) if "layout" in options else X_SHAPE
+
+
+def three(x_shape, w_shape, options):
+    """The convolution and its two gradients as one function."""
+
+    def function(x, w, dy):
+        return (
+            xconv.conv(x, w, **options),
+            xconv.conv_input_grad(dy, w, x_shape, **options),
+            xconv.conv_weight_grad(dy, x, w_shape, **options),
+        )
+
+    return function
+
+
+def derived(jax, convolution):
+    """The same three by JAX's derivatives of a convolution."""
+
+    def function(x, w, dy):
+        y, pull_back = jax.vjp(convolution, x, w)
+        return y, *pull_back(dy)
+
+    return function
+
+
+def result_of(jax, x, w, options):
+    return jax.eval_shape(partial(xconv.conv, **options), x, w).shape
+
+
+# JAX as an oracle
+
+
+@pytest.mark.parametrize("name", GEOMETRIES)
+def test_equal_to_lax_on_integers(jax, integers, name):
+    x_shape, w_shape, options, spelled = GEOMETRIES[name]
+    x, w = integers(x_shape, w_shape)
+    rank = x.ndim - 2
+    stride, dilation = (np.broadcast_to(options.get(key, 1), rank).tolist() for key in ("stride", "dilation"))
+    letters = "DHW"[-rank:]
+
+    def convolution(x, w):
+        return jax.lax.conv_general_dilated(
+            x,
+            w,
+            stride,
+            spelled or options["padding"],
+            rhs_dilation=dilation,
+            dimension_numbers=(f"NC{letters}", f"OI{letters}", f"NC{letters}"),
+            feature_group_count=options.get("groups", 1),
+        )
+
+    (dy,) = integers(jax.eval_shape(convolution, x, w).shape)
+    theirs = jax.jit(derived(jax, convolution))(x, w, dy)
+    assert_equal(jax.jit(three(x_shape, w_shape, options))(x, w, dy), theirs)
+    assert_equal(jax.jit(derived(jax, partial(xconv.conv, **options)))(x, w, dy), theirs)
+    there = three(x_shape, w_shape, options)(*(np.asarray(a) for a in (x, w, dy)))
+    assert all(type(a) is np.ndarray for a in there)
+    assert_equal(tuple(jax.numpy.asarray(a) for a in there), theirs)
+
+
+@pytest.mark.parametrize("stride", [1, 3])
+def test_transpose(jax, integers, stride):
+    x, w, b = integers((2, 4, 3, 4), (4, 3, 3, 2), (3,))
+
+    @jax.jit
+    def theirs(x, w, b):
+        names = ("NCHW", "OIHW", "NCHW")
+        y = jax.lax.conv_transpose(x, w, (stride, 1), "VALID", dimension_numbers=names, transpose_kernel=True)
+        return y + b[:, None, None]
+
+    assert_equal(jax.jit(partial(xconv.conv_transpose, stride=(stride, 1)))(x, w, b), theirs(x, w, b))
+
+
+def test_float32_within_the_bound(jax, library, rng):
+    """|err| <= K * eps * conv(|x|, |w|), against NumPy in float64."""
+    options = {"padding": 1, "stride": (2, 1)}
+    x, w, dy = (rng.standard_normal(s).astype(np.float32) for s in ((2, 16, 9, 8), (8, 16, 3, 2), (2, 8, 5, 9)))
+    with xconv.config(numerics="strict"):
+        function = three(x.shape, w.shape, options)
+        results = jax.jit(function)(*(library.array(a) for a in (x, w, dy)))
+        exact = function(*(a.astype(float) for a in (x, w, dy)))
+        scale = function(*(np.abs(a).astype(float) for a in (x, w, dy)))
+    for ours, true, size, terms in zip(results, exact, scale, (16 * 6, 8 * 6, 2 * 45), strict=True):
+        library.check(ours, true, dtype="float32", bound=terms * (2**-23 + 2**-52) * size)
+
+
+# Derivatives
+
+
+@options_of_xconv
+def test_derivatives_are_the_two_gradients(jax, integers, options):
+    x, w = integers(x_shape_of(options), W_SHAPE)
+    (dy,) = integers(result_of(jax, x, w, options))
+    eager = three(x.shape, W_SHAPE, options)(x, w, dy)
+    assert_equal(jax.jit(three(x.shape, W_SHAPE, options))(x, w, dy), eager)
+    convolution = partial(xconv.conv, **options)
+    assert_equal(jax.jit(derived(jax, convolution))(x, w, dy), eager)
+
+    def loss(x, w):
+        return jax.numpy.sum(dy * convolution(x, w))
+
+    assert_equal(jax.jit(jax.grad(loss, argnums=(0, 1)))(x, w), eager[1:])
+
+
+def test_derivatives_without_compiling(jax, integers):
+    options = OPTIONS["wrap"]
+    x, w = integers(X_SHAPE, W_SHAPE)
+    (dy,) = integers(result_of(jax, x, w, options))
+    dx = jax.grad(lambda x: jax.numpy.sum(dy * xconv.conv(x, w, **options)))(x)
+    assert_equal(dx, xconv.conv_input_grad(dy, w, X_SHAPE, **options))
+
+
+@options_of_xconv
+def test_derivatives_of_the_gradients(jax, integers, options):
+    """The gradients of a gradient are again two of the three functions."""
+    x_shape = x_shape_of(options)
+    x, v, w, u = integers(x_shape, x_shape, W_SHAPE, W_SHAPE)
+    (dy,) = integers(result_of(jax, x, w, options))
+
+    @jax.jit
+    def theirs(x, w, dy, v, u):
+        _, of_dx = jax.vjp(lambda dy, w: xconv.conv_input_grad(dy, w, x_shape, **options), dy, w)
+        _, of_dw = jax.vjp(lambda dy, x: xconv.conv_weight_grad(dy, x, W_SHAPE, **options), dy, x)
+        return *of_dx(v), *of_dw(u)
+
+    @jax.jit
+    def ours(x, w, dy, v, u):
+        (in_dy, in_x, in_w) = three(x_shape, W_SHAPE, options)(v, w, dy)
+        del in_x
+        also_in_dy, also_in_x, _ = three(x_shape, W_SHAPE, options)(x, u, dy)
+        return in_dy, in_w, also_in_dy, also_in_x
+
+    assert_equal(theirs(x, w, dy, v, u), ours(x, w, dy, v, u))
+
+
+def test_forward_and_transposed_derivatives(jax, integers):
+    options = OPTIONS["reflect"]
+    x, w, dx, dw = integers(X_SHAPE, W_SHAPE, X_SHAPE, W_SHAPE)
+    convolution = jax.jit(partial(xconv.conv, **options))
+    y, dy = jax.jit(lambda *a: jax.jvp(convolution, a[:2], a[2:]))(x, w, dx, dw)
+    assert_equal(y, convolution(x, w))
+    assert_equal(dy, convolution(dx, w) + convolution(x, dw))
+    (adjoint,) = jax.linear_transpose(lambda x: convolution(x, w), x)(dy)
+    assert_equal(adjoint, xconv.conv_input_grad(dy, w, X_SHAPE, **options))
+
+
+def test_complex_derivatives(jax, integers):
+    """JAX's derivatives do not conjugate; the adjoint does."""
+    options = {"padding": 1, "stride": 2}
+    x, w, dy = (jax.lax.complex(*integers(shape, shape)) for shape in ((2, 2, 6), (3, 2, 3), (2, 3, 3)))
+    theirs = jax.jit(derived(jax, partial(xconv.conv, **options)))(x, w, dy)
+    _, dx, dw = jax.jit(three(x.shape, w.shape, options))(x.conj(), w.conj(), dy)
+    assert_equal(theirs[1:], (dx, dw))
+
+
+# Transformations
+
+
+@pytest.mark.parametrize(("mode", "workspace"), [("constant", None), ("reflect", None), ("wrap", 20_000)])
+def test_vmap(jax, integers, mode, workspace):
+    """Over both operands and over either, in one tile and in several."""
+    options = {"stride": (2, 1), "padding": ((1, 2), (0, 1)), "groups": 2, "pad_mode": mode}
+    xs, ws, dys = integers((2, 2, 4, 7, 6), (2, 6, 2, 3, 2), (2, 2, 6, 4, 6))
+    function = three(xs.shape[1:], ws.shape[1:], options)
+    with xconv.config(workspace=workspace):
+        one = jax.jit(function)
+        assert (xconv.plan(xs[0], ws[0], **options).tiles > 1) == (workspace is not None)
+        for axes in ((0, 0, 0), (0, None, None), (None, 0, None), (None, None, 0)):
+            arrays = (xs, ws, dys)
+            at_once = jax.jit(jax.vmap(function, in_axes=axes))(
+                *(a if axis == 0 else a[0] for a, axis in zip(arrays, axes, strict=True))
+            )
+            each = [one(*(a[i if axis == 0 else 0] for a, axis in zip(arrays, axes, strict=True))) for i in range(2)]
+            assert_equal(at_once, tuple(jax.numpy.stack(results) for results in zip(*each, strict=True)))
+
+
+def test_gradients_per_image(jax, integers):
+    x, w, dy = integers((3, 4, 7), (6, 2, 3), (3, 6, 5))
+
+    def loss(w, x, dy):
+        return jax.numpy.sum(dy * xconv.conv(x[None], w, groups=2)[0])
+
+    dws = jax.jit(jax.vmap(jax.grad(loss), in_axes=(None, 0, 0)))(w, x, dy)
+    explicit = [xconv.conv_weight_grad(dy[i : i + 1], x[i : i + 1], w.shape, groups=2) for i in range(3)]
+    assert_equal(dws, jax.numpy.stack(explicit))
+
+
+def test_scan_over_layers(jax, integers):
+    x, ws = integers((2, 3, 8), (4, 3, 3, 3))
+
+    def layer(x, w):
+        return xconv.conv(x, w, padding="same", pad_mode="wrap"), None
+
+    y, _ = jax.jit(lambda x, ws: jax.lax.scan(layer, x, ws))(x, ws)
+    for w in ws:
+        x, _ = layer(x, w)
+    assert_equal(y, x)
+
+
+def test_static_options(jax, integers):
+    """The options of a compiled function are those of the call, also as other ones follow on the same shapes."""
+    x, w = integers(X_SHAPE, W_SHAPE)
+    compiled = jax.jit(xconv.conv, static_argnames=("stride", "padding", "groups", "pad_mode"))
+    for stride, padding, mode in ((1, 1, "wrap"), ((2, 1), ((1, 2), (0, 1)), "edge"), (1, "same", "wrap")):
+        options = {"stride": stride, "padding": padding, "pad_mode": mode, "groups": 2}
+        expected = xconv.conv(*(np.asarray(a) for a in (x, w)), **options)
+        assert_equal(compiled(x, w, **options), jax.numpy.asarray(expected))
+
+
+def test_shapes_without_computing(jax, library, integers):
+    options = OPTIONS["wrap"]
+    x, w = integers(X_SHAPE, W_SHAPE)
+    (dy,) = integers(result_of(jax, x, w, options))
+    shapes = jax.eval_shape(three(X_SHAPE, W_SHAPE, options), x, w, dy)
+    assert [s.shape for s in shapes] == [dy.shape, X_SHAPE, W_SHAPE]
+    assert {s.dtype for s in shapes} == {np.dtype(library.real)}
+
+
+# Caches
+
+
+def test_compiled_once_per_shape(jax, integers):
+    """Compiled, then run as it stands, then compiled for other shapes: nothing of one is left over for the next."""
+    traced = []
+
+    @jax.jit
+    def compiled(x, w):
+        traced.append(x.shape)
+        return xconv.conv(x, w, padding=1, stride=2, pad_mode="edge")
+
+    large, small, w = integers((2, 2, 9), (1, 2, 4), (3, 2, 3))
+    expected = {
+        x.shape: jax.numpy.asarray(xconv.conv(np.asarray(x), np.asarray(w), padding=1, stride=2, pad_mode="edge"))
+        for x in (large, small)
+    }
+    for x in (large, large, small, large, small):
+        assert_equal(compiled(x, w), expected[x.shape])
+        assert_equal(xconv.conv(x, w, padding=1, stride=2, pad_mode="edge"), expected[x.shape])
+    assert traced == [large.shape, small.shape]
+
+
+def test_no_tracer_is_kept(jax, integers):
+    """JAX looks for tracers that outlive their trace; so nothing that xconv caches may hold one."""
+    options = {"padding": 2, "stride": 3, "pad_mode": "wrap"}
+    x, w, b = integers((1, 2, 10), (3, 2, 2), (3,))
+
+    def loss(x, w, b):
+        return jax.numpy.sum(xconv.conv(x, w, b, **options) ** 2)
+
+    with jax.checking_leaks():
+        compiled = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(x, w, b)
+    y = xconv.conv(x, w, b, **options)
+    dx = xconv.conv_input_grad(2 * y, w, x.shape, **options)
+    dw = xconv.conv_weight_grad(2 * y, x, w.shape, **options)
+    assert_equal(compiled, (dx, dw, jax.numpy.sum(2 * y, axis=(0, 2))))
+
+
+def test_precision_changes_between_calls(jax, rng):
+    """A plan that was made for float32 does not serve float64, nor the other way round."""
+    x, w = rng.integers(-5, 6, (1, 2, 7)).astype(float), rng.integers(-5, 6, (3, 2, 3)).astype(float)
+    for wide in (False, True, False):
+        dtype = "float64" if wide else "float32"
+        with jax.enable_x64(wide):
+            y = xconv.conv(jax.numpy.asarray(x, dtype), jax.numpy.asarray(w, dtype))
+            assert_equal(y, jax.numpy.asarray(xconv.conv(x, w), dtype))
+
+
+# dtypes
+
+
+@pytest.mark.parametrize(("name", "digits", "least"), [("float16", 11, 2.0**-24), ("bfloat16", 8, 0.0)])
+def test_half_types_are_rounded_once(jax, rng, name, digits, least):
+    """Sums are taken in float32: the error is that of one rounding to half, and the float32 bound."""
+    options = {"padding": 1, "stride": (2, 1)}
+    shapes = ((2, 300, 9, 8), (8, 300, 3, 2), (2, 8, 5, 9))
+    halves = [jax.numpy.asarray(rng.standard_normal(s).astype(np.float32)).astype(name) for s in shapes]
+    function = three(*shapes[:2], options)
+    wide = [np.asarray(a).astype(float) for a in halves]
+    with xconv.config(numerics="strict"):
+        results = jax.jit(function)(*halves)
+        exact, scale = function(*wide), function(*(np.abs(a) for a in wide))
+    for ours, true, size, terms in zip(results, exact, scale, (300 * 6, 8 * 6, 2 * 45), strict=True):
+        assert ours.dtype == name
+        single = terms * 2**-23 * size
+        error = np.abs(np.asarray(ours).astype(float) - true)
+        assert np.all(error <= single + 2.0**-digits * (np.abs(true) + single) + least / 2)
+
+
+def test_half_sums_do_not_stop(jax):
+    """512 ones: a sum in bfloat16 itself would not grow beyond 256."""
+    x, w = jax.numpy.ones((1, 512, 2), "bfloat16"), jax.numpy.ones((1, 512, 1), "bfloat16")
+    for convolution in (xconv.conv, jax.jit(xconv.conv)):
+        assert_equal(convolution(x, w), jax.numpy.full((1, 1, 2), 512, "bfloat16"))
+
+
+def test_half_derivatives(jax):
+    """Every gradient has the dtype of what it is the gradient of."""
+    x, w = jax.numpy.ones((1, 2, 5), "bfloat16"), jax.numpy.ones((3, 2, 2), "float32")
+    dx, dw = jax.jit(jax.grad(lambda x, w: jax.numpy.sum(xconv.conv(x, w)), argnums=(0, 1)))(x, w)
+    assert_equal(dx, jax.numpy.asarray([[[3.0, 6, 6, 6, 3]] * 2], "bfloat16"))
+    assert_equal(dw, jax.numpy.full((3, 2, 2), 4.0, "float32"))
+
+
+def test_no_mixing(jax):
+    x, w = jax.numpy.ones((1, 1, 5)), np.ones((1, 1, 2), np.float32)
+    for convolution in (xconv.conv, jax.jit(lambda x, _: xconv.conv(x, w))):
+        with pytest.raises(TypeError, match=r"`x` and `w` must be of one array library.*jax.*numpy"):
+            convolution(x, w)

@@ -1,0 +1,137 @@
+"""Plans: what they say, and that they run."""
+
+import numpy as np
+import pytest
+import xconv
+from xconv._planner import scheduled
+from xconv.algorithms import ALGORITHMS
+from xconv.algorithms._gemm import Gemm
+
+
+@pytest.fixture
+def arrays(lib, rng):
+    x, w, b = (rng.integers(-5, 6, s).astype(float) for s in ((2, 4, 9, 8), (6, 4, 3, 3), (6,)))
+    return lib.array(x), lib.array(w), lib.array(b)
+
+
+def test_methods_do_what_the_functions_do(lib, arrays):
+    x, w, b = arrays
+    options = {"stride": 2, "padding": (1, 0)}
+    p = xconv.plan(x, w, **options)
+    y = p.conv(x, w, b)
+    lib.check(y, lib.numpy(xconv.conv(x, w, b, **options)), dtype=lib.real)
+    assert (p.x_shape, p.w_shape, p.y_shape) == (x.shape, w.shape, y.shape)
+    lib.check(p.conv(x, w), lib.numpy(xconv.conv(x, w, **options)))
+    lib.check(p.input_grad(y, w), lib.numpy(xconv.conv_input_grad(y, w, x.shape, **options)))
+    lib.check(p.weight_grad(y, x), lib.numpy(xconv.conv_weight_grad(y, x, w.shape, **options)))
+
+
+def test_shapes_are_in_the_layout(lib, arrays):
+    _, w, _ = arrays
+    p = xconv.plan(lib.array(np.ones((2, 9, 8, 4))), w, layout="channels_last")
+    assert (p.x_shape, p.y_shape) == ((2, 9, 8, 4), (2, 7, 6, 6))
+
+
+def test_figures():
+    x, w = np.ones((8, 64, 56, 56), np.float32), np.ones((64, 64, 3, 3), np.float32)
+    p = xconv.plan(x, w, padding=1)
+    assert p.flops == 2 * 8 * 64 * 56 * 56 * 64 * 9
+    columns = 8 * 56 * 56 * 64 * 9
+    assert p.bytes_moved == 4 * (2 * x.size + w.size + 2 * columns)  # columns are written and read
+    assert p.dtype == np.float32
+    assert p.tiles > 1
+    assert 0 < p.workspace < 8 * 2**20
+
+
+def test_text():
+    p = xconv.plan(np.ones((1, 4, 64, 64)), np.ones((8, 4, 1, 1)))
+    text = repr(p)
+    assert "(1, 4, 64, 64) * (8, 4, 1, 1) -> (1, 8, 64, 64), float64 on numpy" in text
+    assert "* pointwise" in text
+    assert "  gemm" in text
+    assert "262 kFLOP" in text
+    other = repr(xconv.plan(np.ones((1, 4, 64, 64)), np.ones((8, 4, 3, 3))))
+    assert "the kernel (3, 3) has more than one tap" in other
+    assert "TFLOP" in repr(xconv.plan(np.broadcast_to(1.0, (10**6, 64, 64, 64)), np.ones((64, 64, 3, 3))))
+    assert "in parallel" in repr(xconv.plan(np.ones((8, 64, 56, 56)), np.ones((64, 64, 3, 3))))
+
+
+def test_refuses_other_arrays(lib, arrays):
+    x, w, b = arrays
+    p = xconv.plan(x, w)
+    y = p.conv(x, w)
+    for call, message in (
+        (lambda: p.conv(x[:1, ...], w), "`x` must have the plan's shape"),
+        (lambda: p.conv(x, w, b[:1]), "`b` must have the plan's shape"),
+        (lambda: p.input_grad(x, w), "`dy` must have the plan's shape"),
+        (lambda: p.weight_grad(y, y), "`x` must have the plan's shape"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+    with pytest.raises(TypeError, match="`w` must have the plan's dtype"):
+        p.conv(x, lib.array(lib.numpy(w), "int32"))
+
+
+def test_refuses_another_library():
+    strict = pytest.importorskip("array_api_strict")
+    p = xconv.plan(np.ones((1, 1, 3)), np.ones((1, 1, 2)))
+    with pytest.raises(TypeError, match="the plan is for arrays of numpy"):
+        p.conv(strict.ones((1, 1, 3)), strict.ones((1, 1, 2)))
+
+
+def test_a_repeated_call_plans_nothing(rng):
+    x, w = rng.standard_normal((1, 2, 17)), rng.standard_normal((3, 2, 4))
+    xconv.conv(x, w, stride=[3])
+    before = scheduled.cache_info().misses
+    for stride in (3, [3], (3,), np.int64(3)):
+        xconv.conv(x, w, stride=stride)
+    assert scheduled.cache_info().misses <= before + 1  # 3 and (3,) are two spellings
+
+
+class Rounded(Gemm):
+    """An algorithm that is cheap, and has no componentwise bound."""
+
+    name = "rounded"
+    componentwise = False
+
+    def multiplications(self, g):
+        return 0
+
+
+def test_a_new_algorithm_is_one_entry(monkeypatch, lib, arrays):
+    """`auto` takes the cheapest, `numerics="strict"` the cheapest with the bound; both can be named."""
+    monkeypatch.setitem(ALGORITHMS, "rounded", Rounded())
+    scheduled.cache_clear()
+    x, w, _ = arrays
+    assert xconv.plan(x, w).algorithm == "rounded"
+    with xconv.config(numerics="strict"):
+        p = xconv.plan(x, w)
+        assert p.algorithm == "gemm"
+        assert '`numerics` is "strict"' in repr(p)
+        assert xconv.plan(x, w, algorithm="rounded").algorithm == "rounded"
+    lib.check(xconv.conv(x, w), lib.numpy(xconv.conv(x, w, algorithm="gemm")))
+    monkeypatch.undo()
+    scheduled.cache_clear()
+
+
+def test_settings_at_the_time_of_the_plan(rng):
+    x, w = rng.standard_normal((4, 8, 64, 64)), rng.standard_normal((8, 8, 3, 3))
+    with xconv.config(workspace=2**18):
+        p = xconv.plan(x, w)
+    assert p.workspace <= 2**18
+    assert p.tiles > xconv.plan(x, w).tiles
+
+
+def test_config_nests_and_ends():
+    from xconv import _config
+
+    outer = xconv.config(workspace=100, threads=2)
+    with outer:
+        with xconv.config(workspace=200, numerics="strict"), outer:
+            assert _config.current() == (100, "ieee", "strict", 2)
+        assert _config.current() == (100, "ieee", "fast", 2)
+    assert _config.current() == (None, "ieee", "fast", None)
+    with pytest.raises(RuntimeError, match="inside"), xconv.config(precision="tf32"):
+        assert _config.current().precision == "tf32"
+        raise RuntimeError("inside")
+    assert _config.current().precision == "ieee"

@@ -1,0 +1,136 @@
+"""``config(workspace=)`` bounds the temporary memory of every function, and changes no result."""
+
+import tracemalloc
+from itertools import product
+
+import numpy as np
+import pytest
+import xconv
+
+MIB = 2**20
+
+
+def temporary_peak(function):
+    """Bytes that `function` takes at its peak beside its result, and the result."""
+    tracemalloc.start()
+    try:
+        result = function()
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    return peak - result.nbytes, result
+
+
+def functions(x, w, dy, options):
+    kernel = w.shape[2:]
+    windows = {k: v for k, v in options.items() if k not in {"groups", "layout"}}
+    yield "conv", lambda: xconv.conv(x, w, np.ones(len(w), w.dtype), **options)
+    yield "input_grad", lambda: xconv.conv_input_grad(dy, w, x.shape, **options)
+    yield "weight_grad", lambda: xconv.conv_weight_grad(dy, x, w.shape, **options)
+    if "pad_mode" not in options:
+        yield "transpose", lambda: xconv.conv_transpose(dy, w, np.ones(w.shape[1] * options.get("groups", 1), w.dtype), **options)
+    if "layout" not in options:
+        yield "im2col", lambda: xconv.im2col(x, kernel, **windows)
+        if "pad_mode" not in options:
+            cols = xconv.im2col(x, kernel, **windows)
+            size = x.shape[2:]
+            yield "col2im", lambda: xconv.col2im(cols, size, **windows)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"padding": 2},
+        {"padding": ((3, 0), 1), "stride": (1, 3), "groups": 2},
+        {"padding": ((1, 4), 2), "pad_mode": "reflect"},
+        {"padding": 3, "pad_mode": "wrap", "dilation": 2},
+        {"layout": "channels_last", "padding": "same", "stride": 2},
+        {"stride": 7},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("workspace", [MIB // 4, 2 * MIB])
+def test_bound(rng, options, dtype, workspace):
+    shape = (2, 200, 120, 8) if "layout" in options else (2, 8, 200, 120)
+    x = rng.integers(-3, 4, shape).astype(dtype)
+    w = rng.integers(-3, 4, (6, 8 // options.get("groups", 1), 5, 3)).astype(dtype)
+    y = xconv.conv(x, w, **options)
+    dy = rng.integers(-3, 4, y.shape).astype(dtype)
+    for name, function in functions(x, w, dy, options):
+        whole = function()
+        with xconv.config(workspace=workspace):
+            peak, tiled = temporary_peak(function)
+        # What is not arrays: plans, tiles and views of a call's hundreds of pieces.
+        assert peak <= workspace + 400_000, (name, peak)
+        assert np.array_equal(whole, tiled), name
+
+
+def test_a_large_image(rng):
+    """1 x 8 x 4096 x 4096 in float32 with a 5 x 5 kernel, whose columns alone would take 12.5 GiB.
+
+    The other side is a sum over the taps, each one product with the whole shifted image.
+    """
+    side = 4096
+    x = rng.integers(-2, 3, (1, 8, side, side)).astype(np.float32)
+    w = rng.integers(-2, 3, (2, 8, 5, 5)).astype(np.float32)
+    dy = rng.integers(0, 2, (1, 2, side, side)).astype(np.float32)
+    padded = np.pad(x[0], ((0, 0), (2, 2), (2, 2)))
+    y, dw, dx = np.zeros_like(dy), np.zeros_like(w), np.zeros_like(padded)
+    for row, i, j in product(range(0, side, 64), range(5), range(5)):
+        seen = (slice(None), slice(row + i, row + i + 64), slice(j, j + side))
+        part, out, taps = padded[seen].reshape(8, -1), dy[0, :, row : row + 64].reshape(2, -1), w[:, :, i, j]
+        y[0, :, row : row + 64] += (taps @ part).reshape(2, 64, side)
+        dx[seen] += (taps.T @ out).reshape(8, 64, side)
+        dw[:, :, i, j] += out @ part.T
+    with xconv.config(workspace=64 * MIB):
+        for function, expected in (
+            (lambda: xconv.conv(x, w, padding=2), y),
+            (lambda: xconv.conv_input_grad(dy, w, x.shape, padding=2), dx[None, :, 2:-2, 2:-2]),
+            (lambda: xconv.conv_weight_grad(dy, x, w.shape, padding=2), dw),
+        ):
+            peak, result = temporary_peak(function)
+            assert peak <= 64 * MIB
+            assert np.array_equal(result, expected)
+            del result
+
+
+def test_too_small_is_an_error_that_says_how_much(rng):
+    x, w = rng.standard_normal((1, 8, 9, 9)), rng.standard_normal((4, 8, 3, 3))
+    with xconv.config(workspace=1000), pytest.raises(ValueError, match="`workspace` must be at least") as caught:
+        xconv.conv(x, w)
+    least = int(str(caught.value).split("at least ")[1].split()[0])
+    with xconv.config(workspace=least):
+        y = xconv.conv(x, w)
+    assert np.allclose(y, xconv.conv(x, w), rtol=1e-12)
+    with xconv.config(workspace=least - 1), pytest.raises(ValueError, match="`workspace`"):
+        xconv.conv(x, w)
+
+
+def test_memory_does_not_grow_with_the_image():
+    w = np.ones((4, 4, 3, 3), np.float32)
+    peaks = [
+        temporary_peak(lambda x=np.ones((1, 4, side, 512), np.float32): xconv.conv(x, w))[0] for side in (512, 4096)
+    ]
+    assert peaks[1] <= peaks[0] + 400_000
+
+
+@pytest.mark.parametrize("flags", ["strict"])
+def test_generic_backend(rng, flags):
+    """The pure standard keeps the bound as well."""
+    strict = pytest.importorskip("array_api_strict")
+    x, w = strict.asarray(np.ones((2, 8, 150, 120), np.float32)), strict.asarray(np.ones((6, 8, 5, 3), np.float32))
+    for mode in ("constant", "reflect"):
+        options = {"padding": ((1, 4), 2), "stride": (1, 2), "pad_mode": mode}
+        y = xconv.conv(x, w, **options)
+        for function in (
+            lambda o=options: xconv.conv(x, w, **o),
+            lambda o=options, dy=y: xconv.conv_input_grad(dy, w, x.shape, **o),
+            lambda o=options, dy=y: xconv.conv_weight_grad(dy, x, w.shape, **o),
+        ):
+            tracemalloc.start()
+            with xconv.config(workspace=2 * MIB):
+                result = function()
+            peak = tracemalloc.get_traced_memory()[1] - result.size * 4
+            tracemalloc.stop()
+            assert peak <= 2 * MIB + 400_000
