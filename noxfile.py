@@ -1,12 +1,13 @@
+#!/usr/bin/env -S uv run --script
+# /// script
+# dependencies = ["nox>=2025.2.9"]
+# ///
 """The project's chores: ``nox -l`` lists them, ``nox -s NAME`` runs one in an environment of its own."""
-
-import sys
 
 import nox
 
 nox.needs_version = ">=2025.2.9"
 nox.options.default_venv_backend = "virtualenv"
-nox.options.sessions = ["tests", "doctests", "lint"]
 
 PROJECT = nox.project.load_toml("pyproject.toml")
 
@@ -24,7 +25,7 @@ def tests(session: nox.Session) -> None:
     session.run("pytest", "--cov", "--cov-report=term-missing", *session.posargs)
 
 
-@nox.session
+@nox.session(default=False)
 def interop(session: nox.Session) -> None:
     """The test suite with PyTorch, and with JAX at both of its precisions."""
     install(session, "test", "interop")
@@ -90,4 +91,4 @@ def build(session: nox.Session) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit("run it with nox: python -m nox -l")
+    nox.main()

@@ -69,7 +69,9 @@ class Library:
         return getattr(self.xp, name)
 
     def has(self, name):
-        return hasattr(self.xp, name) and not (self.name == "jax" and name in {"float64", "complex128", "int64", "uint64"})
+        return hasattr(self.xp, name) and not (
+            self.name == "jax" and name in {"float64", "complex128", "int64", "uint64"}
+        )
 
     def can_multiply(self, name):
         """Whether the library has matrix products of this dtype."""

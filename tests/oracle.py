@@ -33,8 +33,7 @@ class Oracle:
         rank = len(x_shape) - 2
         strides, dilations = each(stride, rank), each(dilation, rank)
         sources = [
-            _sources(size, lo, hi, pad_mode)
-            for size, (lo, hi) in zip(x_shape[2:], pairs(padding, rank), strict=True)
+            _sources(size, lo, hi, pad_mode) for size, (lo, hi) in zip(x_shape[2:], pairs(padding, rank), strict=True)
         ]
         self.kernel = w_shape[2:]
         self.out = tuple(

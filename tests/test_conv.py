@@ -5,8 +5,9 @@ import math
 import ml_dtypes
 import numpy as np
 import pytest
-import xconv
 from oracle import Oracle
+
+import xconv
 
 
 def integers(rng, *shapes, limit=5):
@@ -247,7 +248,10 @@ def test_error_bound(lib, rng, real):
     if not lib.has(real):
         pytest.skip(f"{lib} has no {real}")
     oracle = Oracle((2, 16, 8, 9), (8, 16, 3, 3), padding=1)
-    x, w, dy = (rng.standard_normal(s) * 10.0 ** rng.integers(-3, 3, s) for s in (oracle.x_shape, oracle.w_shape, oracle.y_shape))
+    x, w, dy = (
+        rng.standard_normal(s) * 10.0 ** rng.integers(-3, 3, s)
+        for s in (oracle.x_shape, oracle.w_shape, oracle.y_shape)
+    )
     x, w, dy = (a.astype(real) for a in (x, w, dy))
     x_, w_, dy_ = (lib.array(a) for a in (x, w, dy))
     eps = np.finfo(real).eps
@@ -345,25 +349,37 @@ def test_results_own_their_memory(lib, rng):
 # The transposed convolution
 
 
-@pytest.mark.parametrize("rank", [1, 2, 3])
-@pytest.mark.parametrize(("stride", "padding", "dilation", "extra"), [(1, 0, 1, 0), (2, 1, 1, 1), (3, (0, 1), 2, 2), (2, -1, 3, 2)])
-def test_transpose(lib, rng, rank, stride, padding, dilation, extra):
-    pair = padding if isinstance(padding, tuple) else (padding, padding)
-    x, w, b = integers(rng, (2, 4, *(4, 3, 2)[:rank]), (4, 3, *(3, 2, 1)[:rank]), (6,))
-    out = tuple((n - 1) * stride - sum(pair) + dilation * (k - 1) + 1 + extra for n, k in zip(x.shape[2:], w.shape[2:], strict=True))
-    # By definition: every input element adds its filters to the full output, which is then cropped and extended.
-    full = np.zeros((2, 6, *((n - 1) * stride + dilation * (k - 1) + 1 for n, k in zip(x.shape[2:], w.shape[2:], strict=True))))
+def transposed(x, w, groups, stride, dilation, cut):
+    """By definition: every input element adds its filters to the full output, of which `cut` is then taken."""
+    full_size = [(n - 1) * stride + dilation * (k - 1) + 1 for n, k in zip(x.shape[2:], w.shape[2:], strict=True)]
+    c, f = x.shape[1] // groups, w.shape[1]
+    full = np.zeros((len(x), groups * f, *(n + 20 for n in full_size)))
     for p in np.ndindex(*x.shape[2:]):
         for t in np.ndindex(*w.shape[2:]):
-            at = tuple(i * stride + j * dilation for i, j in zip(p, t, strict=True))
-            for g in range(2):
-                full[(slice(None), slice(3 * g, 3 * g + 3), *at)] += x[(slice(None), slice(2 * g, 2 * g + 2), *p)] @ w[(slice(2 * g, 2 * g + 2), slice(None), *t)]
-    grown = np.pad(full, ((0, 0), (0, 0), *((9, 9),) * rank))
-    y = grown[(slice(None), slice(None), *(slice(9 + pair[0], 9 + pair[0] + n) for n in out))] + b.reshape(-1, *(1,) * rank)
+            at = tuple(10 + i * stride + j * dilation for i, j in zip(p, t, strict=True))
+            for g in range(groups):
+                part = x[(..., *p)][:, g * c :][:, :c] @ w[(..., *t)][g * c :][:c]
+                full[(..., *at)][:, g * f : (g + 1) * f] += part
+    return full[(..., *(slice(10 + lo, 10 + lo + n) for lo, n in cut))]
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("stride", "pair", "dilation", "extra"),
+    [(1, (0, 0), 1, 0), (2, (1, 1), 1, 1), (3, (0, 1), 2, 2), (2, (-1, -1), 3, 2)],
+)
+def test_transpose(lib, rng, rank, stride, pair, dilation, extra):
+    x, w, b = integers(rng, (2, 4, *(4, 3, 2)[:rank]), (4, 3, *(3, 2, 1)[:rank]), (6,))
+    cut = [
+        (pair[0], (n - 1) * stride - sum(pair) + dilation * (k - 1) + 1 + extra)
+        for n, k in zip(x.shape[2:], w.shape[2:], strict=True)
+    ]
+    y = transposed(x, w, 2, stride, dilation, cut) + b.reshape(-1, *(1,) * rank)
     options = {"stride": stride, "padding": (pair,) * rank, "dilation": dilation, "groups": 2, "output_padding": extra}
-    lib.check(xconv.conv_transpose(lib.array(x), lib.array(w), lib.array(b), **options), y, dtype=lib.real)
-    last = xconv.conv_transpose(lib.array(np.moveaxis(x, 1, -1)), lib.array(w), lib.array(b), **options, layout="channels_last")
-    lib.check(last, np.moveaxis(y, 1, -1))
+    x_, last, w_, b_ = (lib.array(a) for a in (x, np.moveaxis(x, 1, -1), w, b))
+    lib.check(xconv.conv_transpose(x_, w_, b_, **options), y, dtype=lib.real)
+    options["layout"] = "channels_last"
+    lib.check(xconv.conv_transpose(last, w_, b_, **options), np.moveaxis(y, 1, -1))
 
 
 @pytest.mark.parametrize("padding", ["same", "same_lower", "valid"])

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 import xconv
 
 
@@ -73,7 +74,11 @@ BAD = {
     "dtype list": (conv(X, W, dtype=[1]), TypeError, "`dtype`"),
     "dtype bool": (conv(X, W, dtype=bool), TypeError, "`dtype`"),
     # algorithm, layout
-    "algorithm": (conv(X, W, algorithm="magic"), ValueError, "`algorithm` must be one of ('auto', 'pointwise', 'gemm')"),
+    "algorithm": (
+        conv(X, W, algorithm="magic"),
+        ValueError,
+        "`algorithm` must be one of ('auto', 'pointwise', 'gemm')",
+    ),
     "algorithm type": (conv(X, W, algorithm=None), TypeError, "`algorithm` must be a string, got None"),
     "pointwise 3x3": (conv(X, W, algorithm="pointwise"), ValueError, "has more than one tap"),
     "pointwise stride": (conv(X, W[..., :1, :1], algorithm="pointwise", stride=2), ValueError, "the stride is above 1"),
@@ -81,24 +86,72 @@ BAD = {
     "layout": (conv(X, W, layout="NHWC"), ValueError, '`layout` must be "channels_first" or "channels_last"'),
     "layout type": (conv(X, W, layout=None), TypeError, "`layout` must be a string"),
     # gradients
-    "dy size": (lambda: xconv.conv_input_grad(DY, W, (2, 4, 8, 7)), ValueError, "`dy` must have the shape of the result, (2, 6, 6, 5)"),
-    "dy rank": (lambda: xconv.conv_weight_grad(ones(2, 6, 5), X, W.shape), ValueError, "`dy` must have the shape of the result"),
+    "dy size": (
+        lambda: xconv.conv_input_grad(DY, W, (2, 4, 8, 7)),
+        ValueError,
+        "`dy` must have the shape of the result, (2, 6, 6, 5)",
+    ),
+    "dy rank": (
+        lambda: xconv.conv_weight_grad(ones(2, 6, 5), X, W.shape),
+        ValueError,
+        "`dy` must have the shape of the result",
+    ),
     "x_shape": (lambda: xconv.conv_input_grad(DY, W, (2, 4, 7.0, 7)), TypeError, "`x_shape` must be made of integers"),
     "x_shape int": (lambda: xconv.conv_input_grad(DY, W, 7), ValueError, "`x_shape` must be a sequence"),
-    "x_shape negative": (lambda: xconv.conv_input_grad(DY, W, (2, 4, -7, 7)), ValueError, "`x_shape` must be a sequence"),
+    "x_shape negative": (
+        lambda: xconv.conv_input_grad(DY, W, (2, 4, -7, 7)),
+        ValueError,
+        "`x_shape` must be a sequence",
+    ),
     "w_shape": (lambda: xconv.conv_weight_grad(DY, X, (6, 4, 3)), ValueError, "`w` must have as many axes"),
-    "w_shape nested": (lambda: xconv.conv_weight_grad(DY, X, (6, 4, (3, 3), 3)), ValueError, "`w_shape` must be a sequence"),
+    "w_shape nested": (
+        lambda: xconv.conv_weight_grad(DY, X, (6, 4, (3, 3), 3)),
+        ValueError,
+        "`w_shape` must be a sequence",
+    ),
     "dy dtype": (lambda: xconv.conv_input_grad(DY.astype(int), W, X.shape), TypeError, "`dy` int64"),
     # transposed
     "transpose rank": (lambda: xconv.conv_transpose(ones(2, 4), ones(4, 2)), ValueError, "`x` must have a batch"),
-    "transpose channels": (lambda: xconv.conv_transpose(X, ones(3, 4, 3, 3)), ValueError, "`w` must have the 4 channels of `x` on its first axis"),
-    "transpose groups": (lambda: xconv.conv_transpose(X, ones(4, 2, 3, 3), groups=3), ValueError, "`groups` must divide"),
-    "transpose bias": (lambda: xconv.conv_transpose(X, ones(4, 2, 3, 3), B), ValueError, "`b` must have one element per output channel, shape (2,)"),
-    "transpose empty": (lambda: xconv.conv_transpose(ones(1, 1, 0), ones(1, 1, 1)), ValueError, "`x` must have an element"),
-    "output_padding": (lambda: xconv.conv_transpose(X, ones(4, 2, 3, 3), output_padding=1), ValueError, "`output_padding` must be less than the stride"),
-    "output_padding -1": (lambda: xconv.conv_transpose(X, ones(4, 2, 3, 3), output_padding=-1), ValueError, "`output_padding` must be at least 0"),
-    "output_padding same": (lambda: xconv.conv_transpose(X, ones(4, 2, 3, 3), stride=2, padding="same", output_padding=1), ValueError, '`output_padding` must be 0 for `padding` "same"'),
-    "no output": (lambda: xconv.conv_transpose(X, ones(4, 2, 3, 3), padding=9), ValueError, "`padding` must leave some output"),
+    "transpose channels": (
+        lambda: xconv.conv_transpose(X, ones(3, 4, 3, 3)),
+        ValueError,
+        "`w` must have the 4 channels of `x` on its first axis",
+    ),
+    "transpose groups": (
+        lambda: xconv.conv_transpose(X, ones(4, 2, 3, 3), groups=3),
+        ValueError,
+        "`groups` must divide",
+    ),
+    "transpose bias": (
+        lambda: xconv.conv_transpose(X, ones(4, 2, 3, 3), B),
+        ValueError,
+        "`b` must have one element per output channel, shape (2,)",
+    ),
+    "transpose empty": (
+        lambda: xconv.conv_transpose(ones(1, 1, 0), ones(1, 1, 1)),
+        ValueError,
+        "`x` must have an element",
+    ),
+    "output_padding": (
+        lambda: xconv.conv_transpose(X, ones(4, 2, 3, 3), output_padding=1),
+        ValueError,
+        "`output_padding` must be less than the stride",
+    ),
+    "output_padding -1": (
+        lambda: xconv.conv_transpose(X, ones(4, 2, 3, 3), output_padding=-1),
+        ValueError,
+        "`output_padding` must be at least 0",
+    ),
+    "output_padding same": (
+        lambda: xconv.conv_transpose(X, ones(4, 2, 3, 3), stride=2, padding="same", output_padding=1),
+        ValueError,
+        '`output_padding` must be 0 for `padding` "same"',
+    ),
+    "no output": (
+        lambda: xconv.conv_transpose(X, ones(4, 2, 3, 3), padding=9),
+        ValueError,
+        "`padding` must leave some output",
+    ),
     # windows
     "window": (lambda: xconv.im2col(X, 0), ValueError, "`kernel_size` must be at least 1"),
     "windows": (lambda: xconv.im2col(X, (3, 3, 3)), ValueError, "`kernel_size` must have one value per spatial axis"),
@@ -107,20 +160,40 @@ BAD = {
     "bool windows": (lambda: xconv.im2col(X > 0, 3), TypeError, "`x` bool"),
     "cols odd": (lambda: xconv.col2im(ones(1, 1, 3, 3, 5), 5), ValueError, "`cols` must have the axes"),
     "cols size": (lambda: xconv.col2im(ones(1, 1, 3, 4), 5), ValueError, "`cols` must have the output size (3,)"),
-    "sizes": (lambda: xconv.col2im(ones(1, 1, 3, 3), (5, 5)), ValueError, "`size` must have one value per spatial axis"),
+    "sizes": (
+        lambda: xconv.col2im(ones(1, 1, 3, 3), (5, 5)),
+        ValueError,
+        "`size` must have one value per spatial axis",
+    ),
     "size -1": (lambda: xconv.col2im(ones(1, 1, 3, 3), -1), ValueError, "`size` must be at least 0"),
     # the classic four
     "classic stride": (lambda: xconv.conv_forward(X, W, B, stride=4), ValueError, "Invalid output dimension!"),
     "classic width": (lambda: xconv.conv_forward(ones(1, 4, 7, 8), W, B, stride=2), ValueError, "8 + 2 * 1 - 3 = 7"),
     "classic columns": (lambda: xconv.im2col_indices(X, 3, 3, stride=4), ValueError, "Invalid output dimension!"),
-    "classic fold": (lambda: xconv.col2im_indices(ones(9, 9), (1, 1, 5, 5), stride=3), ValueError, "Invalid output dimension!"),
-    "classic fold shape": (lambda: xconv.col2im_indices(ones(9, 9), (1, 1, 5, 5)), ValueError, "`cols` must have shape (9, 25)"),
-    "classic fold rank": (lambda: xconv.col2im_indices(ones(9, 9), (1, 5, 5)), ValueError, "`x_shape` must be (D, C, H, W)"),
+    "classic fold": (
+        lambda: xconv.col2im_indices(ones(9, 9), (1, 1, 5, 5), stride=3),
+        ValueError,
+        "Invalid output dimension!",
+    ),
+    "classic fold shape": (
+        lambda: xconv.col2im_indices(ones(9, 9), (1, 1, 5, 5)),
+        ValueError,
+        "`cols` must have shape (9, 25)",
+    ),
+    "classic fold rank": (
+        lambda: xconv.col2im_indices(ones(9, 9), (1, 5, 5)),
+        ValueError,
+        "`x_shape` must be (D, C, H, W)",
+    ),
     "classic rank": (lambda: xconv.conv_forward(ones(1, 4, 7), W, B), ValueError, "`X` must have four axes"),
     "classic filters": (lambda: xconv.conv_forward(X, ones(6, 4, 3), B), ValueError, "`W` must have four axes"),
     "classic bias": (lambda: xconv.conv_forward(X, W, ones(1, 6)), ValueError, "`b` must have shape (6, 1) or (6,)"),
     "classic stride 0": (lambda: xconv.conv_forward(X, W, B, stride=0), ValueError, "`stride` must be at least 1"),
-    "classic stride 1.5": (lambda: xconv.conv_forward(X, W, B, stride=1.5), TypeError, "`stride` must be made of integers"),
+    "classic stride 1.5": (
+        lambda: xconv.conv_forward(X, W, B, stride=1.5),
+        TypeError,
+        "`stride` must be made of integers",
+    ),
     "classic field": (lambda: xconv.im2col_indices(X, 0, 3), ValueError, "at least 1"),
     # settings
     "workspace 0": (lambda: xconv.config(workspace=0), ValueError, "`workspace` must be at least 1"),
@@ -154,7 +227,9 @@ def test_earlier_good_calls_do_not_hide_a_bad_one():
 
 def test_two_libraries():
     strict = pytest.importorskip("array_api_strict")
-    with pytest.raises(TypeError, match="`x` and `w` must be of one array library, got numpy.ndarray and array_api_strict"):
+    with pytest.raises(
+        TypeError, match=r"`x` and `w` must be of one array library, got numpy\.ndarray and array_api_strict"
+    ):
         xconv.conv(X, strict.asarray(W))
 
 
@@ -170,9 +245,11 @@ def test_two_devices():
 def test_dtypes_of_other_libraries():
     strict = pytest.importorskip("array_api_strict")
     x, w = strict.asarray(X), strict.asarray(W)
-    with pytest.raises(TypeError, match="`dtype` must be an integer, real or complex floating dtype of array_api_strict"):
+    with pytest.raises(
+        TypeError, match="`dtype` must be an integer, real or complex floating dtype of array_api_strict"
+    ):
         xconv.conv(x, w, dtype="float64")
-    with pytest.raises(TypeError, match="`x` .*bool"):
+    with pytest.raises(TypeError, match=r"`x` .*bool"):
         xconv.conv(x > 0, w > 0)
     with pytest.raises(TypeError, match="must have a common one"):
         xconv.conv(strict.astype(x, strict.uint64), strict.astype(w, strict.int64))

@@ -1,10 +1,11 @@
 """Any geometry, against plain loops: both sides compute with small integers in floats, so they must be equal."""
 
 import numpy as np
-import xconv
 from hypothesis import given, settings
 from oracle import Oracle
 from strategies import cases
+
+import xconv
 
 
 def check_geometry(lib, case, workspace=None):

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import cases
+
 from xconv._arguments import geometry
 from xconv._geometry import Axis, Run
 
@@ -65,7 +66,11 @@ def test_tiles_are_the_whole_in_parts(case, budget, over):
         written[(side[0], *side[2:])] += 1
         found = meetings(g, tile)
         if over == "inputs":  # an output is in several tiles, each with the inputs of its own
-            inside = {key: n for key, n in found.items() if all(s.start <= i < s.stop for s, i in zip((tile.x[0], *tile.x[2:]), key[0], strict=True))}
+            inside = {
+                key: n
+                for key, n in found.items()
+                if all(s.start <= i < s.stop for s, i in zip((tile.x[0], *tile.x[2:]), key[0], strict=True))
+            }
             assert inside == found
         total += found
         assert cost(tile.geometry) <= cost(tiling.largest)

@@ -30,8 +30,8 @@ GEOMETRIES = {
 #: Options that lax does not have, for one x and w.
 OPTIONS = {
     "edge": {"pad_mode": "edge", "padding": ((2, 1), (0, 3)), "groups": 2},
-    "reflect": {"pad_mode": "reflect", "padding": ((7, 0), (2, 1)), "stride": 2, "groups": 2},
-    "wrap": {"pad_mode": "wrap", "padding": ((6, 1), (1, 9)), "stride": (2, 3), "groups": 2},
+    "reflect": {"pad_mode": "reflect", "padding": ((6, 0), (0, 1)), "stride": 2, "groups": 2},
+    "wrap": {"pad_mode": "wrap", "padding": ((0, 1), (2, 7)), "stride": (2, 3), "groups": 2},
     "channels-last": {"layout": "channels_last", "padding": 1, "stride": (1, 2), "groups": 2},
 }
 X_SHAPE, W_SHAPE = (2, 4, 5, 6), (6, 2, 3, 2)
@@ -72,8 +72,8 @@ def assert_equal(actual, expected):
     assert np.array_equal(np.asarray(actual), np.asarray(expected))
 
 
-def x_shape_of(options):
-    return (2, 5, 6, 4) if "layout" in options else X_SHAPE
+def result_of(jax, x, w, options):
+    return jax.eval_shape(partial(xconv.conv, **options), x, w).shape
 
 
 def three(x_shape, w_shape, options):
@@ -97,10 +97,6 @@ def derived(jax, convolution):
         return y, *pull_back(dy)
 
     return function
-
-
-def result_of(jax, x, w, options):
-    return jax.eval_shape(partial(xconv.conv, **options), x, w).shape
 
 
 # JAX as an oracle
@@ -164,49 +160,37 @@ def test_float32_within_the_bound(jax, library, rng):
 
 
 @options_of_xconv
-def test_derivatives_are_the_two_gradients(jax, integers, options):
-    x, w = integers(x_shape_of(options), W_SHAPE)
-    (dy,) = integers(result_of(jax, x, w, options))
-    eager = three(x.shape, W_SHAPE, options)(x, w, dy)
-    assert_equal(jax.jit(three(x.shape, W_SHAPE, options))(x, w, dy), eager)
-    convolution = partial(xconv.conv, **options)
-    assert_equal(jax.jit(derived(jax, convolution))(x, w, dy), eager)
-
-    def loss(x, w):
-        return jax.numpy.sum(dy * convolution(x, w))
-
-    assert_equal(jax.jit(jax.grad(loss, argnums=(0, 1)))(x, w), eager[1:])
-
-
-def test_derivatives_without_compiling(jax, integers):
-    options = OPTIONS["wrap"]
-    x, w = integers(X_SHAPE, W_SHAPE)
-    (dy,) = integers(result_of(jax, x, w, options))
-    dx = jax.grad(lambda x: jax.numpy.sum(dy * xconv.conv(x, w, **options)))(x)
-    assert_equal(dx, xconv.conv_input_grad(dy, w, X_SHAPE, **options))
-
-
-@options_of_xconv
-def test_derivatives_of_the_gradients(jax, integers, options):
-    """The gradients of a gradient are again two of the three functions."""
-    x_shape = x_shape_of(options)
+def test_derivatives_are_the_gradients(jax, integers, options):
+    """Those of the convolution, and those of its gradients, which are again two of the three functions."""
+    x_shape = (2, 5, 6, 4) if "layout" in options else X_SHAPE
     x, v, w, u = integers(x_shape, x_shape, W_SHAPE, W_SHAPE)
     (dy,) = integers(result_of(jax, x, w, options))
+    function = three(x_shape, W_SHAPE, options)
 
     @jax.jit
     def theirs(x, w, dy, v, u):
         _, of_dx = jax.vjp(lambda dy, w: xconv.conv_input_grad(dy, w, x_shape, **options), dy, w)
         _, of_dw = jax.vjp(lambda dy, x: xconv.conv_weight_grad(dy, x, W_SHAPE, **options), dy, x)
-        return *of_dx(v), *of_dw(u)
+        return derived(jax, partial(xconv.conv, **options))(x, w, dy), of_dx(v), of_dw(u)
 
     @jax.jit
     def ours(x, w, dy, v, u):
-        (in_dy, in_x, in_w) = three(x_shape, W_SHAPE, options)(v, w, dy)
-        del in_x
-        also_in_dy, also_in_x, _ = three(x_shape, W_SHAPE, options)(x, u, dy)
-        return in_dy, in_w, also_in_dy, also_in_x
+        y_of_v, _, dw_of_v = function(v, w, dy)
+        y_of_u, dx_of_u, _ = function(x, u, dy)
+        return function(x, w, dy), (y_of_v, dw_of_v), (y_of_u, dx_of_u)
 
     assert_equal(theirs(x, w, dy, v, u), ours(x, w, dy, v, u))
+
+
+def test_gradient_of_a_loss(jax, integers):
+    """With jit and without, on the same arrays."""
+    options = OPTIONS["wrap"]
+    x, w = integers(X_SHAPE, W_SHAPE)
+    (dy,) = integers(result_of(jax, x, w, options))
+    gradients = jax.grad(lambda x, w: jax.numpy.sum(dy * xconv.conv(x, w, **options)), argnums=(0, 1))
+    explicit = three(X_SHAPE, W_SHAPE, options)(x, w, dy)[1:]
+    assert_equal(gradients(x, w), explicit)
+    assert_equal(jax.jit(gradients)(x, w), explicit)
 
 
 def test_forward_and_transposed_derivatives(jax, integers):
@@ -232,22 +216,33 @@ def test_complex_derivatives(jax, integers):
 # Transformations
 
 
-@pytest.mark.parametrize(("mode", "workspace"), [("constant", None), ("reflect", None), ("wrap", 20_000)])
+@pytest.mark.parametrize(("mode", "workspace"), [("edge", None), ("constant", 20_000)])
 def test_vmap(jax, integers, mode, workspace):
-    """Over both operands and over either, in one tile and in several."""
+    """Over all operands and over each, in one tile and in several."""
     options = {"stride": (2, 1), "padding": ((1, 2), (0, 1)), "groups": 2, "pad_mode": mode}
     xs, ws, dys = integers((2, 2, 4, 7, 6), (2, 6, 2, 3, 2), (2, 2, 6, 4, 6))
     function = three(xs.shape[1:], ws.shape[1:], options)
     with xconv.config(workspace=workspace):
         one = jax.jit(function)
         assert (xconv.plan(xs[0], ws[0], **options).tiles > 1) == (workspace is not None)
-        for axes in ((0, 0, 0), (0, None, None), (None, 0, None), (None, None, 0)):
-            arrays = (xs, ws, dys)
-            at_once = jax.jit(jax.vmap(function, in_axes=axes))(
-                *(a if axis == 0 else a[0] for a, axis in zip(arrays, axes, strict=True))
+
+        @jax.jit
+        def at_once(xs, ws, dys):
+            return (
+                jax.vmap(function)(xs, ws, dys),
+                jax.vmap(function, in_axes=(0, None, None))(xs, ws[0], dys[0]),
+                jax.vmap(function, in_axes=(None, 0, None))(xs[0], ws, dys[0]),
+                jax.vmap(function, in_axes=(None, None, 0))(xs[0], ws[0], dys),
             )
-            each = [one(*(a[i if axis == 0 else 0] for a, axis in zip(arrays, axes, strict=True))) for i in range(2)]
-            assert_equal(at_once, tuple(jax.numpy.stack(results) for results in zip(*each, strict=True)))
+
+        each = (
+            [one(xs[i], ws[i], dys[i]) for i in range(2)],
+            [one(xs[i], ws[0], dys[0]) for i in range(2)],
+            [one(xs[0], ws[i], dys[0]) for i in range(2)],
+            [one(xs[0], ws[0], dys[i]) for i in range(2)],
+        )
+        stacked = tuple(tuple(jax.numpy.stack(parts) for parts in zip(*results, strict=True)) for results in each)
+        assert_equal(at_once(xs, ws, dys), stacked)
 
 
 def test_gradients_per_image(jax, integers):
@@ -285,8 +280,7 @@ def test_static_options(jax, integers):
 
 def test_shapes_without_computing(jax, library, integers):
     options = OPTIONS["wrap"]
-    x, w = integers(X_SHAPE, W_SHAPE)
-    (dy,) = integers(result_of(jax, x, w, options))
+    x, w, dy = integers(X_SHAPE, W_SHAPE, (2, 6, 2, 5))
     shapes = jax.eval_shape(three(X_SHAPE, W_SHAPE, options), x, w, dy)
     assert [s.shape for s in shapes] == [dy.shape, X_SHAPE, W_SHAPE]
     assert {s.dtype for s in shapes} == {np.dtype(library.real)}
@@ -344,22 +338,21 @@ def test_precision_changes_between_calls(jax, rng):
 # dtypes
 
 
-@pytest.mark.parametrize(("name", "digits", "least"), [("float16", 11, 2.0**-24), ("bfloat16", 8, 0.0)])
-def test_half_types_are_rounded_once(jax, rng, name, digits, least):
-    """Sums are taken in float32: the error is that of one rounding to half, and the float32 bound."""
+def test_bfloat16_is_rounded_once(jax, rng):
+    """Sums are taken in float32: the error is that of one rounding to bfloat16, and the float32 bound."""
     options = {"padding": 1, "stride": (2, 1)}
     shapes = ((2, 300, 9, 8), (8, 300, 3, 2), (2, 8, 5, 9))
-    halves = [jax.numpy.asarray(rng.standard_normal(s).astype(np.float32)).astype(name) for s in shapes]
+    halves = [jax.numpy.asarray(rng.standard_normal(s).astype(np.float32)).astype("bfloat16") for s in shapes]
     function = three(*shapes[:2], options)
     wide = [np.asarray(a).astype(float) for a in halves]
     with xconv.config(numerics="strict"):
         results = jax.jit(function)(*halves)
         exact, scale = function(*wide), function(*(np.abs(a) for a in wide))
     for ours, true, size, terms in zip(results, exact, scale, (300 * 6, 8 * 6, 2 * 45), strict=True):
-        assert ours.dtype == name
+        assert ours.dtype == "bfloat16"
         single = terms * 2**-23 * size
         error = np.abs(np.asarray(ours).astype(float) - true)
-        assert np.all(error <= single + 2.0**-digits * (np.abs(true) + single) + least / 2)
+        assert np.all(error <= single + 2.0**-8 * (np.abs(true) + single))
 
 
 def test_half_sums_do_not_stop(jax):

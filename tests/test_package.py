@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+
 import xconv
 from xconv import __main__ as program
 
@@ -105,7 +106,12 @@ class Fake:
 
 @pytest.mark.parametrize(
     ("name", "count", "expected"),
-    [("cupy", 0, []), ("cupy", 2, ["cuda:0", "cuda:1"]), ("torch", 1, ["cpu", "cuda:0"]), ("jax", 2, ["gpu:0", "gpu:1"])],
+    [
+        ("cupy", 0, []),
+        ("cupy", 2, ["cuda:0", "cuda:1"]),
+        ("torch", 1, ["cpu", "cuda:0"]),
+        ("jax", 2, ["gpu:0", "gpu:1"]),
+    ],
 )
 def test_program_visits_every_device(monkeypatch, name, count, expected):
     fake = Fake(count)

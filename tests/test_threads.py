@@ -10,8 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-import xconv
 from threadpoolctl import threadpool_info, threadpool_limits
+
+import xconv
 from xconv.backends import Team, _threads
 
 HEAVY = Team(threads=None, limit=1024, heavy=True)
@@ -173,7 +174,7 @@ def test_cores_without_affinity(monkeypatch, module):
 
 
 def test_platforms_without_fork():
-    code = "import os; del os.register_at_fork; import numpy, xconv; print(xconv.conv(numpy.ones((1, 1, 3)), numpy.ones((1, 1, 3))))"
+    code = "import os; del os.register_at_fork; import numpy, xconv; a = numpy.ones((1, 1, 3)); print(xconv.conv(a, a))"
     made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert made.stdout.strip() == "[[[3.]]]"
 

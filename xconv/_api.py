@@ -412,7 +412,7 @@ def col2im(
     options = _options(backend, stride, padding, dilation, 1, "constant", "channels_first", None, "gemm")
     schedule = _schedule(backend, given, (*shape[:2], *sizes), (1, *shape[1 : 2 + rank]), options)
     if schedule.geometry.out != shape[2 + rank :]:
-        msg = f"`cols` must have the output size {schedule.geometry.out} that im2col makes from {sizes}, got shape {shape}"
+        msg = f"`cols` must have the output size {schedule.geometry.out} that size {sizes} leads to, got shape {shape}"
         raise ValueError(msg)
     return schedule.col2im(cols)
 
@@ -478,10 +478,10 @@ def _options(
     padding: object,
     dilation: object,
     groups: object,
-    pad_mode: object,
-    layout: object,
+    pad_mode: Any,
+    layout: Any,
     dtype: DType | None,
-    algorithm: object,
+    algorithm: Any,
 ) -> Options:
     """The arguments as they were given, checked only so far that they can be compared with earlier ones."""
     for name, word in (("pad_mode", pad_mode), ("layout", layout), ("algorithm", algorithm)):

@@ -1,4 +1,4 @@
-"""From what callers write to a Geometry: defaults, strings and broadcasting end here, and every shape error starts here."""
+"""From what callers write to a Geometry: defaults, strings and broadcasting end here, and shape errors start here."""
 
 import operator
 from collections.abc import Sequence

@@ -22,8 +22,9 @@ Side: TypeAlias = Literal["outputs", "inputs"]
 #: A tile is at least so many times as long as what it shares with the next one: less than an eighth is done twice.
 HALOS = 8
 
+
 class Run(NamedTuple):
-    """`length` neighbours of an extended axis, read from `start` onwards in steps of 1, -1 or 0 (one element, repeated)."""
+    """Neighbours on an extended axis, read from `start` onwards in steps of 1, -1 or 0 (one element, repeated)."""
 
     start: int
     length: int
@@ -184,12 +185,12 @@ class Geometry:
         return self.batch * self.c_out * self.pixels * (self.c_in // self.groups) * self.taps
 
     def extended(self) -> "Geometry":
-        """This convolution on an input whose padding has been written out."""
+        """The same convolution on an input whose padding has been written out."""
         axes = tuple(replace(axis, size=axis.padded, lo=0, hi=0) for axis in self.axes)
         return replace(self, axes=axes, pad_mode="constant")
 
     def zero_padded(self) -> "Geometry":
-        """This convolution with zeros for its padding."""
+        """The same convolution with zeros for its padding."""
         return self if self.pad_mode == "constant" else replace(self, pad_mode="constant")
 
     # The tiler. `over` says which side is cut into parts that do not overlap.
@@ -246,8 +247,11 @@ class Geometry:
         return replace(self, batch=batch, axes=axes)
 
     def borders(self, budget: float, cost: Callable[["Geometry"], float]) -> Iterator["Border"]:
-        """The parts of a padding that is not zeros. With their gradients added where they were read, the gradient
-        under zero padding becomes the adjoint of the padded convolution."""
+        """The parts of a padding that is not zeros.
+
+        With their gradients added where they were read, the gradient under zero padding becomes the adjoint of the
+        padded convolution.
+        """
         if self.pad_mode == "constant":
             return
         flat = self.extended()
@@ -316,6 +320,5 @@ def _subrun(run: Run, cut: slice) -> Run:
 def _within(outer: Index, inner: Index) -> Index:
     """The index `inner` of the part that `outer` selects, as an index of the whole."""
     return tuple(
-        i if o.start is None else slice(o.start + i.start, o.start + i.stop)
-        for o, i in zip(outer, inner, strict=True)
+        i if o.start is None else slice(o.start + i.start, o.start + i.stop) for o, i in zip(outer, inner, strict=True)
     )

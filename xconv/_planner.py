@@ -73,20 +73,18 @@ def scheduled(
     if options.output_padding is None:
         g = geometry(x_shape, w_shape, **sizes, groups=options.groups, pad_mode=options.pad_mode)
     else:
-        g = transposed_geometry(
-            x_shape, w_shape, **sizes, groups=options.groups, output_padding=options.output_padding
-        )
+        g = transposed_geometry(x_shape, w_shape, **sizes, groups=options.groups, output_padding=options.output_padding)
     dtype = _result_dtype(backend, dtypes, options.dtype)
     accumulator = backend.accumulator(dtype)
-    name = _choice(candidates(g, backend.kind(dtype), settings), options.algorithm)
-    return _cut(ALGORITHMS[name], backend, g, dtype, accumulator, channels_last, settings)
+    name = _choice(candidates(g, backend, dtype, settings), options.algorithm)
+    return _cut(ALGORITHMS[name], backend, g, dtype, accumulator, settings, channels_last=channels_last)
 
 
-def candidates(g: Geometry, kind: str, settings: Settings) -> tuple[Candidate, ...]:
+def candidates(g: Geometry, backend: Backend, dtype: DType, settings: Settings) -> tuple[Candidate, ...]:
     """Every algorithm, the cheapest first, those that are out of the question last."""
     found = []
     for name, algorithm in ALGORITHMS.items():
-        refusal = algorithm.refusal(g, kind)
+        refusal = algorithm.refusal(g, backend.kind(dtype))
         unfit = settings.numerics == "strict" and not algorithm.componentwise
         note = 'its error bound is not componentwise, and `numerics` is "strict"' if unfit else None
         cost = 0 if refusal else algorithm.multiplications(g) + PER_ELEMENT * algorithm.traffic(g)
@@ -113,8 +111,9 @@ def _cut(
     g: Geometry,
     dtype: DType,
     accumulator: DType,
-    channels_last: bool,
     settings: Settings,
+    *,
+    channels_last: bool,
 ) -> Schedule:
     """Cut the work into tiles that fit the workspace and the caches, never so that the number of threads matters."""
     itemsize = backend.itemsize(accumulator)
@@ -127,7 +126,7 @@ def _cut(
         return itemsize * (algorithm.scratch(part, backend) + 3 * math.prod(part.x_shape))
 
     heavy = g.macs >= HEAVY
-    target = backend.tile_bytes
+    target: float = backend.tile_bytes
     if heavy:
         target = min(target, max(LEAST_TILE, cost(g) // SHARES))
     # A tile of the weight gradient holds its own result, and adds it to a sum.
@@ -137,7 +136,9 @@ def _cut(
     borders = tuple(g.borders(target, cost))
     largest = max(cost(cut.largest) for cut in (tiles, input_tiles, *(border.tiles for border in borders)))
     if largest > room:
-        msg = f"`workspace` must be at least {2 * filters + largest} bytes for this convolution, got {settings.workspace}"
+        msg = (
+            f"`workspace` must be at least {2 * filters + largest} bytes for this convolution, got {settings.workspace}"
+        )
         raise ValueError(msg)
     if settings.workspace is None:
         limit, lanes = 1024, LANE_BYTES // max(1, filters)
@@ -240,8 +241,7 @@ class Plan:
 
     @property
     def candidates(self) -> tuple[Candidate, ...]:
-        kind = self.schedule.backend.kind(self.dtype)
-        return candidates(self.schedule.geometry, kind, self.settings)
+        return candidates(self.schedule.geometry, self.schedule.backend, self.dtype, self.settings)
 
     @property
     def algorithm(self) -> str:

@@ -19,3 +19,6 @@ Padding: TypeAlias = int | str | tuple[int | tuple[int, int], ...] | list[int | 
 
 PadMode: TypeAlias = Literal["constant", "edge", "reflect", "wrap"]
 Layout: TypeAlias = Literal["channels_first", "channels_last"]
+
+#: What a number is: "integer", "real", "complex", or None for what has no sums of products.
+Kind: TypeAlias = Literal["integer", "real", "complex"] | None

@@ -20,7 +20,7 @@ from abc import ABC, abstractmethod
 from typing import ClassVar
 
 from .._geometry import Geometry
-from .._typing import Array, Shape
+from .._typing import Array, Kind, Shape
 from ..backends import Backend
 
 
@@ -32,7 +32,7 @@ class Algorithm(ABC):
     componentwise: ClassVar[bool] = True
 
     @abstractmethod
-    def refusal(self, g: Geometry, kind: str) -> str | None:
+    def refusal(self, g: Geometry, kind: Kind) -> str | None:
         """Why this algorithm cannot serve the geometry, or a dtype of this kind; None where it can."""
 
     @abstractmethod

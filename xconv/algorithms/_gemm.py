@@ -8,7 +8,7 @@ V is im2col and its adjoint col2im; U and S only reshape. The error is that of a
 import math
 
 from .._geometry import Geometry
-from .._typing import Array, Shape
+from .._typing import Array, Kind, Shape
 from ..backends import Backend
 from ._bilinear import Algorithm
 
@@ -16,7 +16,7 @@ from ._bilinear import Algorithm
 class Gemm(Algorithm):
     name = "gemm"
 
-    def refusal(self, g: Geometry, kind: str) -> str | None:
+    def refusal(self, g: Geometry, kind: Kind) -> str | None:
         del g, kind
         return None
 
@@ -26,7 +26,12 @@ class Gemm(Algorithm):
         return backend.column_copies * columns + backend.spare(g) + sides
 
     def traffic(self, g: Geometry) -> int:
-        return math.prod(g.x_shape) + math.prod(g.y_shape) + math.prod(g.w_shape) + 2 * g.batch * g.c_in * g.taps * g.pixels
+        return (
+            math.prod(g.x_shape)
+            + math.prod(g.y_shape)
+            + math.prod(g.w_shape)
+            + 2 * g.batch * g.c_in * g.taps * g.pixels
+        )
 
     def multiplications(self, g: Geometry) -> int:
         return g.macs

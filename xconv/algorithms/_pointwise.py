@@ -1,7 +1,7 @@
 """A kernel of one tap is a matrix product as it stands: V and S are the identity, and no column is ever built."""
 
 from .._geometry import Geometry
-from .._typing import Array
+from .._typing import Array, Kind
 from ..backends import Backend
 from ._gemm import Gemm
 
@@ -9,7 +9,7 @@ from ._gemm import Gemm
 class Pointwise(Gemm):
     name = "pointwise"
 
-    def refusal(self, g: Geometry, kind: str) -> str | None:
+    def refusal(self, g: Geometry, kind: Kind) -> str | None:
         del kind
         if g.taps > 1:
             return f"the kernel {g.kernel} has more than one tap"

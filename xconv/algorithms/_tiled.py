@@ -7,9 +7,9 @@ in; on the way back its gradient is computed like that of any other part of the 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
-from .._geometry import Border, Geometry, Tile
+from .._geometry import Border, Geometry, Run, Tile
 from .._typing import Array, DType, Index, Shape
 from ..backends import Backend, Piece, Team
 from ._bilinear import Algorithm
@@ -69,6 +69,9 @@ class Schedule:
                 return backend.zeros(g.x_shape, self.accumulator, dy)
             return self.algorithm.input_grad(backend, g, self._cast(dy[tile.y]), u_adjoint)
 
+        def retracted(tile: Tile, runs: tuple[Run, ...]) -> Array:
+            return backend.retract(part(tile), runs)
+
         def piece(tile: Tile, _: Array | None) -> Array:
             return part(tile) if bias is None else backend.add(part(tile), bias)
 
@@ -77,7 +80,7 @@ class Schedule:
             dx = self._channels_first(dx)
             for border in self.borders:
                 for tile, runs, source in border.parts():
-                    dx = backend.add_at(dx, source, lambda t=tile, r=runs: backend.retract(part(t), r))
+                    dx = backend.add_at(dx, source, partial(retracted, tile, runs))
             dx = self._callers_layout(dx)
         return dx
 

@@ -3,6 +3,7 @@
 Nothing outside this folder asks which library an array is from.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import array_api_compat
@@ -19,13 +20,13 @@ _by_namespace: dict[object, Backend] = {}
 
 def backend_of(arrays: dict[str, Array]) -> Backend:
     """The backend of these arrays, given by argument name; TypeError where they have none, or more than one."""
-    backend: Backend | None = None
-    for name, array in arrays.items():
-        found = _by_type.get(type(array)) or _discover(name, array)
-        if backend is None:
-            backend, first = found, name
-        elif found is not backend:
-            msg = f"`{first}` and `{name}` must be of one array library, got {_type(arrays[first])} and {_type(array)}"
+    backends = [_by_type.get(type(array)) or _discover(name, array) for name, array in arrays.items()]
+    backend = backends[0]
+    for found, name in zip(backends, arrays, strict=True):
+        if found is not backend:
+            first = next(iter(arrays))
+            here, there = _type(arrays[first]), _type(arrays[name])
+            msg = f"`{first}` and `{name}` must be of one array library, got {here} and {there}"
             raise TypeError(msg)
     if backend.has_devices:
         backend.check_devices(arrays)
@@ -38,6 +39,7 @@ def _discover(name: str, array: Array) -> Backend:
         msg = f"`{name}` must be an array of a library that follows the array-API standard, got {_type(array)}"
         raise TypeError(msg)
     namespace: object
+    make: Callable[[], Backend]
     if array_api_compat.is_numpy_array(array):
         from ._numpy import NumpyBackend, check_type
 

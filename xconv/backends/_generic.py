@@ -7,12 +7,13 @@ afterwards. The other backends override what their library does better.
 import math
 from collections.abc import Callable, Sequence
 from itertools import islice
+from typing import Any
 
 import array_api_compat
 import array_api_extra as xpx
 
 from .._geometry import Axis, Geometry, Run, Tile
-from .._typing import Array, Device, DType, Index, Namespace, Shape
+from .._typing import Array, Device, DType, Index, Kind, Namespace, Shape
 from ._threads import Team
 
 MIB = 2**20
@@ -47,8 +48,8 @@ class Backend:
 
     # dtypes and devices
 
-    def kind(self, dtype: DType) -> str | None:
-        """One of "integer", "real", "complex"; None for a dtype that has no sums of products."""
+    def kind(self, dtype: DType) -> Kind:
+        """What the numbers of this dtype are; None where they have no sums of products."""
         if self.xp.isdtype(dtype, "integral"):
             return "integer"
         if self.xp.isdtype(dtype, "complex floating"):
@@ -272,6 +273,6 @@ def _name(dtype: DType) -> str:
     return str(getattr(dtype, "name", dtype)).removeprefix("torch.")
 
 
-def _along(at: int, index: slice | int) -> tuple[slice | int, ...]:
+def _along(at: int, index: slice | int) -> tuple[Any, ...]:
     """`index` for the axis `at`, everything of the axes before and behind."""
     return (*(slice(None),) * at, index, ...)

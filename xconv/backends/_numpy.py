@@ -1,4 +1,4 @@
-"""NumPy: strided windows, products and columns in kept memory, tiles on threads with the BLAS held to one thread each."""
+"""NumPy: strided windows, columns and products in kept memory, tiles on threads that each hold one BLAS thread."""
 
 import math
 import threading
@@ -9,10 +9,12 @@ from itertools import product as index_product
 import numpy as np
 
 from .._geometry import Axis, Geometry, Tile
-from .._typing import Array, DType, Index, Shape
+from .._typing import Array, DType, Index, Kind, Shape
 from . import _threads
 from ._generic import MIB, Backend, Piece
 from ._threads import Team
+
+KINDS: dict[str, Kind] = {"i": "integer", "u": "integer", "f": "real", "c": "complex"}
 
 
 def check_type(name: str, array: Array) -> None:
@@ -69,10 +71,10 @@ class NumpyBackend(Backend):
         super().__init__(np)
         self.scratch = Scratch()
 
-    def kind(self, dtype: DType) -> str | None:
+    def kind(self, dtype: DType) -> Kind:
         if dtype.name == "bfloat16":  # of ml_dtypes
             return "real"
-        return {"i": "integer", "u": "integer", "f": "real", "c": "complex"}.get(dtype.kind)
+        return KINDS.get(dtype.kind)
 
     def to_dtype(self, dtype: object) -> DType:
         with suppress(TypeError):
@@ -158,8 +160,7 @@ class NumpyBackend(Backend):
         return g.batch * g.c_in * (math.prod(g.padded) + math.prod(g.size))
 
     def product(self, u: Array, v: Array, out: Array | None = None) -> Array:
-        n, blocks, depth, pixels = v.shape
-        rows = u.shape[-2]
+        (n, blocks, _, pixels), rows = v.shape, u.shape[-2]
         if n > 1 and v.strides[0] == pixels * v.strides[3]:  # the images lie next to each other: one product
             together = self.scratch.take((blocks, rows, n * pixels), v.dtype)
             np.matmul(u, self._images_last(v), out=together)

@@ -79,7 +79,7 @@ _hold = _BlasHold()
 
 def _forget_threads() -> None:
     """In a forked child: its parent's threads are gone, and so is whoever held the BLAS."""
-    global _hold  # noqa: PLW0603
+    global _hold
     _pool.cache_clear()
     held, _hold = _hold, _BlasHold()
     if held.holders:
