@@ -90,5 +90,5 @@ def test_tiles_are_made_one_by_one():
 def test_long_rows_and_no_slivers():
     """A tile of the input gradient computes again what it shares with its neighbours: it must not be a thin strip."""
     g = geometry((1, 8, 4096, 4096), (2, 8, 5, 5), padding=2)
-    tile = g.tiles("inputs", 5000, lambda part: part.pixels).largest
-    assert tile.axes[0].out * tile.axes[1].out <= 1.5 * tile.axes[0].size * tile.axes[1].size
+    assert g.tiles("inputs", 5000, lambda part: part.pixels).repetition < 1.5
+    assert g.tiles("outputs", 5000, lambda part: part.pixels).repetition < 1.1

@@ -135,3 +135,10 @@ def test_config_nests_and_ends():
     with pytest.raises(ValueError, match="groups"), xconv.config(precision="tf32"):
         xconv.conv(np.ones((1, 1, 1)), np.ones((1, 1, 1)), groups=0)
     assert _config.current().precision == "ieee"
+
+
+def test_a_large_kernel_gets_large_tiles(rng):
+    """In tiles of the usual size, the input gradient would compute its columns 255 times."""
+    p = xconv.plan(np.ones((1, 1, 512, 512), np.float32), np.ones((1, 1, 31, 31), np.float32), padding=15)
+    computed = sum(tile.geometry.pixels for tile in p.schedule.input_tiles)
+    assert computed < 2 * 512 * 512

@@ -12,6 +12,7 @@ smaller `Geometry` with the places where its input and output lie. Negative padd
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import product
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -40,7 +41,7 @@ class Run(NamedTuple):
         return slice(self.start, self.start + 1)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Axis:
     """One spatial axis: `size` elements, padded by `lo` before and `hi` behind, under a window of `kernel` taps."""
 
@@ -51,20 +52,27 @@ class Axis:
     lo: int = 0
     hi: int = 0
 
-    @property
+    @cached_property
     def extent(self) -> int:
         """Length of the dilated kernel."""
         return (self.kernel - 1) * self.dilation + 1
 
-    @property
+    @cached_property
     def padded(self) -> int:
         return self.size + self.lo + self.hi
 
-    @property
+    @cached_property
     def out(self) -> int:
         return max(0, (self.padded - self.extent) // self.stride + 1)
 
-    @property
+    @cached_property
+    def kept(self) -> tuple[slice, slice]:
+        """Where the padded axis and the axis are the same: as a part of the one, and as a part of the other."""
+        begin = min(max(self.lo, 0), self.padded)
+        end = max(begin, min(self.lo + self.size, self.padded))
+        return slice(begin, end), slice(begin - self.lo, end - self.lo)
+
+    @cached_property
     def is_padded(self) -> bool:
         return self.lo != 0 or self.hi != 0
 
@@ -127,7 +135,7 @@ class Tile(NamedTuple):
     y: Index
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Geometry:
     """Every size of one convolution, channels first; frozen, hashable, in plain integers."""
 
@@ -138,48 +146,48 @@ class Geometry:
     axes: tuple[Axis, ...]
     pad_mode: str = "constant"
 
-    @property
+    @cached_property
     def size(self) -> Shape:
         return tuple(axis.size for axis in self.axes)
 
-    @property
+    @cached_property
     def kernel(self) -> Shape:
         return tuple(axis.kernel for axis in self.axes)
 
-    @property
+    @cached_property
     def padded(self) -> Shape:
         return tuple(axis.padded for axis in self.axes)
 
-    @property
+    @cached_property
     def out(self) -> Shape:
         return tuple(axis.out for axis in self.axes)
 
-    @property
+    @cached_property
     def x_shape(self) -> Shape:
         return (self.batch, self.c_in, *self.size)
 
-    @property
+    @cached_property
     def w_shape(self) -> Shape:
         return (self.c_out, self.c_in // self.groups, *self.kernel)
 
-    @property
+    @cached_property
     def y_shape(self) -> Shape:
         return (self.batch, self.c_out, *self.out)
 
-    @property
+    @cached_property
     def taps(self) -> int:
         return math.prod(self.kernel)
 
-    @property
+    @cached_property
     def pixels(self) -> int:
         """Outputs per image and channel."""
         return math.prod(self.out)
 
-    @property
+    @cached_property
     def is_padded(self) -> bool:
         return any(axis.is_padded for axis in self.axes)
 
-    @property
+    @cached_property
     def macs(self) -> int:
         """Multiply-adds of the plain sum, which are the same for the forward pass and for each gradient."""
         return self.batch * self.c_out * self.pixels * (self.c_in // self.groups) * self.taps
@@ -289,6 +297,12 @@ class Tiling(Sequence[Tile]):
             number, i = divmod(number, count)
             ranges.insert(0, slice(length * i // count, length * (i + 1) // count))
         return self.geometry.part(self.over, ranges[0], tuple(ranges[1:]))
+
+    @property
+    def repetition(self) -> float:
+        """How many times as many outputs the tiles compute as there are, at most."""
+        whole = self.geometry.batch * self.geometry.pixels
+        return len(self) * self.largest.batch * self.largest.pixels / max(1, whole)
 
     @property
     def largest(self) -> Geometry:

@@ -23,6 +23,9 @@ HEAVY = 2**19
 #: No smaller tile is worth its own call, and so many are enough for every processor to get its share.
 LEAST_TILE = MIB
 SHARES = 4
+#: Tiles of the input gradient share outputs, and compute their columns again. Where that is more than so many times the
+#: work, they are made larger, up to this size.
+REPETITION, MOST_TILE = 1.5, 256 * MIB
 #: So many tiles are kept with a plan; of more than that, each is made when its turn comes.
 KEPT = 64
 #: The most memory for partial sums of a weight gradient.
@@ -133,6 +136,9 @@ def _cut(
     room = math.inf if settings.workspace is None else settings.workspace - 2 * filters
     target = min(target, room)
     tiles, input_tiles = g.tiles("outputs", target, cost), g.tiles("inputs", target, cost)
+    while input_tiles.repetition > REPETITION and 2 * target <= min(room, MOST_TILE):
+        target *= 2
+        input_tiles = g.tiles("inputs", target, cost)
     borders = tuple(g.borders(target, cost))
     largest = max(cost(cut.largest) for cut in (tiles, input_tiles, *(border.tiles for border in borders)))
     if largest > room:

@@ -114,9 +114,9 @@ class NumpyBackend(Backend):
     def im2col(self, x: Array, axes: Sequence[Axis]) -> Array:
         n, c, *_ = x.shape
         padded = self.scratch.take((n, c, *(a.padded for a in axes)), x.dtype)
-        outer, inner = _overlap(axes)
-        if any(a.is_padded for a in axes):
-            padded[...] = 0
+        outer, inner = _kept(axes)
+        if any([a.is_padded for a in axes]):
+            padded.fill(0)
         padded[outer] = x[inner]
         lead, steps = padded.strides[:2], padded.strides[2:]
         windows = np.ndarray(
@@ -134,11 +134,11 @@ class NumpyBackend(Backend):
 
     def _copied_images_last(self, a: Array) -> Array:
         """A copy whose images lie behind the channels and kernel in memory, so that they share one product."""
-        lead = (a.ndim - 2) // 2 + 1  # channels and kernel
-        memory = self.scratch.take((*a.shape[1 : 1 + lead], a.shape[0], *a.shape[1 + lead :]), a.dtype)
-        copy = np.moveaxis(memory, lead, 0)
-        copy[...] = a
-        return copy
+        lead = a.ndim // 2  # channels and kernel
+        order = (*range(1, 1 + lead), 0, *range(1 + lead, a.ndim))
+        memory = self.scratch.take(tuple([a.shape[i] for i in order]), a.dtype)
+        memory[...] = a.transpose(order)
+        return memory.transpose((lead, *range(lead), *range(1 + lead, a.ndim)))
 
     def col2im(self, cols: Array, axes: Sequence[Axis]) -> Array:
         n, c, *_ = cols.shape
@@ -148,7 +148,7 @@ class NumpyBackend(Backend):
             starts = (t * a.dilation for t, a in zip(tap, axes, strict=True))
             places = (slice(s, s + (a.out - 1) * a.stride + 1, a.stride) for s, a in zip(starts, axes, strict=True))
             padded[(..., *places)] += cols[(slice(None), slice(None), *tap)]
-        outer, inner = _overlap(axes)
+        outer, inner = _kept(axes)
         if all(o.stop - o.start == a.size for o, a in zip(outer[2:], axes, strict=True)):
             return padded[outer]
         dx = self.scratch.take((n, c, *(a.size for a in axes)), cols.dtype)
@@ -238,13 +238,8 @@ class NumpyBackend(Backend):
         return self.astype(result, dtype)
 
 
-def _overlap(axes: Sequence[Axis]) -> tuple[Index, Index]:
-    """Where the padded array and the array are the same: as an index of the one and of the other."""
+def _kept(axes: Sequence[Axis]) -> tuple[Index, Index]:
+    """Where padded images and images are the same: as an index of the one and of the other."""
     everything = slice(None)
-    outer, inner = [everything, everything], [everything, everything]
-    for a in axes:
-        begin = min(max(a.lo, 0), a.padded)
-        end = max(begin, min(a.lo + a.size, a.padded))
-        outer.append(slice(begin, end))
-        inner.append(slice(begin - a.lo, end - a.lo))
-    return tuple(outer), tuple(inner)
+    outer = (everything, everything, *[a.kept[0] for a in axes])
+    return outer, (everything, everything, *[a.kept[1] for a in axes])
