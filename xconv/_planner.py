@@ -136,7 +136,7 @@ def _cut(
     room = math.inf if settings.workspace is None else settings.workspace - 2 * filters
     target = min(target, room)
     tiles, input_tiles = g.tiles("outputs", target, cost), g.tiles("inputs", target, cost)
-    while input_tiles.repetition > REPETITION and 2 * target <= min(room, MOST_TILE):
+    while input_tiles.repetition > REPETITION and 0 < 2 * target <= min(room, MOST_TILE):
         target *= 2
         input_tiles = g.tiles("inputs", target, cost)
     borders = tuple(g.borders(target, cost))

@@ -48,10 +48,9 @@ def _discover(name: str, array: Array) -> Backend:
     else:
         namespace = array_api_compat.array_namespace(array)
         make = partial(Backend, namespace)
-    if namespace not in _by_namespace:
-        _by_namespace[namespace] = make()
-    _by_type[type(array)] = _by_namespace[namespace]
-    return _by_namespace[namespace]
+    backend = _by_namespace.setdefault(namespace, make())  # one for all threads, even if two come here at once
+    _by_type[type(array)] = backend
+    return backend
 
 
 def _type(array: object) -> str:

@@ -115,7 +115,7 @@ class NumpyBackend(Backend):
         n, c, *_ = x.shape
         padded = self.scratch.take((n, c, *(a.padded for a in axes)), x.dtype)
         outer, inner = _kept(axes)
-        if any([a.is_padded for a in axes]):
+        if any(a.is_padded for a in axes):
             padded.fill(0)
         padded[outer] = x[inner]
         lead, steps = padded.strides[:2], padded.strides[2:]
