@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from threadpoolctl import threadpool_info, threadpool_limits
+from threadpoolctl import threadpool_limits
 
 import xconv
 from xconv.backends import Team, _threads
@@ -33,7 +33,7 @@ def results(x, w, dy):
 
 
 def blas_threads():
-    return [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+    return [library.num_threads for library in _threads._blas_libraries()]
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 8])
