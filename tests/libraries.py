@@ -41,7 +41,7 @@ class Library:
         #: Widest real dtype of the library as it is set up.
         self.real = "float32" if self.name == "jax" else "float64"
         #: How many hypothesis examples are worth their time, of a hundred: JAX compiles every new shape.
-        self.share = {"numpy": 100, "strict": 15, "strictest": 15, "torch": 20, "cupy": 20}.get(self.name, 2)
+        self.share = {"numpy": 100, "strict": 15, "strictest": 15, "torch": 20, "cupy": 20}.get(self.name, 1)
 
     def __repr__(self):
         return self.name

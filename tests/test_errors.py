@@ -46,6 +46,7 @@ BAD = {
     "stride 1.0": (conv(X, W, stride=1.0), TypeError, "`stride` must be made of integers, got 1.0"),
     "stride x": (conv(X, W, stride="x"), TypeError, "`stride` must be made of integers"),
     "stride none": (conv(X, W, stride=None), TypeError, "`stride` must be made of integers, got None"),
+    "stride array": (conv(X, W, stride=np.array(1.5)), TypeError, "`stride` must be made of integers, got array(1.5)"),
     "three strides": (conv(X, W, stride=(1, 1, 1)), ValueError, "`stride` must have one value per spatial axis (2)"),
     "dilation 0": (conv(X, W, dilation=0), ValueError, "`dilation` must be at least 1"),
     "one dilation": (conv(X, W, dilation=(2,)), ValueError, "`dilation` must have one value per spatial axis"),

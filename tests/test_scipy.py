@@ -64,6 +64,10 @@ def valid(image, taps):
     return signal.correlate(image, np.conj(taps), mode="valid", method="direct")
 
 
+def full(image, taps):
+    return signal.convolve(image, taps, mode="full", method="direct")
+
+
 def stuffed(w, dilation):
     zeros = np.zeros((*w.shape[:2], *((k - 1) * dilation + 1 for k in w.shape[2:])), w.dtype)
     zeros[(..., *(slice(None, None, dilation),) * (w.ndim - 2))] = w
@@ -106,8 +110,7 @@ def test_input_grad(lib, rng, rank, kind, padded):
     kept = tuple(slice(lo, lo + n) for n, (lo, _) in zip(SIZES[rank], pads, strict=True))
 
     def reference(dy, w):
-        whole = pairs(dy, np.conj(w.swapaxes(0, 1)), lambda *a: signal.convolve(*a, mode="full", method="direct"))
-        return whole[(..., *kept)]
+        return pairs(dy, np.conj(w.swapaxes(0, 1)), full)[(..., *kept)]
 
     dx = xconv.conv_input_grad(lib.array(dy), lib.array(w), (2, 3, *SIZES[rank]), padding=pads)
     check(lib, dx, reference, dy, w, 4 * math.prod(KERNELS[rank]))
@@ -128,13 +131,13 @@ def test_weight_grad(lib, rng, rank, kind):
 
 @ranks
 def test_transpose(lib, rng, rank):
-    """The full convolution of the input with zeros between its elements."""
+    """The full convolution of the input with zeros between its elements and those of the filters."""
     x, w = normal(lib, rng, "real", (2, 4, *SIZES[rank]), (4, 3, *KERNELS[rank]))
 
     def reference(x, w):
-        return pairs(stuffed(x, 3), w.swapaxes(0, 1), lambda *a: signal.convolve(*a, mode="full", method="direct"))
+        return pairs(stuffed(x, 3), stuffed(w, 2).swapaxes(0, 1), full)
 
-    y = xconv.conv_transpose(lib.array(x), lib.array(w), stride=3)
+    y = xconv.conv_transpose(lib.array(x), lib.array(w), stride=3, dilation=2)
     check(lib, y, reference, x, w, 4 * math.prod(KERNELS[rank]))
 
 

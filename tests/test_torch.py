@@ -41,9 +41,6 @@ SMALL = {
 
 geometries = pytest.mark.parametrize("name", GEOMETRIES)
 small = pytest.mark.parametrize("name", SMALL)
-vmap_writes = pytest.mark.xfail(
-    raises=RuntimeError, reason="under vmap a tile cannot be written into memory that was allocated without it"
-)
 
 
 @pytest.fixture(autouse=True)
@@ -168,7 +165,8 @@ def test_pad_modes(torch, integers, mode, theirs):
     assert_equal(torch, xconv.conv_input_grad(dy, w, x.shape, **ours), x.grad)
 
 
-@pytest.mark.parametrize(("kernel", "dilation"), [((3, 5), 1), ((4, 2), 2)])
+@pytest.mark.parametrize(("kernel", "dilation"), [((3, 5), 1), ((4, 2), 1), ((4, 2), 3)])
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths:UserWarning")
 def test_same(torch, integers, kernel, dilation):
     x, w = integers((2, 3, 7, 6), (4, 3, *kernel))
     expected = torch.nn.functional.conv2d(x, w, padding="same", dilation=dilation)
@@ -294,7 +292,7 @@ def test_functional_gradient(torch, integers):
 
 
 @pytest.mark.parametrize("mode", ["constant", "edge", "reflect", "wrap"])
-@pytest.mark.parametrize("workspace", [None, pytest.param(20_000, marks=vmap_writes, id="tiles")])
+@pytest.mark.parametrize("workspace", [None, pytest.param(20_000, id="tiles")])
 def test_vmap(torch, integers, mode, workspace):
     """Over either operand of each function, and both; in one tile and in several."""
     options = {"stride": (2, 1), "padding": ((1, 2), (0, 1)), "groups": 2, "pad_mode": mode}
@@ -315,7 +313,6 @@ def test_vmap(torch, integers, mode, workspace):
             assert_equal(torch, right, torch.stack([function(a[0], one) for one in b]))
 
 
-@vmap_writes
 def test_vmap_where_no_window_sees_the_image(torch):
     """Only the padding is seen: the image's gradient starts from zeros that do not depend on `dy`."""
     dys, w = torch.tensor([1.0, 2, 3]).reshape(3, 1, 1, 1), torch.ones((1, 1, 1))

@@ -1,6 +1,8 @@
 """The public functions. Each checks its arguments, asks for a schedule, and runs it."""
 
-from collections.abc import Iterable, Sequence
+import operator
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from . import _config
@@ -500,13 +502,17 @@ def _options(
     )
 
 
-def _frozen(name: str, value: object) -> Any:
+def _frozen(name: str, value: Any) -> Any:
     """An int, a string, or a tuple of such; TypeError naming the argument for anything else."""
     if type(value) is int or isinstance(value, str):
         return value
-    if isinstance(value, Iterable):
-        return tuple(_frozen(name, entry) for entry in value)
-    return integer(name, value)
+    with suppress(TypeError):
+        return operator.index(value)  # before iterating: an array without axes is an integer, and looks iterable
+    try:
+        entries = tuple(value)
+    except TypeError:
+        return integer(name, value)
+    return tuple(_frozen(name, entry) for entry in entries)
 
 
 def _shape(name: str, value: Sequence[int]) -> Shape:

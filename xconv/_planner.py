@@ -316,7 +316,7 @@ class Plan:
         ]
         for name, cost, refusal, note in self.candidates:
             verdict = refusal or f"predicted {_metric(cost, 'multiply-adds')}" + (f"; {note}" if note else "")
-            lines.append(f"  {'*' if name == self.algorithm else ' '} {name:<9}{verdict}")
+            lines.append(f"  {'*' if name == self.algorithm else ' '} {name:<10} {verdict}")
         return "\n".join(lines)
 
 

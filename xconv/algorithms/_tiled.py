@@ -55,7 +55,7 @@ class Schedule:
             y = self.algorithm.forward(backend, g, self._cast(part), u, out)
             return y if bias is None else backend.add(y, bias)
 
-        return self._assembled(self.geometry.y_shape, self.tiles, _output, piece, x)
+        return self._assembled(self.geometry.y_shape, self.tiles, _output, piece)
 
     def input_grad(self, dy: Array, w: Array, b: Array | None = None, *, conjugate: bool = True) -> Array:
         """The gradient; plus `b`, and without conjugation, for the transposed convolution."""
@@ -75,7 +75,7 @@ class Schedule:
         def piece(tile: Tile, _: Array | None) -> Array:
             return part(tile) if bias is None else backend.add(part(tile), bias)
 
-        dx = self._assembled(self.geometry.x_shape, self.input_tiles, _input, piece, dy)
+        dx = self._assembled(self.geometry.x_shape, self.input_tiles, _input, piece)
         if self.borders:
             dx = self._channels_first(dx)
             for border in self.borders:
@@ -100,7 +100,7 @@ class Schedule:
             return self.backend.im2col(part, g.axes)
 
         g = self.geometry
-        return self._assembled((g.batch, g.c_in, *g.kernel, *g.out), self.tiles, _columns, piece, x)
+        return self._assembled((g.batch, g.c_in, *g.kernel, *g.out), self.tiles, _columns, piece)
 
     def col2im(self, cols: Array) -> Array:
         def piece(tile: Tile, _: Array | None) -> Array:
@@ -108,7 +108,7 @@ class Schedule:
                 return self.backend.zeros(tile.geometry.x_shape, self.accumulator, cols)
             return self.backend.col2im(self._cast(cols[_columns(tile)]), tile.geometry.axes)
 
-        return self._assembled(self.geometry.x_shape, self.input_tiles, _input, piece, cols)
+        return self._assembled(self.geometry.x_shape, self.input_tiles, _input, piece)
 
     def _transform(self, w: Array) -> Array:
         return self.algorithm.transform(self.backend, self.geometry, self._cast(w))
@@ -127,10 +127,10 @@ class Schedule:
         return g.zero_padded(), part
 
     def _assembled(
-        self, shape: Shape, tiles: Sequence[Tile], place: Callable[[Tile], Index], piece: Piece, like: Array
+        self, shape: Shape, tiles: Sequence[Tile], place: Callable[[Tile], Index], piece: Piece
     ) -> Array:
         result = self.backend.assemble(
-            shape, self.dtype, tiles, place, piece, like=like, team=self.team, channels_last=self.channels_last
+            shape, self.dtype, tiles, place, piece, team=self.team, channels_last=self.channels_last
         )
         return self._callers_layout(result)
 

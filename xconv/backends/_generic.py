@@ -5,6 +5,7 @@ afterwards. The other backends override what their library does better.
 """
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Any
@@ -17,6 +18,9 @@ from .._typing import Array, Device, DType, Index, Kind, Namespace, Shape
 from ._threads import Team
 
 MIB = 2**20
+
+#: Numbers of 8 bits and less that some libraries can store, and hardly compute with.
+NARROW = re.compile(r"u?int[124]$|float[468](_|$)")
 
 #: Makes the part of a result that belongs to a tile. It is handed the memory where the part will lie, or None; it
 #: may write there and return that, or return an array of its own.
@@ -50,6 +54,8 @@ class Backend:
 
     def kind(self, dtype: DType) -> Kind:
         """What the numbers of this dtype are; None where they have no sums of products."""
+        if NARROW.match(_name(dtype)):
+            return None
         if self.xp.isdtype(dtype, "integral"):
             return "integer"
         if self.xp.isdtype(dtype, "complex floating"):
@@ -98,20 +104,18 @@ class Backend:
     def astype(self, x: Array, dtype: DType) -> Array:
         return x if x.dtype == dtype else self.xp.astype(x, dtype)
 
-    def empty(self, shape: Shape, dtype: DType, like: Array, *, channels_last: bool = False) -> Array:
-        """A new array on the device of `like`; `channels_last` asks for that order in memory, not of the axes."""
-        if channels_last:
-            n, c, *size = shape
-            return self.xp.moveaxis(self.xp.empty((n, *size, c), dtype=dtype, device=self.device(like)), -1, 1)
-        return self.xp.empty(shape, dtype=dtype, device=self.device(like))
-
     def view(self, out: Array | None, shape: Shape, dtype: DType) -> Array | None:
         """The memory of `out` in another shape, to write a product of `dtype` into; None where that cannot be."""
         del out, shape, dtype
         return None
 
     def zeros(self, shape: Shape, dtype: DType, like: Array) -> Array:
-        return self.xp.zeros(shape, dtype=dtype, device=self.device(like))
+        """Zeros on the device of `like`, to write into; batched or sharded where a transformation made `like` so."""
+        if 0 in like.shape:
+            return self.xp.zeros(shape, dtype=dtype, device=self.device(like))
+        one = self.xp.zeros_like(like[(slice(0, 1),) * like.ndim], dtype=dtype)
+        one = self.xp.reshape(one, (1,) * len(shape))
+        return self.xp.broadcast_to(one, shape) + one
 
     def add(self, y: Array, b: Array) -> Array:
         """``y + b``; `y` itself may be changed."""
@@ -235,16 +239,19 @@ class Backend:
         place: Callable[[Tile], Index],
         piece: Piece,
         *,
-        like: Array,
         team: Team,
         channels_last: bool = False,
     ) -> Array:
         """The array whose part at ``place(tile)`` is ``piece(tile, ...)``; the places cover it and do not overlap."""
         del team
+        first = self.astype(piece(tiles[0], None), dtype)
         if len(tiles) == 1:
-            return self.astype(piece(tiles[0], None), dtype)
-        out = self.empty(shape, dtype, like, channels_last=channels_last)
-        for tile in tiles:
+            return first
+        n, c, *size = shape
+        zeros = self.zeros((n, *size, c) if channels_last else shape, dtype, first)
+        out = self.xp.moveaxis(zeros, -1, 1) if channels_last else zeros
+        out = xpx.at(out)[place(tiles[0])].set(first, xp=self.xp)
+        for tile in islice(tiles, 1, None):
             out = xpx.at(out)[place(tile)].set(self.astype(piece(tile, None), dtype), xp=self.xp)
         return out
 

@@ -84,13 +84,6 @@ class NumpyBackend(Backend):
     def itemsize(self, dtype: DType) -> int:
         return int(np.dtype(dtype).itemsize)
 
-    def empty(self, shape: Shape, dtype: DType, like: Array, *, channels_last: bool = False) -> Array:
-        del like
-        if channels_last:
-            n, c, *size = shape
-            return np.moveaxis(np.empty((n, *size, c), dtype), -1, 1)
-        return np.empty(shape, dtype)
-
     def view(self, out: Array | None, shape: Shape, dtype: DType) -> Array | None:
         if out is None or out.dtype != dtype:
             return None
@@ -192,11 +185,12 @@ class NumpyBackend(Backend):
         place: Callable[[Tile], Index],
         piece: Piece,
         *,
-        like: Array,
         team: Team,
         channels_last: bool = False,
     ) -> Array:
-        result = self.empty(shape, dtype, like, channels_last=channels_last)
+        n, c, *size = shape
+        memory = np.empty((n, *size, c) if channels_last else shape, dtype)
+        result = np.moveaxis(memory, -1, 1) if channels_last else memory
 
         def fill(i: int) -> None:
             self.scratch.reset()
