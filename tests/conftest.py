@@ -46,3 +46,13 @@ def xp(lib):
 @pytest.fixture
 def rng():
     return np.random.default_rng(20260101)
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave out what only concerns NumPy where other libraries were asked for."""
+    chosen = config.getoption("backend")
+    if not chosen or Backend.NUMPY in chosen:
+        return
+    left_out = [item for item in items if item.get_closest_marker("numpy_only")]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]

@@ -5,6 +5,8 @@ import pytest
 
 import xconv
 
+pytestmark = pytest.mark.numpy_only
+
 
 def ones(*shape, dtype=np.float64):
     return np.ones(shape, dtype)

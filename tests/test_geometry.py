@@ -11,6 +11,8 @@ from strategies import cases
 from xconv._arguments import geometry
 from xconv._geometry import Axis, Run
 
+pytestmark = pytest.mark.numpy_only
+
 
 @pytest.mark.parametrize("mode", ["edge", "reflect", "wrap"])
 @pytest.mark.parametrize("size", [1, 2, 3, 5])

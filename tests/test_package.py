@@ -10,6 +10,8 @@ import pytest
 import xconv
 from xconv import __main__ as program
 
+pytestmark = pytest.mark.numpy_only
+
 PUBLIC = [
     "col2im", "col2im_indices", "config", "conv", "conv_backward", "conv_forward", "conv_input_grad",
     "conv_transpose", "conv_weight_grad", "im2col", "im2col_indices", "plan",

@@ -130,6 +130,8 @@ FORK = """
 import contextlib, os, sys
 import numpy as np, xconv
 from xconv.backends import _threads
+
+pytestmark = pytest.mark.numpy_only
 x, w = np.ones((4, 32, 40, 40), np.float32), np.ones((48, 32, 3, 3), np.float32)
 before = xconv.conv(x, w)
 with _threads._hold if "held" in sys.argv else contextlib.nullcontext():

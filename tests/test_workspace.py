@@ -8,6 +8,8 @@ import pytest
 
 import xconv
 
+pytestmark = pytest.mark.numpy_only
+
 MIB = 2**20
 
 

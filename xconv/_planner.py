@@ -215,7 +215,7 @@ class Plan:
     tiles : int
         Parts in which the forward pass is computed.
     candidates : tuple
-        Every algorithm as ``(name, cost, refusal, note)``: its predicted cost in multiply-adds, why it cannot serve
+        Every algorithm as ``(name, cost, refusal, note)``: its predicted cost in multiply-adds (MAC), why it cannot serve
         this convolution, and why it is not chosen by itself; the cheapest first.
 
     Examples
@@ -315,7 +315,7 @@ class Plan:
             + (", in parallel" if team.heavy and team.limit > 1 and self.schedule.backend.parallel else ""),
         ]
         for name, cost, refusal, note in self.candidates:
-            verdict = refusal or f"predicted {_metric(cost, 'multiply-adds')}" + (f"; {note}" if note else "")
+            verdict = refusal or f"predicted cost {_metric(cost, 'MAC')}" + (f"; {note}" if note else "")
             lines.append(f"  {'*' if name == self.algorithm else ' '} {name:<10} {verdict}")
         return "\n".join(lines)
 

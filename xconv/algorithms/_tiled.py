@@ -126,9 +126,7 @@ class Schedule:
             return g.extended(), self.backend.extend(part, g)
         return g.zero_padded(), part
 
-    def _assembled(
-        self, shape: Shape, tiles: Sequence[Tile], place: Callable[[Tile], Index], piece: Piece
-    ) -> Array:
+    def _assembled(self, shape: Shape, tiles: Sequence[Tile], place: Callable[[Tile], Index], piece: Piece) -> Array:
         result = self.backend.assemble(
             shape, self.dtype, tiles, place, piece, team=self.team, channels_last=self.channels_last
         )
