@@ -15,6 +15,8 @@ from threadpoolctl import threadpool_limits
 import xconv
 from xconv.backends import Team, _threads
 
+pytestmark = pytest.mark.numpy_only
+
 HEAVY = Team(threads=None, limit=1024, heavy=True)
 
 
@@ -130,8 +132,6 @@ FORK = """
 import contextlib, os, sys
 import numpy as np, xconv
 from xconv.backends import _threads
-
-pytestmark = pytest.mark.numpy_only
 x, w = np.ones((4, 32, 40, 40), np.float32), np.ones((48, 32, 3, 3), np.float32)
 before = xconv.conv(x, w)
 with _threads._hold if "held" in sys.argv else contextlib.nullcontext():

@@ -215,8 +215,8 @@ class Plan:
     tiles : int
         Parts in which the forward pass is computed.
     candidates : tuple
-        Every algorithm as ``(name, cost, refusal, note)``: its predicted cost in multiply-adds (MAC), why it cannot serve
-        this convolution, and why it is not chosen by itself; the cheapest first.
+        Every algorithm as ``(name, cost, refusal, note)``: its predicted cost in multiply-adds (MAC), why it cannot
+        serve this convolution, and why it is not chosen by itself; the cheapest first.
 
     Examples
     --------
