@@ -1,9 +1,12 @@
 """Bad input: the exception, and what its message says."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 import xconv
+from xconv.backends import Backend
 
 pytestmark = pytest.mark.numpy_only
 
@@ -252,6 +255,13 @@ def test_dtypes_of_other_libraries():
         TypeError, match="`dtype` must be an integer, real or complex floating dtype of array_api_strict"
     ):
         xconv.conv(x, w, dtype="float64")
+    for narrow in (
+        "float8_e4m3fn",
+        "float4_e2m1fn",
+        "int4",
+        "uint2",
+    ):  # of libraries that store more than they multiply
+        assert Backend(strict).kind(SimpleNamespace(name=narrow)) is None
     with pytest.raises(TypeError, match=r"`x` .*bool"):
         xconv.conv(x > 0, w > 0)
     with pytest.raises(TypeError, match="must have a common one"):
