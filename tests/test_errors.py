@@ -200,6 +200,22 @@ BAD = {
         TypeError,
         "`stride` must be made of integers",
     ),
+    "classic field 2.0": (
+        lambda: xconv.im2col_indices(X, 2.0, 2),
+        TypeError,
+        "`field_height` must be made of integers",
+    ),
+    "classic fold int": (lambda: xconv.col2im_indices(ones(9, 9), 7), ValueError, "`x_shape` must be a sequence"),
+    "classic cache": (
+        lambda: xconv.conv_backward(DY, None),
+        TypeError,
+        "`cache` must be what conv_forward returned, got NoneType",
+    ),
+    "classic dout": (
+        lambda: xconv.conv_backward(DY, xconv.conv_forward(X, W, B)[1]),
+        ValueError,
+        "`dout` must have shape (2, 6, 7, 7)",
+    ),
     "classic field": (lambda: xconv.im2col_indices(X, 0, 3), ValueError, "at least 1"),
     # settings
     "workspace 0": (lambda: xconv.config(workspace=0), ValueError, "`workspace` must be at least 1"),

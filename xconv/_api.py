@@ -1,12 +1,10 @@
 """The public functions. Each checks its arguments, asks for a schedule, and runs it."""
 
-import operator
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any
 
 from . import _config
-from ._arguments import integer, per_axis
+from ._arguments import frozen, integer, per_axis, shape
 from ._planner import Options, Plan, scheduled
 from ._typing import Array, DType, Ints, Layout, Padding, PadMode, Shape
 from .algorithms import Schedule
@@ -166,9 +164,9 @@ def conv_input_grad(
     """
     given = {"dy": dy, "w": w}
     backend = backend_of(given)
-    shape = _shape("x_shape", x_shape)
+    x_shape = shape("x_shape", x_shape)
     options = _options(backend, stride, padding, dilation, groups, pad_mode, layout, dtype, algorithm)
-    schedule = _schedule(backend, given, shape, tuple(w.shape), options)
+    schedule = _schedule(backend, given, x_shape, tuple(w.shape), options)
     _check_result(dy, schedule)
     return schedule.input_grad(dy, w)
 
@@ -230,9 +228,9 @@ def conv_weight_grad(
     """
     given = {"dy": dy, "x": x}
     backend = backend_of(given)
-    shape = _shape("w_shape", w_shape)
+    w_shape = shape("w_shape", w_shape)
     options = _options(backend, stride, padding, dilation, groups, pad_mode, layout, dtype, algorithm)
-    schedule = _schedule(backend, given, tuple(x.shape), shape, options)
+    schedule = _schedule(backend, given, tuple(x.shape), w_shape, options)
     _check_result(dy, schedule)
     return schedule.weight_grad(dy, x)
 
@@ -296,7 +294,7 @@ def conv_transpose(
     given = {"x": x, "w": w} if b is None else {"x": x, "w": w, "b": b}
     backend = backend_of(given)
     options = _options(backend, stride, padding, dilation, groups, "constant", layout, dtype, algorithm)
-    options = options._replace(output_padding=_frozen("output_padding", output_padding))
+    options = options._replace(output_padding=frozen("output_padding", output_padding))
     schedule = _schedule(backend, given, tuple(x.shape), tuple(w.shape), options)
     _check_bias(b, (schedule.geometry.c_in,))
     return schedule.input_grad(x, w, b, conjugate=False)
@@ -352,10 +350,10 @@ def im2col(
     """
     given = {"x": x}
     backend = backend_of(given)
-    shape = tuple(x.shape)
-    kernel = per_axis("kernel_size", _frozen("kernel_size", kernel_size), max(1, len(shape) - 2), least=1)
+    x_shape = tuple(x.shape)
+    kernel = per_axis("kernel_size", frozen("kernel_size", kernel_size), max(1, len(x_shape) - 2), least=1)
     options = _options(backend, stride, padding, dilation, 1, pad_mode, "channels_first", None, "gemm")
-    return _schedule(backend, given, shape, (1, *shape[1:2], *kernel), options).im2col(x)
+    return _schedule(backend, given, x_shape, (1, *x_shape[1:2], *kernel), options).im2col(x)
 
 
 def col2im(
@@ -405,16 +403,17 @@ def col2im(
     """
     given = {"cols": cols}
     backend = backend_of(given)
-    shape = tuple(cols.shape)
-    if len(shape) < 4 or len(shape) % 2:
-        msg = f"`cols` must have the axes (n, c, *kernel, *out), got shape {shape}"
+    cols_shape = tuple(cols.shape)
+    if len(cols_shape) < 4 or len(cols_shape) % 2:
+        msg = f"`cols` must have the axes (n, c, *kernel, *out), got shape {cols_shape}"
         raise ValueError(msg)
-    rank = len(shape) // 2 - 1
-    sizes = per_axis("size", _frozen("size", size), rank, least=0)
+    rank = len(cols_shape) // 2 - 1
+    sizes = per_axis("size", frozen("size", size), rank, least=0)
     options = _options(backend, stride, padding, dilation, 1, "constant", "channels_first", None, "gemm")
-    schedule = _schedule(backend, given, (*shape[:2], *sizes), (1, *shape[1 : 2 + rank]), options)
-    if schedule.geometry.out != shape[2 + rank :]:
-        msg = f"`cols` must have the output size {schedule.geometry.out} that size {sizes} leads to, got shape {shape}"
+    schedule = _schedule(backend, given, (*cols_shape[:2], *sizes), (1, *cols_shape[1 : 2 + rank]), options)
+    out = schedule.geometry.out
+    if out != cols_shape[2 + rank :]:
+        msg = f"`cols` must have the output size {out} that size {sizes} leads to, got shape {cols_shape}"
         raise ValueError(msg)
     return schedule.col2im(cols)
 
@@ -491,36 +490,15 @@ def _options(
             msg = f"`{name}` must be a string, got {word!r}"
             raise TypeError(msg)
     return Options(
-        _frozen("stride", stride),
-        _frozen("padding", padding),
-        _frozen("dilation", dilation),
+        frozen("stride", stride),
+        frozen("padding", padding),
+        frozen("dilation", dilation),
         integer("groups", groups),
         pad_mode,
         layout,
         dtype if dtype is None else backend.to_dtype(dtype),
         algorithm,
     )
-
-
-def _frozen(name: str, value: Any) -> Any:
-    """An int, a string, or a tuple of such; TypeError naming the argument for anything else."""
-    if type(value) is int or isinstance(value, str):
-        return value
-    with suppress(TypeError):
-        return operator.index(value)  # before iterating: an array without axes is an integer, and looks iterable
-    try:
-        entries = tuple(value)
-    except TypeError:
-        return integer(name, value)
-    return tuple(_frozen(name, entry) for entry in entries)
-
-
-def _shape(name: str, value: Sequence[int]) -> Shape:
-    shape = _frozen(name, value)
-    if not isinstance(shape, tuple) or not all(isinstance(length, int) and length >= 0 for length in shape):
-        msg = f"`{name}` must be a sequence of integers from 0, got {value!r}"
-        raise ValueError(msg)
-    return shape
 
 
 def _check_bias(b: Array | None, filters: Shape) -> None:

@@ -2,7 +2,9 @@
 
 import operator
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
+from typing import Any
 
 from ._geometry import Axis, Geometry
 from ._typing import Shape
@@ -97,6 +99,27 @@ def integer(name: str, value: object) -> int:
     except TypeError as error:
         msg = f"`{name}` must be made of integers, got {value!r}"
         raise TypeError(msg) from error
+
+
+def frozen(name: str, value: Any) -> Any:
+    """An int, a string, or a tuple of such; TypeError naming the argument for anything else."""
+    if type(value) is int or isinstance(value, str):
+        return value
+    with suppress(TypeError):
+        return operator.index(value)  # before iterating: an array without axes is an integer, and looks iterable
+    try:
+        entries = tuple(value)
+    except TypeError:
+        return integer(name, value)
+    return tuple(frozen(name, entry) for entry in entries)
+
+
+def shape(name: str, value: Sequence[int]) -> Shape:
+    lengths = frozen(name, value)
+    if not isinstance(lengths, tuple) or not all(isinstance(length, int) and length >= 0 for length in lengths):
+        msg = f"`{name}` must be a sequence of integers from 0, got {value!r}"
+        raise ValueError(msg)
+    return lengths
 
 
 def per_axis(name: str, value: object, rank: int, *, least: int) -> Shape:

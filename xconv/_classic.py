@@ -4,10 +4,10 @@ Images are ``D x C x H x W``, filters ``NF x C x HF x WF``, and columns ``(C*HF*
 index running fastest. (A. Kristiadi, *Convnet: Implementing Convolution Layer with Numpy*, 2016.)
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ._api import col2im, conv, conv_input_grad, conv_weight_grad, im2col
-from ._arguments import integer
+from ._arguments import integer, shape
 from ._typing import Array, Shape
 from .backends import backend_of
 
@@ -71,7 +71,7 @@ def conv_forward(X: Array, W: Array, b: Array, stride: int = 1, padding: int = 1
     return out, Cache(X, W, b, stride, padding)
 
 
-def conv_backward(dout: Array, cache: Cache) -> tuple[Array, Array, Array]:
+def conv_backward(dout: Array, cache: tuple[Any, ...]) -> tuple[Array, Array, Array]:
     """Backward pass of a convolution layer.
 
     Parameters
@@ -99,8 +99,15 @@ def conv_backward(dout: Array, cache: Cache) -> tuple[Array, Array, Array]:
     >>> [gradient.shape for gradient in xconv.conv_backward(np.ones_like(out), cache)]
     [(5, 1, 10, 10), (20, 1, 3, 3), (20, 1)]
     """
+    if not isinstance(cache, Cache):
+        msg = f"`cache` must be what conv_forward returned, got {type(cache).__qualname__}"
+        raise TypeError(msg)
     X, W, b, stride, padding = cache
     backend = backend_of({"dout": dout, "X": X, "W": W})
+    height, width = _out_size(X.shape, W.shape[2], W.shape[3], padding, stride)
+    if tuple(dout.shape) != (X.shape[0], W.shape[0], height, width):
+        msg = f"`dout` must have shape {(X.shape[0], W.shape[0], height, width)}, got {tuple(dout.shape)}"
+        raise ValueError(msg)
     dX = conv_input_grad(dout, W, X.shape, stride=stride, padding=padding)
     dW = conv_weight_grad(dout, X, W.shape, stride=stride, padding=padding)
     db = backend.xp.reshape(backend.xp.sum(dout, axis=(0, 2, 3), dtype=dout.dtype), b.shape)
@@ -184,13 +191,13 @@ def col2im_indices(
            [4., 6., 6., 4.]])
     """
     backend = backend_of({"cols": cols})
+    x_shape = shape("x_shape", x_shape)
     if len(x_shape) != 4:
         msg = f"`x_shape` must be (D, C, H, W), got {x_shape}"
         raise ValueError(msg)
     stride, padding = _exact(x_shape, field_height, field_width, padding, stride)
     n, c, height, width = x_shape
-    oh = (height + 2 * padding - field_height) // stride + 1
-    ow = (width + 2 * padding - field_width) // stride + 1
+    oh, ow = _out_size(x_shape, field_height, field_width, padding, stride)
     expected = (c * field_height * field_width, oh * ow * n)
     if tuple(cols.shape) != expected:
         msg = f"`cols` must have shape {expected} for images of shape {tuple(x_shape)}, got {tuple(cols.shape)}"
@@ -209,6 +216,7 @@ def _check_images(name: str, array: Array) -> None:
 def _exact(x_shape: Shape, field_height: int, field_width: int, padding: int, stride: int) -> tuple[int, int]:
     """The stride and the padding as ints; ValueError unless the windows tile the padded images exactly."""
     stride, padding = integer("stride", stride), integer("padding", padding)
+    field_height, field_width = integer("field_height", field_height), integer("field_width", field_width)
     if stride < 1:
         msg = f"`stride` must be at least 1, got {stride}"
         raise ValueError(msg)
@@ -220,3 +228,8 @@ def _exact(x_shape: Shape, field_height: int, field_width: int, padding: int, st
             )
             raise ValueError(msg)
     return stride, padding
+
+
+def _out_size(x_shape: Shape, field_height: int, field_width: int, padding: int, stride: int) -> tuple[int, int]:
+    height, width = x_shape[2:]
+    return (height + 2 * padding - field_height) // stride + 1, (width + 2 * padding - field_width) // stride + 1
