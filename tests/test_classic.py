@@ -68,3 +68,12 @@ def test_width_is_checked_with_the_width(lib):
     X, W, b = np.ones((1, 1, 5, 4)), np.ones((1, 1, 3, 2)), np.zeros(1)
     out, _ = xconv.conv_forward(lib.array(X), lib.array(W), lib.array(b), stride=2, padding=0)
     lib.check(out, np.full((1, 1, 2, 2), 6.0))
+
+
+@pytest.mark.numpy_only
+def test_bias_gradient_sums_half_in_single():
+    X, W, b = np.ones((5000, 2, 1, 1), np.float16), np.ones((2, 2, 1, 1), np.float16), np.zeros((2, 1), np.float16)
+    out, cache = xconv.conv_forward(X, W, b, padding=0)
+    _, _, db = xconv.conv_backward(np.ones_like(out), cache)
+    assert db.dtype == np.float16
+    assert np.all(db == np.float16(5000))

@@ -422,3 +422,21 @@ def test_col2im_counts_the_windows(lib):
     cols = np.ones((1, 1, 3, 3, 4, 4))
     once = xconv.col2im(lib.array(cols), 4, padding=1)
     lib.check(once, np.array([[[[4.0, 6, 6, 4], [6, 9, 9, 6], [6, 9, 9, 6], [4, 6, 6, 4]]]]))
+
+
+@pytest.mark.numpy_only
+def test_half_gradient_of_a_long_padding():
+    """3,001 windows of the padding add up to one element: a float16 sum would stop at 2048."""
+    dy, w = np.ones((1, 1, 6002), np.float16), np.ones((1, 1, 1), np.float16)
+    dx = xconv.conv_input_grad(dy, w, (1, 1, 2), padding=3000, pad_mode="wrap")
+    assert dx.dtype == np.float16
+    assert np.all(dx == np.float16(3001))
+
+
+def test_col2im_of_one_tap_is_a_copy(lib):
+    cols = lib.array(np.ones((1, 1, 1, 4)))
+    image = xconv.col2im(cols, 4)
+    if lib.module_is("jax"):
+        return  # its arrays cannot be written to
+    image[...] = 7
+    lib.check(cols, np.ones((1, 1, 1, 4)))

@@ -63,10 +63,10 @@ BAD = {
     "pad mode type": (conv(X, W, pad_mode=0), TypeError, "`pad_mode` must be a string, got 0"),
     "pad nothing": (conv(ones(1, 4, 0, 7), W, padding=2, pad_mode="edge"), ValueError, "needs an element to pad from"),
     # sizes
-    "small input": (conv(ones(2, 4, 2, 7), W), ValueError, "`w` must fit into the padded input"),
+    "small input": (conv(ones(2, 4, 2, 7), W), ValueError, "kernel must fit into the padded input"),
     "dilated kernel": (conv(X, W, dilation=4), ValueError, "dilated kernels of size (9, 9)"),
     "cropped away": (conv(X, W, padding=-3), ValueError, "`padding` ((-3, -3), (-3, -3))"),
-    "no taps": (conv(X, ones(6, 4, 0, 3)), ValueError, "`w` must have a tap on every spatial axis"),
+    "no taps": (conv(X, ones(6, 4, 0, 3)), ValueError, "kernel must have a tap on every spatial axis"),
     # dtypes
     "bool": (conv(X > 0, W > 0), TypeError, "`x` bool, `w` bool"),
     "object": (conv(X.astype(object), W), TypeError, "`x` object"),
@@ -162,7 +162,7 @@ BAD = {
     "window": (lambda: xconv.im2col(X, 0), ValueError, "`kernel_size` must be at least 1"),
     "windows": (lambda: xconv.im2col(X, (3, 3, 3)), ValueError, "`kernel_size` must have one value per spatial axis"),
     "window of nothing": (lambda: xconv.im2col(ones(3), 3), ValueError, "`x` must have a batch"),
-    "window too large": (lambda: xconv.im2col(X, 8), ValueError, "must fit into the padded input"),
+    "window too large": (lambda: xconv.im2col(X, 8), ValueError, "kernel must fit into the padded input"),
     "bool windows": (lambda: xconv.im2col(X > 0, 3), TypeError, "`x` bool"),
     "cols odd": (lambda: xconv.col2im(ones(1, 1, 3, 3, 5), 5), ValueError, "`cols` must have the axes"),
     "cols size": (lambda: xconv.col2im(ones(1, 1, 3, 4), 5), ValueError, "`cols` must have the output size (3,)"),

@@ -63,6 +63,8 @@ def test_bound(rng, options, dtype, workspace):
     w = rng.integers(-3, 4, (6, 8 // options.get("groups", 1), 5, 3)).astype(dtype)
     y = xconv.conv(x, w, **options)
     dy = rng.integers(-3, 4, y.shape).astype(dtype)
+    if "pad_mode" in options and dtype == "float16":
+        workspace += 4 * x.size  # for the input gradient in float32, until its padding has been added
     for name, function in functions(x, w, dy, options):
         whole = function()
         with xconv.config(workspace=workspace):

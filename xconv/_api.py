@@ -42,7 +42,8 @@ def conv(
     stride : int or tuple of int
         Steps between the windows, for all axes or for each.
     padding : int, tuple of int, tuple of (lo, hi) pairs, "valid", "same" or "same_lower"
-        Elements added before and behind each axis. Negative numbers crop. "same" makes the output
+        Elements added before and behind each axis. Negative numbers crop; with a `pad_mode` that
+        reads from `x`, the axis is extended on the other side first, and cropped then. "same" makes the output
         ``ceil(size / stride)`` long, with the odd element at the end, "same_lower" at the beginning; "valid" is 0.
     dilation : int or tuple of int
         Steps between the taps of the kernel.
@@ -54,7 +55,7 @@ def conv(
     layout : {"channels_first", "channels_last"}
         With "channels_last", `x` is ``(n, *size, c_in)`` and the result ``(n, *out, c_out)``; `w` stays as it is.
     dtype : dtype, optional
-        Wider dtype for the sums and the result, such as int32 for int8 inputs.
+        Wider dtype for the sums and the result, such as int32 for int8 inputs; one of the array's library.
     algorithm : str
         "auto", or the name of the algorithm to use: "gemm" (im2col and a matrix product) or "pointwise".
 

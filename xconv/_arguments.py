@@ -39,7 +39,7 @@ def geometry(
     axes = tuple(replace(a, lo=lo, hi=hi) for a, (lo, hi) in zip(bare, _paddings(padding, bare), strict=True))
     if any(a.padded < a.extent for a in axes):
         msg = (
-            f"`w` must fit into the padded input, got `x` of size {tuple(size)}, `padding` "
+            f"the dilated kernel must fit into the padded input, got an input of size {tuple(size)}, `padding` "
             f"{tuple((a.lo, a.hi) for a in axes)} and dilated kernels of size {tuple(a.extent for a in axes)}"
         )
         raise ValueError(msg)
@@ -149,7 +149,7 @@ def _check_groups(groups: int, c_in: int, c_out: int) -> None:
 
 def _axes(size: Sequence[int], kernel: Sequence[int], stride: object, dilation: object) -> list[Axis]:
     if min(kernel) < 1:
-        msg = f"`w` must have a tap on every spatial axis, got a kernel of size {tuple(kernel)}"
+        msg = f"the kernel must have a tap on every spatial axis, got size {tuple(kernel)}"
         raise ValueError(msg)
     strides = per_axis("stride", stride, len(size), least=1)
     dilations = per_axis("dilation", dilation, len(size), least=1)

@@ -110,7 +110,8 @@ def conv_backward(dout: Array, cache: tuple[Any, ...]) -> tuple[Array, Array, Ar
         raise ValueError(msg)
     dX = conv_input_grad(dout, W, X.shape, stride=stride, padding=padding)
     dW = conv_weight_grad(dout, X, W.shape, stride=stride, padding=padding)
-    db = backend.xp.reshape(backend.xp.sum(dout, axis=(0, 2, 3), dtype=dout.dtype), b.shape)
+    sums = backend.xp.sum(dout, axis=(0, 2, 3), dtype=backend.accumulator(dout.dtype))
+    db = backend.xp.reshape(backend.astype(sums, dout.dtype), b.shape)
     return dX, dW, db
 
 

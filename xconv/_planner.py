@@ -132,8 +132,12 @@ def _cut(
     target: float = backend.tile_bytes
     if heavy:
         target = min(target, max(LEAST_TILE, cost(g) // SHARES))
-    # A tile of the weight gradient holds its own result, and adds it to a sum.
-    room = math.inf if settings.workspace is None else settings.workspace - 2 * filters
+    # A tile of the weight gradient holds its own result, and adds it to a sum; an input gradient whose padding is added
+    # to it afterwards is kept in the wider dtype until then.
+    fixed = 2 * filters
+    if g.pad_mode != "constant" and accumulator != dtype:
+        fixed += itemsize * math.prod(g.x_shape)
+    room = math.inf if settings.workspace is None else settings.workspace - fixed
     target = min(target, room)
     tiles, input_tiles = g.tiles("outputs", target, cost), g.tiles("inputs", target, cost)
     while input_tiles.repetition > REPETITION and 0 < 2 * target <= min(room, MOST_TILE):
@@ -142,14 +146,12 @@ def _cut(
     borders = tuple(g.borders(target, cost))
     largest = max(cost(cut.largest) for cut in (tiles, input_tiles, *(border.tiles for border in borders)))
     if largest > room:
-        msg = (
-            f"`workspace` must be at least {2 * filters + largest} bytes for this convolution, got {settings.workspace}"
-        )
+        msg = f"`workspace` must be at least {fixed + largest} bytes for this convolution, got {settings.workspace}"
         raise ValueError(msg)
     if settings.workspace is None:
         limit, lanes = 1024, LANE_BYTES // max(1, filters)
     else:
-        limit = max(1, (settings.workspace - filters) // max(1, largest + filters))
+        limit = max(1, (settings.workspace - fixed + filters) // max(1, largest + filters))
         lanes = (settings.workspace - limit * (largest + filters)) // max(1, filters)
     return Schedule(
         algorithm=algorithm,

@@ -55,7 +55,7 @@ class Schedule:
             y = self.algorithm.forward(backend, g, self._cast(part), u, out)
             return y if bias is None else backend.add(y, bias)
 
-        return self._assembled(self.geometry.y_shape, self.tiles, _output, piece)
+        return self._assembled(self.geometry.y_shape, self.tiles, _output, piece, self.dtype)
 
     def input_grad(self, dy: Array, w: Array, b: Array | None = None, *, conjugate: bool = True) -> Array:
         """The gradient; plus `b`, and without conjugation, for the transposed convolution."""
@@ -75,14 +75,13 @@ class Schedule:
         def piece(tile: Tile, _: Array | None) -> Array:
             return part(tile) if bias is None else backend.add(part(tile), bias)
 
-        dx = self._assembled(self.geometry.x_shape, self.input_tiles, _input, piece)
-        if self.borders:
-            dx = self._channels_first(dx)
-            for border in self.borders:
-                for tile, runs, source in border.parts():
-                    dx = backend.add_at(dx, source, partial(retracted, tile, runs))
-            dx = self._callers_layout(dx)
-        return dx
+        # What is added to later is not rounded before.
+        dtype = self.accumulator if self.borders else self.dtype
+        dx = self._channels_first(self._assembled(self.geometry.x_shape, self.input_tiles, _input, piece, dtype))
+        for border in self.borders:
+            for tile, runs, source in border.parts():
+                dx = backend.add_at(dx, source, partial(retracted, tile, runs))
+        return self._callers_layout(backend.astype(dx, self.dtype))
 
     def weight_grad(self, dy: Array, x: Array) -> Array:
         backend, dy, x = self.backend, self._channels_first(dy), self._channels_first(x)
@@ -100,7 +99,7 @@ class Schedule:
             return self.backend.im2col(part, g.axes)
 
         g = self.geometry
-        return self._assembled((g.batch, g.c_in, *g.kernel, *g.out), self.tiles, _columns, piece)
+        return self._assembled((g.batch, g.c_in, *g.kernel, *g.out), self.tiles, _columns, piece, self.dtype)
 
     def col2im(self, cols: Array) -> Array:
         def piece(tile: Tile, _: Array | None) -> Array:
@@ -108,7 +107,7 @@ class Schedule:
                 return self.backend.zeros(tile.geometry.x_shape, self.accumulator, cols)
             return self.backend.col2im(self._cast(cols[_columns(tile)]), tile.geometry.axes)
 
-        return self._assembled(self.geometry.x_shape, self.input_tiles, _input, piece)
+        return self._assembled(self.geometry.x_shape, self.input_tiles, _input, piece, self.dtype)
 
     def _transform(self, w: Array) -> Array:
         return self.algorithm.transform(self.backend, self.geometry, self._cast(w))
@@ -126,9 +125,11 @@ class Schedule:
             return g.extended(), self.backend.extend(part, g)
         return g.zero_padded(), part
 
-    def _assembled(self, shape: Shape, tiles: Sequence[Tile], place: Callable[[Tile], Index], piece: Piece) -> Array:
+    def _assembled(
+        self, shape: Shape, tiles: Sequence[Tile], place: Callable[[Tile], Index], piece: Piece, dtype: DType
+    ) -> Array:
         result = self.backend.assemble(
-            shape, self.dtype, tiles, place, piece, team=self.team, channels_last=self.channels_last
+            shape, dtype, tiles, place, piece, team=self.team, channels_last=self.channels_last
         )
         return self._callers_layout(result)
 

@@ -143,7 +143,8 @@ class Backend:
         for i, axis in reversed(list(enumerate(axes))):  # cols is (n, c, *kernel[:i+1], *out[:i+1], *size[i+1:])
             taps = [cols[_along(2 + i, t)] for t in range(axis.kernel)]
             cols = self.pad(self._fold(taps, 2 + 2 * i, axis), 2 + 2 * i, -axis.lo, -axis.hi)
-        return cols
+        # Where nothing was added up, the result would share its memory with the columns.
+        return cols * 1 if all(axis.kernel == 1 for axis in axes) else cols
 
     def _fold(self, taps: list[Array], at: int, axis: Axis) -> Array:
         """Sum the taps along the axis `at`, each shifted to its place in the padded input.

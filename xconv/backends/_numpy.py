@@ -31,7 +31,7 @@ class Scratch(threading.local):
     """
 
     #: The most memory that is kept.
-    KEEP = 64 * MIB
+    KEEP = 16 * MIB
     #: Bytes of a cache line, and of the widest registers.
     LINE = 64
 
