@@ -349,12 +349,27 @@ def im2col(
            [1, 2, 3],
            [2, 3, 4]])
     """
+    return unfolded(x, kernel_size, stride, padding, dilation, pad_mode)
+
+
+def unfolded(
+    x: Array,
+    kernel_size: Ints,
+    stride: Ints,
+    padding: Padding,
+    dilation: Ints = 1,
+    pad_mode: PadMode = "constant",
+    *,
+    images_last: bool = False,
+) -> Array:
+    """`im2col` for :func:`im2col_indices`, whose columns lie in memory with `images_last`."""
     given = {"x": x}
     backend = backend_of(given)
     x_shape = tuple(x.shape)
     kernel = per_axis("kernel_size", frozen("kernel_size", kernel_size), max(1, len(x_shape) - 2), least=1)
     options = _options(backend, stride, padding, dilation, 1, pad_mode, "channels_first", None, "gemm")
-    return _schedule(backend, given, x_shape, (1, *x_shape[1:2], *kernel), options).im2col(x)
+    schedule = _schedule(backend, given, x_shape, (1, *x_shape[1:2], *kernel), options._replace(multiplies=False))
+    return schedule.im2col(x, images_last=images_last)
 
 
 def col2im(
@@ -411,6 +426,7 @@ def col2im(
     rank = len(cols_shape) // 2 - 1
     sizes = per_axis("size", frozen("size", size), rank, least=0)
     options = _options(backend, stride, padding, dilation, 1, "constant", "channels_first", None, "gemm")
+    options = options._replace(multiplies=False)
     schedule = _schedule(backend, given, (*cols_shape[:2], *sizes), (1, *cols_shape[1 : 2 + rank]), options)
     out = schedule.geometry.out
     if out != cols_shape[2 + rank :]:

@@ -6,7 +6,7 @@ index running fastest. (A. Kristiadi, *Convnet: Implementing Convolution Layer w
 
 from typing import Any, NamedTuple
 
-from ._api import col2im, conv, conv_input_grad, conv_weight_grad, im2col
+from ._api import col2im, conv, conv_input_grad, conv_weight_grad, unfolded
 from ._arguments import integer, shape
 from ._typing import Array, Shape
 from .backends import backend_of
@@ -149,7 +149,7 @@ def im2col_indices(X: Array, field_height: int, field_width: int, padding: int =
     backend = backend_of({"X": X})
     _check_images("X", X)
     stride, padding = _exact(X.shape, field_height, field_width, padding, stride)
-    cols = im2col(X, (field_height, field_width), padding=padding, stride=stride)
+    cols = unfolded(X, (field_height, field_width), stride, padding, images_last=True)
     n, c, kh, kw, oh, ow = cols.shape
     return backend.xp.reshape(backend.xp.permute_dims(cols, (1, 2, 3, 4, 5, 0)), (c * kh * kw, oh * ow * n))
 

@@ -145,6 +145,8 @@ class Geometry:
     groups: int
     axes: tuple[Axis, ...]
     pad_mode: str = "constant"
+    #: How the caller's arrays lie in memory; here, channels always come first.
+    channels_last: bool = False
 
     @cached_property
     def size(self) -> Shape:
@@ -173,6 +175,11 @@ class Geometry:
     @cached_property
     def y_shape(self) -> Shape:
         return (self.batch, self.c_out, *self.out)
+
+    @cached_property
+    def columns_shape(self) -> Shape:
+        """The shape of all windows."""
+        return (self.batch, self.c_in, *self.kernel, *self.out)
 
     @cached_property
     def taps(self) -> int:

@@ -5,7 +5,7 @@ which each costs as much time as `PER_ELEMENT` multiply-adds.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -45,6 +45,8 @@ class Options(NamedTuple):
     algorithm: str = "auto"
     #: None for a convolution, and a transposed one otherwise.
     output_padding: object = None
+    #: Whether there is a product, or only im2col or col2im.
+    multiplies: bool = True
 
 
 class Candidate(NamedTuple):
@@ -78,9 +80,9 @@ def scheduled(
     else:
         g = transposed_geometry(x_shape, w_shape, **sizes, groups=options.groups, output_padding=options.output_padding)
     dtype = _result_dtype(backend, dtypes, options.dtype)
-    accumulator = backend.accumulator(dtype)
     name = _choice(candidates(g, backend, dtype, settings), options.algorithm)
-    return _cut(ALGORITHMS[name], backend, g, dtype, accumulator, settings, channels_last=channels_last)
+    g = replace(g, channels_last=channels_last)
+    return _cut(ALGORITHMS[name], backend, g, dtype, settings, multiplies=options.multiplies)
 
 
 def candidates(g: Geometry, backend: Backend, dtype: DType, settings: Settings) -> tuple[Candidate, ...]:
@@ -113,20 +115,26 @@ def _cut(
     backend: Backend,
     g: Geometry,
     dtype: DType,
-    accumulator: DType,
     settings: Settings,
     *,
-    channels_last: bool,
+    multiplies: bool,
 ) -> Schedule:
     """Cut the work into tiles that fit the workspace and the caches, never so that the number of threads matters."""
+    accumulator = backend.accumulator(dtype)
+    operand = backend.operand(dtype) if algorithm.takes_half else accumulator
     itemsize = backend.itemsize(accumulator)
     filters = itemsize * math.prod(g.w_shape)
 
     def cost(part: Geometry) -> int:
-        if part.pad_mode == "constant":
-            return itemsize * algorithm.scratch(part, backend)
-        part = part.extended()
-        return itemsize * (algorithm.scratch(part, backend) + 3 * math.prod(part.x_shape))
+        written_out = 0
+        if part.pad_mode != "constant":
+            part = part.extended()
+            written_out = 3 * math.prod(part.x_shape)
+        if multiplies:
+            scratch = algorithm.scratch(part, backend)
+        else:
+            scratch = backend.spare(part) + (math.prod(part.columns_shape) if operand != dtype else 0)
+        return itemsize * (scratch + written_out)
 
     heavy = g.macs >= HEAVY
     target: float = backend.tile_bytes
@@ -158,8 +166,8 @@ def _cut(
         backend=backend,
         geometry=g,
         dtype=dtype,
+        operand=operand,
         accumulator=accumulator,
-        channels_last=channels_last,
         team=Team(settings.threads, limit, heavy),
         lanes=min(max(1, lanes), LANES),
         tile_bytes=largest,

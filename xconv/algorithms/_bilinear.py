@@ -28,6 +28,8 @@ class Algorithm(ABC):
     """An algorithm for a convolution under zero padding, on arrays of the accumulating dtype. Stateless."""
 
     name: ClassVar[str]
+    #: Whether it takes half types as they are, where the backend's products of them are summed in float32.
+    takes_half: ClassVar[bool] = False
     #: Whether ``|err| <= K * eps * conv(|x|, |w|)`` holds for every element, and NaN stays in the windows that see it.
     componentwise: ClassVar[bool] = True
 
@@ -60,8 +62,8 @@ class Algorithm(ABC):
         """V: the image as the right operand of the product."""
 
     @abstractmethod
-    def analysis_adjoint(self, backend: Backend, g: Geometry, v: Array) -> Array:
-        """Its adjoint."""
+    def analysis_adjoint(self, backend: Backend, g: Geometry, v: Array, out: Array | None) -> Array:
+        """Its adjoint, written into `out` where that saves a copy."""
 
     @abstractmethod
     def synthesis(self, backend: Backend, g: Geometry, p: Array) -> Array:
@@ -83,10 +85,10 @@ class Algorithm(ABC):
         p = backend.product(u, self.analysis(backend, g, x), landing)
         return out if p is landing else self.synthesis(backend, g, p)
 
-    def input_grad(self, backend: Backend, g: Geometry, dy: Array, u_adjoint: Array) -> Array:
-        """The adjoint in x, for the (conjugate) transpose of ``U(w)``."""
+    def input_grad(self, backend: Backend, g: Geometry, dy: Array, u_adjoint: Array, out: Array | None) -> Array:
+        """The adjoint in x, for the (conjugate) transpose of ``U(w)``; written into `out` where that saves a copy."""
         p = self.synthesis_adjoint(backend, g, dy)
-        return self.analysis_adjoint(backend, g, backend.product(u_adjoint, p))
+        return self.analysis_adjoint(backend, g, backend.product(u_adjoint, p), out)
 
     def weight_grad(self, backend: Backend, g: Geometry, dy: Array, x: Array) -> Array:
         """The adjoint in w."""

@@ -15,39 +15,43 @@ from ._bilinear import Algorithm
 
 class Gemm(Algorithm):
     name = "gemm"
+    takes_half = True
 
     def refusal(self, g: Geometry, kind: Kind) -> str | None:
         del g, kind
         return None
 
     def scratch(self, g: Geometry, backend: Backend) -> int:
-        columns = g.batch * g.c_in * g.taps * g.pixels
         sides = g.batch * (g.c_in * math.prod(g.size) + 2 * g.c_out * g.pixels)
-        return backend.column_copies * columns + backend.spare(g) + sides
+        return math.prod(g.columns_shape) + backend.spare(g) + sides
 
     def traffic(self, g: Geometry) -> int:
-        return (
-            math.prod(g.x_shape)
-            + math.prod(g.y_shape)
-            + math.prod(g.w_shape)
-            + 2 * g.batch * g.c_in * g.taps * g.pixels
-        )
+        return math.prod(g.x_shape) + math.prod(g.y_shape) + math.prod(g.w_shape) + 2 * math.prod(g.columns_shape)
 
     def multiplications(self, g: Geometry) -> int:
         return g.macs
 
     def transform(self, backend: Backend, g: Geometry, w: Array) -> Array:
+        if backend.taps_first(g):
+            w = backend.xp.moveaxis(w, 1, -1)
         return backend.xp.reshape(w, (g.groups, g.c_out // g.groups, g.c_in // g.groups * g.taps))
 
     def transform_adjoint(self, backend: Backend, g: Geometry, u: Array) -> Array:
+        if backend.taps_first(g):
+            return backend.xp.moveaxis(backend.xp.reshape(u, (g.c_out, *g.kernel, g.c_in)), -1, 1)
         return backend.xp.reshape(u, g.w_shape)
 
     def analysis(self, backend: Backend, g: Geometry, x: Array) -> Array:
-        cols = backend.im2col(x, g.axes)
+        cols = backend.im2col(x, g)
+        if backend.taps_first(g):
+            cols = backend.xp.moveaxis(cols, 1, 1 + len(g.kernel))
         return backend.xp.reshape(cols, (g.batch, g.groups, g.c_in // g.groups * g.taps, g.pixels))
 
-    def analysis_adjoint(self, backend: Backend, g: Geometry, v: Array) -> Array:
-        return backend.col2im(backend.xp.reshape(v, (g.batch, g.c_in, *g.kernel, *g.out)), g.axes)
+    def analysis_adjoint(self, backend: Backend, g: Geometry, v: Array, out: Array | None) -> Array:
+        if backend.taps_first(g):
+            cols = backend.xp.reshape(v, (g.batch, *g.kernel, g.c_in, *g.out))
+            return backend.col2im(backend.xp.moveaxis(cols, 1 + len(g.kernel), 1), g, out)
+        return backend.col2im(backend.xp.reshape(v, g.columns_shape), g, out)
 
     def synthesis(self, backend: Backend, g: Geometry, p: Array) -> Array:
         return backend.xp.reshape(p, g.y_shape)

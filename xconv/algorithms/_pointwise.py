@@ -29,5 +29,6 @@ class Pointwise(Gemm):
     def analysis(self, backend: Backend, g: Geometry, x: Array) -> Array:
         return backend.xp.reshape(x, (g.batch, g.groups, g.c_in // g.groups, g.pixels))
 
-    def analysis_adjoint(self, backend: Backend, g: Geometry, v: Array) -> Array:
+    def analysis_adjoint(self, backend: Backend, g: Geometry, v: Array, out: Array | None) -> Array:
+        del out
         return backend.xp.reshape(v, g.x_shape)

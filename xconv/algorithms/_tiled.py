@@ -26,9 +26,9 @@ class Schedule:
     backend: Backend
     geometry: Geometry
     dtype: DType
-    #: The dtype in which products are summed.
+    #: The dtype of what is multiplied, and the one in which products are summed.
+    operand: DType
     accumulator: DType
-    channels_last: bool
     team: Team
     #: Partial sums of the weight gradient that may grow side by side.
     lanes: int
@@ -49,13 +49,15 @@ class Schedule:
     def forward(self, x: Array, w: Array, b: Array | None) -> Array:
         backend, x = self.backend, self._channels_first(x)
         u, bias = self._transform(w), self._bias(b)
+        rounded_once = bias is None or self.dtype == self.accumulator
 
         def piece(tile: Tile, out: Array | None) -> Array:
             g, part = self._read(tile, x)
-            y = self.algorithm.forward(backend, g, self._cast(part), u, out)
-            return y if bias is None else backend.add(y, bias)
+            y = self.algorithm.forward(backend, g, self._cast(part), u, out if rounded_once else None)
+            return y if bias is None else backend.add(y, bias, out)
 
-        return self._assembled(self.geometry.y_shape, self.tiles, _output, piece, self.dtype)
+        result = self._assembled(self.geometry.y_shape, self.tiles, _output, piece, self.dtype, self._order)
+        return self._callers_layout(result)
 
     def input_grad(self, dy: Array, w: Array, b: Array | None = None, *, conjugate: bool = True) -> Array:
         """The gradient; plus `b`, and without conjugation, for the transposed convolution."""
@@ -63,21 +65,24 @@ class Schedule:
         transpose = backend.adjoint if conjugate else backend.xp.matrix_transpose
         u_adjoint, bias = transpose(self._transform(w)), self._bias(b)
 
-        def part(tile: Tile) -> Array:
+        rounded_once = bias is None or self.dtype == self.accumulator
+
+        def part(tile: Tile, out: Array | None) -> Array:
             g = tile.geometry.zero_padded()
             if g.pixels == 0:  # a gap that no window sees
                 return backend.zeros(g.x_shape, self.accumulator, dy)
-            return self.algorithm.input_grad(backend, g, self._cast(dy[tile.y]), u_adjoint)
+            return self.algorithm.input_grad(backend, g, self._cast(dy[tile.y]), u_adjoint, out)
 
         def retracted(tile: Tile, runs: tuple[Run, ...]) -> Array:
-            return backend.retract(part(tile), runs)
+            return backend.retract(part(tile, None), runs)
 
-        def piece(tile: Tile, _: Array | None) -> Array:
-            return part(tile) if bias is None else backend.add(part(tile), bias)
+        def piece(tile: Tile, out: Array | None) -> Array:
+            dx = part(tile, out if rounded_once else None)
+            return dx if bias is None else backend.add(dx, bias, out)
 
         # What is added to later is not rounded before.
         dtype = self.accumulator if self.borders else self.dtype
-        dx = self._channels_first(self._assembled(self.geometry.x_shape, self.input_tiles, _input, piece, dtype))
+        dx = self._assembled(self.geometry.x_shape, self.input_tiles, _input, piece, dtype, self._order)
         for border in self.borders:
             for tile, runs, source in border.parts():
                 dx = backend.add_at(dx, source, partial(retracted, tile, runs))
@@ -93,30 +98,40 @@ class Schedule:
         shape = self.geometry.w_shape
         return backend.total(shape, self.dtype, self.tiles, piece, team=self.team, lanes=self.lanes)
 
-    def im2col(self, x: Array) -> Array:
-        def piece(tile: Tile, _: Array | None) -> Array:
+    def im2col(self, x: Array, *, images_last: bool) -> Array:
+        """All windows, ``(n, c, *kernel, *out)``; with `images_last`, in memory that has the images behind the rest."""
+
+        def piece(tile: Tile, out: Array | None) -> Array:
             g, part = self._read(tile, x)
-            return self.backend.im2col(part, g.axes)
+            return self.backend.im2col(part, g, out)
 
         g = self.geometry
-        return self._assembled((g.batch, g.c_in, *g.kernel, *g.out), self.tiles, _columns, piece, self.dtype)
+        order = tuple(range(len(g.columns_shape)))
+        order = (*order[1:], 0) if images_last else order
+        return self._assembled(g.columns_shape, self.tiles, _columns, piece, self.dtype, order)
 
     def col2im(self, cols: Array) -> Array:
-        def piece(tile: Tile, _: Array | None) -> Array:
-            if tile.geometry.pixels == 0:
-                return self.backend.zeros(tile.geometry.x_shape, self.accumulator, cols)
-            return self.backend.col2im(self._cast(cols[_columns(tile)]), tile.geometry.axes)
+        def piece(tile: Tile, out: Array | None) -> Array:
+            g = tile.geometry
+            if g.pixels == 0:
+                return self.backend.zeros(g.x_shape, self.accumulator, cols)
+            return self.backend.col2im(self._cast(cols[_columns(tile)]), g, out)
 
-        return self._assembled(self.geometry.x_shape, self.input_tiles, _input, piece, self.dtype)
+        g = self.geometry
+        order = tuple(range(len(g.x_shape)))
+        return self._assembled(g.x_shape, self.input_tiles, _input, piece, self.dtype, order)
 
     def _transform(self, w: Array) -> Array:
         return self.algorithm.transform(self.backend, self.geometry, self._cast(w))
 
     def _bias(self, b: Array | None) -> Array | None:
-        return None if b is None else self.backend.xp.reshape(self._cast(b), (1, -1, *(1 for _ in self.geometry.axes)))
+        if b is None:
+            return None
+        b = self.backend.astype(b, self.accumulator)
+        return self.backend.xp.reshape(b, (1, -1, *(1 for _ in self.geometry.axes)))
 
     def _cast(self, a: Array) -> Array:
-        return self.backend.astype(a, self.accumulator)
+        return self.backend.astype(a, self.operand)
 
     def _read(self, tile: Tile, x: Array) -> tuple[Geometry, Array]:
         """The input of a tile, with no padding left but zeros."""
@@ -126,21 +141,29 @@ class Schedule:
         return g.zero_padded(), part
 
     def _assembled(
-        self, shape: Shape, tiles: Sequence[Tile], place: Callable[[Tile], Index], piece: Piece, dtype: DType
+        self,
+        shape: Shape,
+        tiles: Sequence[Tile],
+        place: Callable[[Tile], Index],
+        piece: Piece,
+        dtype: DType,
+        order: tuple[int, ...],
     ) -> Array:
-        result = self.backend.assemble(
-            shape, dtype, tiles, place, piece, team=self.team, channels_last=self.channels_last
-        )
-        return self._callers_layout(result)
+        return self.backend.assemble(shape, dtype, tiles, place, piece, team=self.team, order=order)
+
+    @cached_property
+    def _order(self) -> tuple[int, ...]:
+        """The axes of an image in the order in which they lie in the caller's memory."""
+        return self._in_layout(tuple(range(2 + len(self.geometry.axes))))
 
     def _in_layout(self, shape: Shape) -> Shape:
-        return (shape[0], *shape[2:], shape[1]) if self.channels_last else shape
+        return (shape[0], *shape[2:], shape[1]) if self.geometry.channels_last else shape
 
     def _channels_first(self, a: Array) -> Array:
-        return self.backend.xp.moveaxis(a, -1, 1) if self.channels_last else a
+        return self.backend.xp.moveaxis(a, -1, 1) if self.geometry.channels_last else a
 
     def _callers_layout(self, a: Array) -> Array:
-        return self.backend.xp.moveaxis(a, 1, -1) if self.channels_last else a
+        return self.backend.xp.moveaxis(a, 1, -1) if self.geometry.channels_last else a
 
 
 def _input(tile: Tile) -> Index:

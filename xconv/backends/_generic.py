@@ -38,8 +38,6 @@ class Backend:
     tile_bytes = 256 * MIB
     #: Whether tiles can run in parallel.
     parallel = False
-    #: Arrays as large as the columns that a product of them holds at once.
-    column_copies = 2
     #: Whether arrays of this library can live on different devices.
     has_devices = True
 
@@ -79,6 +77,10 @@ class Backend:
         """The dtype in which products of `dtype` are summed: float32 for the half types."""
         return self.xp.float32 if _name(dtype) in {"float16", "bfloat16"} else dtype
 
+    def operand(self, dtype: DType) -> DType:
+        """The dtype in which an algorithm that takes half types multiplies `dtype`."""
+        return self.accumulator(dtype)
+
     def itemsize(self, dtype: DType) -> int:
         """Bytes of one element."""
         if self.kind(dtype) == "integer":
@@ -117,8 +119,9 @@ class Backend:
         one = self.xp.reshape(one, (1,) * len(shape))
         return self.xp.broadcast_to(one, shape) + one
 
-    def add(self, y: Array, b: Array) -> Array:
-        """``y + b``; `y` itself may be changed."""
+    def add(self, y: Array, b: Array, out: Array | None = None) -> Array:
+        """``y + b``; in `out` if that is handed over, which may be `y` itself."""
+        del out
         return y + b
 
     def add_at(self, x: Array, index: Index, make: Callable[[], Array]) -> Array:
@@ -127,9 +130,15 @@ class Backend:
 
     # windows and their adjoint
 
-    def im2col(self, x: Array, axes: Sequence[Axis]) -> Array:
-        """Every window of the zero-padded ``x (n, c, *size)``, as ``(n, c, *kernel, *out)``."""
-        for i, axis in enumerate(axes):  # x is (n, c, *kernel[:i], *out[:i], *size[i:])
+    def taps_first(self, g: Geometry) -> bool:
+        """Whether the columns of `g` lie in memory with the kernel before the channels."""
+        del g
+        return False
+
+    def im2col(self, x: Array, g: Geometry, out: Array | None = None) -> Array:
+        """Every window of the zero-padded ``x (n, c, *size)``, as ``(n, c, *kernel, *out)``; in `out` if possible."""
+        del out
+        for i, axis in enumerate(g.axes):  # x is (n, c, *kernel[:i], *out[:i], *size[i:])
             at = 2 + 2 * i
             x = self.pad(x, at, axis.lo, axis.hi)
             starts = range(0, axis.extent, axis.dilation)
@@ -138,13 +147,14 @@ class Backend:
             x = self.xp.stack(taps, axis=2 + i)
         return x
 
-    def col2im(self, cols: Array, axes: Sequence[Axis]) -> Array:
+    def col2im(self, cols: Array, g: Geometry, out: Array | None = None) -> Array:
         """The adjoint of `im2col`: adds each element of the columns to the input element that it was read from."""
-        for i, axis in reversed(list(enumerate(axes))):  # cols is (n, c, *kernel[:i+1], *out[:i+1], *size[i+1:])
+        del out
+        for i, axis in reversed(list(enumerate(g.axes))):  # cols is (n, c, *kernel[:i+1], *out[:i+1], *size[i+1:])
             taps = [cols[_along(2 + i, t)] for t in range(axis.kernel)]
             cols = self.pad(self._fold(taps, 2 + 2 * i, axis), 2 + 2 * i, -axis.lo, -axis.hi)
         # Where nothing was added up, the result would share its memory with the columns.
-        return cols * 1 if all(axis.kernel == 1 for axis in axes) else cols
+        return cols * 1 if g.taps == 1 else cols
 
     def _fold(self, taps: list[Array], at: int, axis: Axis) -> Array:
         """Sum the taps along the axis `at`, each shifted to its place in the padded input.
@@ -165,10 +175,10 @@ class Backend:
         return grid[_along(at, slice(0, axis.padded))]
 
     def spare(self, g: Geometry) -> int:
-        """Elements that `im2col` and `col2im` need at once beside the columns, at most."""
+        """Elements that `im2col` and `col2im` need at once beside the columns they make or take, at most."""
         *others, last = g.axes  # the last axis of im2col, and the first of col2im, is the largest step
         partial = math.prod(a.kernel * a.out for a in others) * (last.padded + last.stride)
-        return g.batch * g.c_in * (5 * partial + 2 * math.prod(g.padded))
+        return math.prod(g.columns_shape) + g.batch * g.c_in * (5 * partial + 2 * math.prod(g.padded))
 
     def pad(self, x: Array, at: int, lo: int, hi: int) -> Array:
         """`x` with zeros before and behind along one axis, or cut off there where `lo` or `hi` is negative."""
@@ -241,16 +251,18 @@ class Backend:
         piece: Piece,
         *,
         team: Team,
-        channels_last: bool = False,
+        order: tuple[int, ...],
     ) -> Array:
-        """The array whose part at ``place(tile)`` is ``piece(tile, ...)``; the places cover it and do not overlap."""
+        """The array whose part at ``place(tile)`` is ``piece(tile, ...)``; the places cover it and do not overlap.
+
+        Its axes lie in memory in that `order`, where the library lets us choose.
+        """
         del team
         first = self.astype(piece(tiles[0], None), dtype)
         if len(tiles) == 1:
             return first
-        n, c, *size = shape
-        zeros = self.zeros((n, *size, c) if channels_last else shape, dtype, first)
-        out = self.xp.moveaxis(zeros, -1, 1) if channels_last else zeros
+        zeros = self.zeros(tuple(shape[axis] for axis in order), dtype, first)
+        out = self.xp.permute_dims(zeros, inverse(order))
         out = xpx.at(out)[place(tiles[0])].set(first, xp=self.xp)
         for tile in islice(tiles, 1, None):
             out = xpx.at(out)[place(tile)].set(self.astype(piece(tile, None), dtype), xp=self.xp)
@@ -275,6 +287,11 @@ class Backend:
         for tile in islice(tiles, 1, None):
             result = result + piece(tile, None)
         return self.astype(result, dtype)
+
+
+def inverse(order: tuple[int, ...]) -> tuple[int, ...]:
+    """The permutation that undoes `order`."""
+    return tuple(order.index(axis) for axis in range(len(order)))
 
 
 def _name(dtype: DType) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 from .._geometry import Axis, Geometry, Tile
 from .._typing import Array, DType, Index, Kind, Shape
 from . import _threads
-from ._generic import MIB, Backend, Piece
+from ._generic import MIB, Backend, Piece, inverse
 from ._threads import Team
 
 KINDS: dict[str, Kind] = {"i": "integer", "u": "integer", "f": "real", "c": "complex"}
@@ -64,7 +64,6 @@ class NumpyBackend(Backend):
 
     tile_bytes = 4 * MIB
     parallel = True
-    column_copies = 1
     has_devices = False
 
     def __init__(self) -> None:
@@ -96,7 +95,8 @@ class NumpyBackend(Backend):
         del like
         return np.zeros(shape, dtype)
 
-    def add(self, y: Array, b: Array) -> Array:
+    def add(self, y: Array, b: Array, out: Array | None = None) -> Array:
+        del out
         return np.add(y, b, out=y)
 
     def add_at(self, x: Array, index: Index, make: Callable[[], Array]) -> Array:
@@ -104,8 +104,8 @@ class NumpyBackend(Backend):
         x[index] += make()
         return x
 
-    def im2col(self, x: Array, axes: Sequence[Axis]) -> Array:
-        n, c, *_ = x.shape
+    def im2col(self, x: Array, g: Geometry, out: Array | None = None) -> Array:
+        (n, c, *_), axes = x.shape, g.axes
         padded = self.scratch.take((n, c, *(a.padded for a in axes)), x.dtype)
         outer, inner = _kept(axes)
         if any(a.is_padded for a in axes):
@@ -113,7 +113,7 @@ class NumpyBackend(Backend):
         padded[outer] = x[inner]
         lead, steps = padded.strides[:2], padded.strides[2:]
         windows = np.ndarray(
-            (n, c, *(a.kernel for a in axes), *(a.out for a in axes)),
+            g.columns_shape,
             x.dtype,
             padded,
             0,
@@ -123,7 +123,10 @@ class NumpyBackend(Backend):
                 *(a.stride * step for a, step in zip(axes, steps, strict=True)),
             ),
         )
-        return self._copied_images_last(windows)
+        if out is None:
+            return self._copied_images_last(windows)
+        out[...] = windows
+        return out
 
     def _copied_images_last(self, a: Array) -> Array:
         """A copy whose images lie behind the channels and kernel in memory, so that they share one product."""
@@ -133,8 +136,9 @@ class NumpyBackend(Backend):
         memory[...] = a.transpose(order)
         return memory.transpose((lead, *range(lead), *range(1 + lead, a.ndim)))
 
-    def col2im(self, cols: Array, axes: Sequence[Axis]) -> Array:
-        n, c, *_ = cols.shape
+    def col2im(self, cols: Array, g: Geometry, out: Array | None = None) -> Array:
+        del out
+        (n, c, *_), axes = cols.shape, g.axes
         padded = self.scratch.take((n, c, *(a.padded for a in axes)), cols.dtype)
         padded[...] = 0
         for tap in index_product(*(range(a.kernel) for a in axes)):
@@ -186,11 +190,9 @@ class NumpyBackend(Backend):
         piece: Piece,
         *,
         team: Team,
-        channels_last: bool = False,
+        order: tuple[int, ...],
     ) -> Array:
-        n, c, *size = shape
-        memory = np.empty((n, *size, c) if channels_last else shape, dtype)
-        result = np.moveaxis(memory, -1, 1) if channels_last else memory
+        result = np.empty([shape[axis] for axis in order], dtype).transpose(inverse(order))
 
         def fill(i: int) -> None:
             self.scratch.reset()
