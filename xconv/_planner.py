@@ -1,7 +1,7 @@
 """The planner: which algorithm, in which tiles, within which memory; decided once per geometry and remembered.
 
 The cost model counts what an algorithm does: its multiply-adds, and the elements that it moves through memory, of
-which each costs as much time as `PER_ELEMENT` multiply-adds.
+which each costs as much time as so many multiply-adds as the backend says (`Backend.balance`).
 """
 
 import math
@@ -16,13 +16,8 @@ from ._typing import Array, DType, Shape
 from .algorithms import ALGORITHMS, Algorithm, Schedule
 from .backends import MIB, Backend, Team, backend_of
 
-#: Multiply-adds in the time of one element to or from memory.
-PER_ELEMENT = 16
 #: Multiply-adds of a call that is worth a second thread.
 HEAVY = 2**19
-#: No smaller tile is worth its own call, and so many are enough for every processor to get its share.
-LEAST_TILE = MIB
-SHARES = 4
 #: Tiles of the input gradient share outputs, and compute their columns again. Where that is more than so many times the
 #: work, they are made larger, up to this size.
 REPETITION, MOST_TILE = 1.5, 256 * MIB
@@ -88,11 +83,12 @@ def scheduled(
 def candidates(g: Geometry, backend: Backend, dtype: DType, settings: Settings) -> tuple[Candidate, ...]:
     """Every algorithm, the cheapest first, those that are out of the question last."""
     found = []
+    balance = backend.balance(dtype, settings.precision)
     for name, algorithm in ALGORITHMS.items():
         refusal = algorithm.refusal(g, backend.kind(dtype))
         unfit = settings.numerics == "strict" and not algorithm.componentwise
         note = 'its error bound is not componentwise, and `numerics` is "strict"' if unfit else None
-        cost = 0 if refusal else algorithm.multiplications(g) + PER_ELEMENT * algorithm.traffic(g)
+        cost = 0 if refusal else algorithm.multiplications(g) + balance * algorithm.traffic(g)
         found.append(Candidate(name, cost, refusal, note))
     return tuple(sorted(found, key=lambda c: (c.refusal is not None, c.note is not None, c.cost)))
 
@@ -137,9 +133,7 @@ def _cut(
         return itemsize * (scratch + written_out)
 
     heavy = g.macs >= HEAVY
-    target: float = backend.tile_bytes
-    if heavy:
-        target = min(target, max(LEAST_TILE, cost(g) // SHARES))
+    target = backend.tile_size(cost(g), heavy=heavy)
     # A tile of the weight gradient holds its own result, and adds it to a sum; an input gradient whose padding is added
     # to it afterwards is kept in the wider dtype until then.
     fixed = 2 * filters

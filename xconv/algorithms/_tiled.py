@@ -7,12 +7,26 @@ in; on the way back its gradient is computed like that of any other part of the 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property, partial, wraps
+from typing import Concatenate, ParamSpec
 
 from .._geometry import Border, Geometry, Run, Tile
 from .._typing import Array, DType, Index, Shape
 from ..backends import Backend, Piece, Team
 from ._bilinear import Algorithm
+
+P = ParamSpec("P")
+
+
+def _on_its_device(method: Callable[Concatenate["Schedule", Array, P], Array]) -> Callable[..., Array]:
+    """Runs a method of a schedule on the device of its first array."""
+
+    @wraps(method)
+    def run(self: "Schedule", a: Array, *args: P.args, **options: P.kwargs) -> Array:
+        with self.backend.on_device_of(a):
+            return method(self, a, *args, **options)
+
+    return run
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +60,7 @@ class Schedule:
     def y_shape(self) -> Shape:
         return self._in_layout(self.geometry.y_shape)
 
+    @_on_its_device
     def forward(self, x: Array, w: Array, b: Array | None) -> Array:
         backend, x = self.backend, self._channels_first(x)
         u, bias = self._transform(w), self._bias(b)
@@ -59,6 +74,7 @@ class Schedule:
         result = self._assembled(self.geometry.y_shape, self.tiles, _output, piece, self.dtype, self._order)
         return self._callers_layout(result)
 
+    @_on_its_device
     def input_grad(self, dy: Array, w: Array, b: Array | None = None, *, conjugate: bool = True) -> Array:
         """The gradient; plus `b`, and without conjugation, for the transposed convolution."""
         backend, dy = self.backend, self._channels_first(dy)
@@ -88,6 +104,7 @@ class Schedule:
                 dx = backend.add_at(dx, source, partial(retracted, tile, runs))
         return self._callers_layout(backend.astype(dx, self.dtype))
 
+    @_on_its_device
     def weight_grad(self, dy: Array, x: Array) -> Array:
         backend, dy, x = self.backend, self._channels_first(dy), self._channels_first(x)
 
@@ -98,6 +115,7 @@ class Schedule:
         shape = self.geometry.w_shape
         return backend.total(shape, self.dtype, self.tiles, piece, team=self.team, lanes=self.lanes)
 
+    @_on_its_device
     def im2col(self, x: Array, *, images_last: bool) -> Array:
         """All windows, ``(n, c, *kernel, *out)``; with `images_last`, in memory that has the images behind the rest."""
 
@@ -110,6 +128,7 @@ class Schedule:
         order = (*order[1:], 0) if images_last else order
         return self._assembled(g.columns_shape, self.tiles, _columns, piece, self.dtype, order)
 
+    @_on_its_device
     def col2im(self, cols: Array) -> Array:
         def piece(tile: Tile, out: Array | None) -> Array:
             g = tile.geometry

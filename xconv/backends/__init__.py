@@ -45,6 +45,10 @@ def _discover(name: str, array: Array) -> Backend:
 
         check_type(name, array)
         namespace, make = "numpy", NumpyBackend
+    elif array_api_compat.is_cupy_array(array):
+        from ._cupy import CupyBackend
+
+        namespace, make = "cupy", CupyBackend
     else:
         namespace = array_api_compat.array_namespace(array)
         make = partial(Backend, namespace)

@@ -7,6 +7,7 @@ afterwards. The other backends override what their library does better.
 import math
 import re
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from typing import Any
 
@@ -25,6 +26,9 @@ NARROW = re.compile(r"u?int[124]$|float[468](_|$)")
 #: Makes the part of a result that belongs to a tile. It is handed the memory where the part will lie, or None; it
 #: may write there and return that, or return an array of its own.
 Piece = Callable[[Tile, Array | None], Array]
+
+
+_NOTHING = nullcontext()
 
 
 class Backend:
@@ -100,6 +104,23 @@ class Backend:
             if known[name] != known[other]:
                 msg = f"`{name}` and `{other}` must be on one device, got {known[name]} and {known[other]}"
                 raise TypeError(msg)
+
+    def on_device_of(self, x: Array) -> AbstractContextManager[object]:
+        """Makes the device of `x` the current one, where the library has such a thing."""
+        del x
+        return _NOTHING
+
+    # costs
+
+    def tile_size(self, whole: float, *, heavy: bool) -> float:
+        """Bytes of temporary memory for a tile of a call that would take `whole` in one piece."""
+        del whole, heavy
+        return self.tile_bytes
+
+    def balance(self, dtype: DType, precision: str) -> int:
+        """Multiply-adds in the time of one element to or from memory."""
+        del dtype, precision
+        return 16
 
     # memory
 

@@ -59,16 +59,8 @@ class Scratch(threading.local):
         return np.empty(shape, dtype)
 
 
-class NumpyBackend(Backend):
-    """NumPy arrays. The tiles' size is that of the second-level caches of today's processors."""
-
-    tile_bytes = 4 * MIB
-    parallel = True
-    has_devices = False
-
-    def __init__(self) -> None:
-        super().__init__(np)
-        self.scratch = Scratch()
+class DtypesOfNumpy(Backend):
+    """A library whose dtypes are those of NumPy, and of ml_dtypes."""
 
     def kind(self, dtype: DType) -> Kind:
         if dtype.name == "bfloat16":  # of ml_dtypes
@@ -82,6 +74,23 @@ class NumpyBackend(Backend):
 
     def itemsize(self, dtype: DType) -> int:
         return int(np.dtype(dtype).itemsize)
+
+
+class NumpyBackend(DtypesOfNumpy):
+    """NumPy arrays. The tiles' size is that of the second-level caches of today's processors."""
+
+    tile_bytes = 4 * MIB
+    #: No smaller tile is worth its own call, and so many are enough for every processor to get its share.
+    least_tile, shares = MIB, 4
+    parallel = True
+    has_devices = False
+
+    def __init__(self) -> None:
+        super().__init__(np)
+        self.scratch = Scratch()
+
+    def tile_size(self, whole: float, *, heavy: bool) -> float:
+        return min(self.tile_bytes, max(self.least_tile, whole // self.shares)) if heavy else self.tile_bytes
 
     def view(self, out: Array | None, shape: Shape, dtype: DType) -> Array | None:
         if out is None or out.dtype != dtype:

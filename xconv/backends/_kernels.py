@@ -1,0 +1,389 @@
+"""The text of the CUDA kernels: windows, their adjoint, and depthwise convolution.
+
+Every kernel is the body of a CuPy `ElementwiseKernel`. One thread makes one element of the result, or as many
+neighbouring channels as fit `WIDEST` bytes, and gathers what it needs for it. Nobody else writes there, so there are
+no atomics, and results are bitwise reproducible. Half types are summed in float32, integers modulo a power of 2.
+
+The same code writes a text in two forms. The *specialised* one has every size and step as a literal, and the loops over
+up to `UNROLLED` taps written out: the compiler turns divisions into multiplications and addresses into constants, and
+what is left waits for memory only. The *general* one takes the numbers as arguments, and serves every geometry of one
+rank and memory order. Indices have 32 bits where that is enough, and 64 otherwise.
+
+Arrays come as flat views of their memory, with their steps beside them: any order of axes and any slice is read and
+written in place.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from itertools import product
+from typing import NamedTuple, TypeAlias
+
+from .._geometry import Geometry
+from .._typing import Shape
+
+#: The most taps that are written out.
+UNROLLED = 49
+#: Bytes of the widest load.
+WIDEST = 16
+#: The C++ type in which the numbers of a dtype are added up, where it is not their own.
+SUMS = {
+    "float16": "float",
+    "bfloat16": "float",
+    **dict.fromkeys(("int8", "int16", "int32", "uint8", "uint16", "uint32"), "unsigned int"),
+    **dict.fromkeys(("int64", "uint64"), "unsigned long long"),
+}
+
+
+class Memory(NamedTuple):
+    """How an array lies in its flat view, in elements: where its first one is, and its steps."""
+
+    dtype: str
+    itemsize: int
+    shape: Shape
+    steps: tuple[int, ...]
+    start: int = 0
+    #: Whether the flat view begins at a multiple of `WIDEST` bytes.
+    aligned: bool = False
+
+
+class Kernel(NamedTuple):
+    """An ElementwiseKernel, and how it is called: with the numbers behind its input arrays, for `size` threads."""
+
+    name: str
+    inputs: str
+    outputs: str
+    operation: str
+    numbers: tuple[int, ...]
+    size: int
+
+
+class Tap(NamedTuple):
+    """One tap, or all of them in a loop: its number on each axis, where it reads, and the condition to read there."""
+
+    numbers: tuple[int | str, ...]
+    offset: str
+    inside: str
+
+
+#: Writes the lines that find where a tap of one axis reads: the axis, the tap, and the suffix of the names to define.
+Head: TypeAlias = Callable[[int, int | str, str], None]
+
+
+def im2col(g: Geometry, x: Memory, cols: Memory, *, literal: bool) -> Kernel:
+    """All windows of ``x (n, c, *size)``, to ``cols (n, c, *kernel, *out)``; a thread makes all taps of a window."""
+    rank = len(g.axes)
+    n, c, taps, out = *cols.steps[:2], cols.steps[2 : 2 + rank], cols.steps[2 + rank :]
+    text = _Text("im2col", g, (x, cols), literal=literal)
+    text.threads({"n": (g.batch, n), "c": (g.c_in, c), **_axes("o", g.out, out)})
+    text.define("to", cols.start, {"n": n, "c": c, **_steps("o", out)})
+    head = text.reading(x, "c")
+    for dozen in _dozens(text.taps(head)):  # the loads of a dozen before their stores
+        packs = [text.load("x", tap) for tap in dozen]
+        for tap, pack in zip(dozen, packs, strict=True):
+            text.each(f"q.v[j] = U({pack}.v[j]);")
+            text.line(f"*(Q*)&y[to + {text.steps('to_t', tap.numbers, taps)}] = q;")
+    return text.kernel("raw T x", "raw U y")
+
+
+def col2im(g: Geometry, cols: Memory, x: Memory, *, literal: bool) -> Kernel:
+    """The adjoint of `im2col`; a thread adds up what was read from one place, in the order of the taps."""
+    rank = len(g.axes)
+    n, c, taps, out = *cols.steps[:2], cols.steps[2 : 2 + rank], cols.steps[2 + rank :]
+    text = _Text("col2im", g, (cols, x), literal=literal)
+    text.threads({"n": (g.batch, x.steps[0]), "c": (g.c_in, x.steps[1]), **_axes("i", g.size, x.steps[2:])})
+    text.define("from", cols.start, {"n": n, "c": c})
+    head = text.read_by(out, taps)
+    for tap in text.taps(head):
+        text.each(f"sum[j] += A({text.load('x', tap)}.v[j]);")
+    text.store(x, {"n": x.steps[0], "c": x.steps[1], **_steps("i", x.steps[2:])})
+    return text.kernel("raw T x", "raw U y")
+
+
+def depthwise(g: Geometry, x: Memory, w: Memory, y: Memory, *, literal: bool) -> Kernel:
+    """Every channel of ``x`` under its own filters ``w (c_out, 1, *kernel)``, to ``y (n, c_out, *out)``."""
+    text = _Text("depthwise", g, (x, y), literal=literal, filters=w)
+    text.threads({"n": (g.batch, y.steps[0]), "c": (g.c_out, y.steps[1]), **_axes("o", g.out, y.steps[2:])})
+    text.line(f"const I b = c / {text.number('multiplier', g.c_out // g.c_in)};")
+    head = text.reading(x, "b")
+    for tap in text.taps(head):
+        text.each(f"sum[j] += A({text.load('x', tap)}.v[j]) * A({text.filter(tap)});")
+    text.store(y, {"n": y.steps[0], "c": y.steps[1], **_steps("o", y.steps[2:])})
+    return text.kernel("raw T x, raw T w", "raw U y")
+
+
+def depthwise_input_grad(g: Geometry, dy: Memory, w: Memory, dx: Memory, *, literal: bool) -> Kernel:
+    """The adjoint in x: a sum over all filters of a channel, and over the taps."""
+    text = _Text("depthwise_input_grad", g, (dy, dx), literal=literal, filters=w)
+    text.threads({"n": (g.batch, dx.steps[0]), "b": (g.c_in, dx.steps[1]), **_axes("i", g.size, dx.steps[2:])})
+    multiplier = text.number("multiplier", g.c_out // g.c_in)
+    head = text.read_by(dy.steps[2:], (0,) * len(g.axes))
+    with text.block(f"for (I c = b * {multiplier}; c < b * {multiplier} + {multiplier}; ++c)"):
+        text.define("from", dy.start, {"n": dy.steps[0], "c": dy.steps[1]})
+        for tap in text.taps(head):
+            text.each(f"sum[j] += A({text.load('x', tap)}.v[j]) * A({text.filter(tap)});")
+    text.store(dx, {"n": dx.steps[0], "b": dx.steps[1], **_steps("i", dx.steps[2:])})
+    return text.kernel("raw T x, raw T w", "raw U y")
+
+
+def depthwise_weight_grad(g: Geometry, dy: Memory, x: Memory, parts: Memory, *, literal: bool) -> Kernel:
+    """The adjoint in w, as partial sums ``parts (c_out, *kernel, lanes)`` over every `lanes`-th pixel of all images."""
+    channel, taps, lane = parts.steps[0], parts.steps[1:-1], parts.steps[-1]
+    text = _Text("depthwise_weight_grad", g, (dy, x, parts), literal=literal, packs=False)
+    places = {"c": (g.c_out, channel), "lane": (parts.shape[-1], lane)}
+    text.threads(places if text.unrolled else {**places, **_axes("t", g.kernel, taps)}, sums=text.unrolled or 1)
+    text.line(f"const I b = c / {text.number('multiplier', g.c_out // g.c_in)};")
+    pixels, lanes = text.number("pixels", g.batch * g.pixels), text.number("lanes", parts.shape[-1])
+    with text.block(f"for (N m = (N)lane; m < (N){pixels}; m += (N){lanes})"):
+        text.coordinates("m", {"n": g.batch, **_steps("o", g.out)})
+        text.define("at", dy.start, {"n": dy.steps[0], "c": dy.steps[1], **_steps("o", dy.steps[2:])})
+        text.line("const A s = A(dy[at]);")
+        for i, tap in enumerate(text.taps(text.reading(x, "b"), looped=False)):
+            value = f"A({text.load('x', tap)}.v[0])"
+            text.line(f"sum[{i}] += s * {text.conjugated(value)};")
+    text.define("to", parts.start, {"c": channel, "lane": lane})
+    for i, tap in enumerate(text.taps(None, looped=False)):
+        text.line(f"y[to + {text.steps('to_t', tap.numbers, taps)}] = U(sum[{i}]);")
+    return text.kernel("raw T dy, raw T x", "raw U y")
+
+
+class _Text:
+    """Writes one kernel, line by line."""
+
+    def __init__(
+        self,
+        verb: str,
+        g: Geometry,
+        arrays: tuple[Memory, ...],
+        *,
+        literal: bool,
+        filters: Memory | None = None,
+        packs: bool = True,
+    ) -> None:
+        self.verb, self.g, self.arrays, self.literal, self.filters = verb, g, arrays, literal, filters
+        #: The number of taps where they are written out, else 0.
+        self.unrolled = g.taps if literal and g.taps <= UNROLLED else 0
+        self.pack = _pack(arrays) if packs and (filters is None or g.c_in == g.c_out) else 1
+        margin = max(abs(a.lo) + abs(a.hi) + a.extent + a.stride for a in g.axes)
+        self.wide = any(_reach(array, margin) >= 2**31 for array in arrays)
+        self.lines: list[str] = []
+        self.numbers: dict[str, int] = {}
+        self.depth = self.loads = 0
+
+    # What a text is made of
+
+    def number(self, name: str, value: int) -> str:
+        """The literal, or the argument of this name."""
+        if self.literal:
+            return str(value) if value >= 0 else f"({value})"
+        self.numbers[name] = value
+        return name
+
+    def line(self, line: str) -> None:
+        self.lines.append("  " * self.depth + line)
+
+    @contextmanager
+    def block(self, head: str) -> Iterator[None]:
+        self.line(head + " {")
+        self.depth += 1
+        yield
+        self.depth -= 1
+        self.line("}")
+
+    def each(self, line: str, count: int | None = None) -> None:
+        """`line` for every element j of a pack."""
+        self.line("#pragma unroll")
+        self.line(f"for (int j = 0; j < {count or self.pack}; ++j) {line}")
+
+    def define(self, name: str, start: int, steps: Mapping[str, int]) -> None:
+        """An offset: the sum of places times steps."""
+        terms = [self.number(f"{name}_start", start)]
+        terms += [f"{place} * {self.number(f'{name}_{place}', step)}" for place, step in steps.items()]
+        self.line(f"const I {name} = {' + '.join(terms)};")
+
+    def steps(self, name: str, numbers: tuple[int | str, ...], steps: tuple[int, ...]) -> str:
+        """The offset of a tap: a sum that is known when its numbers are."""
+        if self.unrolled:
+            return self.number(name, sum(int(t) * step for t, step in zip(numbers, steps, strict=True)))
+        return " + ".join(f"{t} * {self.number(f'{name}{a}', steps[a])}" for a, t in enumerate(numbers))
+
+    # What stands at the beginning and at the end
+
+    def threads(self, places: Mapping[str, tuple[int, int]], sums: int | None = None) -> None:
+        """The types, and the place of thread `i`, such that neighbours write next to each other.
+
+        `places` names the axes, with their lengths and their steps in the result; a thread keeps so many `sums`.
+        """
+        order = sorted(places, key=lambda name: (places[name][0] > 1, -places[name][1]))
+        lengths = {name: places[name][0] for name in order}
+        lengths[order[-1]] //= self.pack  # neighbouring channels, where there is more than one to a thread
+        self.size = math.prod(lengths.values())
+        self.wide = self.wide or self.size >= 2**31
+        source, result, sums = self.arrays[0], self.arrays[-1], sums or self.pack
+        self.line(f"typedef {'long long' if self.wide else 'int'} I;")
+        self.line(f"typedef unsigned {'long long' if self.wide else 'int'} N;")
+        self.line(f"typedef {SUMS.get(source.dtype, 'T')} A;")
+        self.line(f"struct alignas({self.pack * source.itemsize}) P {{ T v[{self.pack}]; }} zero;")
+        self.line(f"struct alignas({self.pack * result.itemsize}) Q {{ U v[{self.pack}]; }} q;")
+        self.line(f"A sum[{sums}];")
+        self.each("zero.v[j] = T(0);")
+        self.each("sum[j] = A(0);", sums)
+        self.coordinates("i", lengths)
+        if self.pack > 1:
+            self.line(f"{order[-1]} *= {self.pack};")
+
+    def coordinates(self, number: str, lengths: Mapping[str, int]) -> None:
+        """The places of element `number` in a box, the last axis running fastest."""
+        first, *others = lengths
+        self.line(f"N r_{number} = (N){number};")
+        for name in reversed(others):
+            length = self.number(f"{name}_length", lengths[name])
+            self.line(f"I {name} = (I)(r_{number} % (N){length}); r_{number} /= (N){length};")
+        self.line(f"I {first} = (I)r_{number};")
+
+    def store(self, result: Memory, steps: Mapping[str, int]) -> None:
+        """The sums, to their place."""
+        self.define("to", result.start, steps)
+        self.each("q.v[j] = U(sum[j]);")
+        self.line("*(Q*)&y[to] = q;")
+
+    def kernel(self, inputs: str, outputs: str) -> Kernel:
+        kind = "int64" if self.wide else "int32"
+        arguments = "".join(f", {kind} {name}" for name in self.numbers)
+        numbers = tuple(self.numbers.values())
+        return Kernel(self.name, inputs + arguments, outputs, "\n".join(self.lines), numbers, self.size)
+
+    @property
+    def name(self) -> str:
+        """Says what the kernel is specialised to."""
+        g, form = self.g, f"{'i64' if self.wide else 'i32'}_{self.pack}"
+        if not self.literal:
+            return f"xconv_{self.verb}_{len(g.axes)}d_{form}"
+        axes = {"": g.size, "k": g.kernel} | {
+            letter: tuple(getattr(axis, field) for axis in g.axes)
+            for letter, field in (("s", "stride"), ("d", "dilation"), ("l", "lo"), ("h", "hi"))
+        }
+        tags = "_".join(letter + "x".join(map(str, values)) for letter, values in axes.items())
+        return f"xconv_{self.verb}_n{g.batch}_c{g.c_in}_o{g.c_out}_{tags}_{form}".replace("-", "m")
+
+    # Taps
+
+    def taps(self, head: Head | None, *, looped: bool = True) -> Iterator[Tap]:
+        """Every tap, one after the other; or one that stands for all of them, while the loops over them are open.
+
+        Without `looped`, the threads' places say which tap that is.
+        """
+        rank = len(self.g.axes)
+        if self.unrolled:
+            if head:
+                for a, axis in enumerate(self.g.axes):
+                    for t in range(axis.kernel):
+                        head(a, t, f"{a}_{t}")
+            for numbers in product(*(range(axis.kernel) for axis in self.g.axes)):
+                yield _tap(numbers, [f"{a}_{t}" for a, t in enumerate(numbers)])
+            return
+        names = tuple(f"t{a}" for a in range(rank))
+        with ExitStack() as loops:
+            for a, (name, length) in enumerate(zip(names, self.g.kernel, strict=True)):
+                if looped:
+                    end = self.number(f"{name}_length", length)
+                    loops.enter_context(self.block(f"for (I {name} = 0; {name} < {end}; ++{name})"))
+                if head:
+                    head(a, name, str(a))
+            yield _tap(names, [str(a) for a in range(rank)])
+
+    def reading(self, x: Memory, channel: str) -> Head:
+        """A tap reads the position ``o * stride + t * dilation - lo``, if that is within the array."""
+        steps = x.steps[2:]
+        for a, axis in enumerate(self.g.axes):
+            stride, lo = self.number(f"stride{a}", axis.stride), self.number(f"lo{a}", axis.lo)
+            self.line(f"const I i{a} = o{a} * {stride} - {lo};")
+        self.define("from", x.start, {"n": x.steps[0], channel: x.steps[1], **_steps("i", steps)})
+
+        def head(a: int, t: int | str, suffix: str) -> None:
+            axis = self.g.axes[a]
+            inside = "true"
+            if axis.is_padded or not self.literal:
+                size = self.number(f"size{a}", axis.size)
+                inside = f"(N)(i{a} + {self._times(t, f'dilation{a}', axis.dilation)}) < (N){size}"
+            self.line(f"const bool in{suffix} = {inside};")
+            self.line(f"const I at{suffix} = {self._times(t, f'tap{a}', axis.dilation * steps[a])};")
+
+        return head
+
+    def read_by(self, out: tuple[int, ...], taps: tuple[int, ...]) -> Head:
+        """A position was read for the output ``(i + lo - t * dilation) / stride``, if there is one."""
+
+        def head(a: int, t: int | str, suffix: str) -> None:
+            axis = self.g.axes[a]
+            lo, stride = self.number(f"lo{a}", axis.lo), self.number(f"stride{a}", axis.stride)
+            last, step = self.number(f"out{a}", axis.out), self.number(f"out_step{a}", out[a])
+            tap = self._times(t, f"tap{a}", taps[a])
+            self.line(f"const I e{suffix} = i{a} + {lo} - {self._times(t, f'dilation{a}', axis.dilation)};")
+            if self.literal and axis.stride == 1:
+                self.line(f"const bool in{suffix} = (N)e{suffix} < (N){last};")
+                self.line(f"const I at{suffix} = {tap} + e{suffix} * {step};")
+                return
+            self.line(f"const N o{suffix} = (N)e{suffix} / (N){stride};")
+            self.line(f"const bool in{suffix} = o{suffix} < (N){last} && o{suffix} * (N){stride} == (N)e{suffix};")
+            self.line(f"const I at{suffix} = in{suffix} ? {tap} + (I)o{suffix} * {step} : 0;")
+
+        return head
+
+    def _times(self, t: int | str, name: str, value: int) -> str:
+        return self.number(name, t * value) if isinstance(t, int) else f"{t} * {self.number(name, value)}"
+
+    def load(self, array: str, tap: Tap) -> str:
+        """The name of a pack that holds what `tap` reads: zeros where it must not."""
+        name = f"p{self.loads}"
+        self.loads += 1
+        self.line(f"P {name} = zero; if ({tap.inside}) {name} = *(const P*)&{array}[from + {tap.offset}];")
+        return name
+
+    def filter(self, tap: Tap) -> str:
+        """The element of the filters, which lie in one block, that belongs to `tap` and to channel ``c + j``."""
+        kernel = self.g.kernel
+        within = self.steps("w_t", tap.numbers, tuple(math.prod(kernel[a + 1 :]) for a in range(len(kernel))))
+        return f"w[(c + j) * {self.number('taps', self.g.taps)} + {within}]"
+
+    def conjugated(self, expression: str) -> str:
+        return f"conj({expression})" if self.arrays[0].dtype.startswith("complex") else expression
+
+
+def _tap(numbers: tuple[int | str, ...], suffixes: list[str]) -> Tap:
+    return Tap(numbers, " + ".join(f"at{s}" for s in suffixes), " & ".join(f"in{s}" for s in suffixes))
+
+
+def _dozens(taps: Iterator[Tap]) -> Iterator[list[Tap]]:
+    dozen: list[Tap] = []
+    for tap in taps:
+        dozen.append(tap)
+        if isinstance(tap.numbers[0], str) or len(dozen) == 12:
+            yield dozen
+            dozen = []
+    if dozen:
+        yield dozen
+
+
+def _axes(letter: str, lengths: Shape, steps: tuple[int, ...]) -> dict[str, tuple[int, int]]:
+    return {f"{letter}{a}": pair for a, pair in enumerate(zip(lengths, steps, strict=True))}
+
+
+def _steps(letter: str, steps: tuple[int, ...]) -> dict[str, int]:
+    return {f"{letter}{a}": step for a, step in enumerate(steps)}
+
+
+def _pack(arrays: tuple[Memory, ...]) -> int:
+    """Neighbouring channels that one load can bring, in all arrays."""
+    pack = WIDEST // max(array.itemsize for array in arrays)
+    for array in arrays:
+        others = [step for axis, step in enumerate(array.steps) if axis != 1 and array.shape[axis] > 1]
+        whole = all(number % pack == 0 for number in (array.start, array.shape[1], *others))
+        if not (array.aligned and array.steps[1] == 1 and whole):
+            return 1
+    return max(1, pack)
+
+
+def _reach(array: Memory, margin: int) -> int:
+    """A bound on every offset that a kernel computes: places may lie outside the array by the padding and a kernel."""
+    return array.start + sum(abs(step) * (n + margin) for step, n in zip(array.steps, array.shape, strict=True))
