@@ -1,0 +1,138 @@
+"""Stacks of products: what is handed to cuBLAS, checked by a cuBLAS of its own that works on host memory."""
+
+import itertools
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+cupy = pytest.importorskip("cupy")
+from xconv.backends import _cublas  # noqa: E402
+
+DTYPES = {"CUDA_R_32F": "f4", "CUDA_R_64F": "f8", "CUDA_C_32F": "c8", "CUDA_C_64F": "c16", "CUDA_R_16F": "f2"}
+
+
+class HostArray(np.ndarray):
+    """A NumPy array that says where it is as a CuPy array does."""
+
+    @property
+    def data(self):
+        return SimpleNamespace(ptr=self.ctypes.data)
+
+
+class HostBlas:
+    """The one function of cuBLAS, after its documentation: column by column, leading dimensions, strides of a stack."""
+
+    CUBLAS_OP_N, CUBLAS_OP_T, CUBLAS_GEMM_DEFAULT = 0, 1, -1
+    CUBLAS_COMPUTE_32F, CUBLAS_COMPUTE_64F, CUBLAS_COMPUTE_32F_FAST_TF32 = 68, 70, 77
+
+    def __init__(self):
+        self.calls = []
+
+    def gemmStridedBatchedEx(  # noqa: N802
+        self, handle, opa, opb, m, n, k, alpha, a, ta, lda, sa, b, tb, ldb, sb, beta, c, tc, ldc, sc, count, compute, algo
+    ):
+        assert handle == 17
+        assert algo == self.CUBLAS_GEMM_DEFAULT
+        assert lda >= (m if opa == 0 else k)
+        assert ldb >= (k if opb == 0 else n)
+        assert ldc >= m
+        self.calls.append((count, compute))
+        for i in range(count):
+            left = self._matrix(a, ta, lda, sa * i, (m, k) if opa == 0 else (k, m))
+            right = self._matrix(b, tb, ldb, sb * i, (k, n) if opb == 0 else (n, k))
+            left, right = (left if opa == 0 else left.T), (right if opb == 0 else right.T)
+            out = self._matrix(c, tc, ldc, sc * i, (m, n))
+            kind = np.dtype("f4" if out.dtype == "f2" else out.dtype)
+            one, start = (self._matrix(p, kind, 1, 0, (1, 1))[0, 0] for p in (alpha, beta))
+            wide = one * (left.astype(kind) @ right.astype(kind))
+            out[...] = wide + start * out if start else wide
+
+    @staticmethod
+    def _matrix(pointer, kind, leading, offset, shape):
+        names = {getattr(cupy.cuda.runtime, name): dtype for name, dtype in DTYPES.items()}
+        dtype = np.dtype(names.get(kind, kind) if isinstance(kind, int) else kind)
+        span = offset + (shape[1] - 1) * leading + shape[0]
+        memory = np.ctypeslib.as_array((np.ctypeslib.ctypes.c_ubyte * (span * dtype.itemsize)).from_address(pointer))
+        flat = memory.view(dtype)
+        return np.lib.stride_tricks.as_strided(flat[offset:], shape, (dtype.itemsize, leading * dtype.itemsize))
+
+
+@pytest.fixture
+def blas(monkeypatch):
+    blas = HostBlas()
+    monkeypatch.setattr(_cublas, "_cublas", lambda: blas)
+    monkeypatch.setattr(cupy.cuda.device, "get_cublas_handle", lambda: 17)
+    return blas
+
+
+def host(shape, dtype, order, rng=None):
+    """An array whose axes lie in memory in this order, of small integers."""
+    memory = np.zeros([shape[axis] for axis in order], dtype)
+    a = memory.transpose([order.index(axis) for axis in range(len(shape))])
+    if rng is not None:
+        a[...] = rng.integers(-4, 5, shape)
+        if a.dtype.kind == "c":
+            a[...] += 1j * rng.integers(-4, 5, shape)
+    return a.view(HostArray)
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8", "c8", "c16", "f2"])
+@pytest.mark.parametrize("orders", list(itertools.product([(0, 1, 2), (0, 2, 1), (1, 0, 2)], repeat=3)))
+def test_every_memory_order(blas, orders, dtype):
+    rng = np.random.default_rng(0)
+    for batch, m, n, k in [(1, 3, 4, 5), (3, 2, 5, 4), (2, 1, 3, 2), (2, 3, 1, 2), (2, 3, 4, 1), (4, 8, 8, 16)]:
+        a, b = host((batch, m, k), dtype, orders[0], rng), host((batch, k, n), dtype, orders[1], rng)
+        out = host((batch, m, n), dtype, orders[2])
+        _cublas.gemm(a, b, out, tf32=False)
+        assert np.array_equal(out, np.matmul(a, b))
+        _cublas.gemm(a, b, out, tf32=False, add=True)
+        assert np.array_equal(out, 2 * np.matmul(a, b))
+
+
+def test_one_matrix_for_the_stack(blas):
+    rng = np.random.default_rng(1)
+    a, b = host((3, 4), "f4", (0, 1), rng), host((5, 4, 6), "f4", (0, 1, 2), rng)
+    out = host((5, 3, 6), "f4", (0, 1, 2))
+    _cublas.gemm(np.broadcast_to(a, (5, 3, 4), subok=True), b, out, tf32=False)
+    assert np.array_equal(out, np.matmul(a, b))
+    assert blas.calls == [(5, blas.CUBLAS_COMPUTE_32F)]
+
+
+def test_halves_give_their_sum_in_float32(blas):
+    a, b = host((1, 2, 3), "f2", (0, 1, 2)), host((1, 3, 2), "f2", (0, 1, 2))
+    a[...], b[...] = 1000, 100
+    out = host((1, 2, 2), "f4", (0, 1, 2))
+    _cublas.gemm(a, b, out, tf32=True)
+    assert np.all(out == 300_000)  # beyond float16
+    assert blas.calls == [(1, blas.CUBLAS_COMPUTE_32F)]
+
+
+def test_halves_that_begin_anywhere_are_multiplied_one_by_one(blas):
+    rng = np.random.default_rng(2)
+    a, b = host((3, 3, 5), "f2", (0, 1, 2), rng), host((3, 5, 7), "f2", (0, 1, 2), rng)
+    out = host((3, 3, 7), "f2", (0, 1, 2))
+    _cublas.gemm(a, b, out, tf32=False)
+    assert np.array_equal(out, np.matmul(a, b))
+    assert [count for count, _ in blas.calls] == [1, 1, 1]
+
+
+@pytest.mark.parametrize(("dtype", "tf32"), [("f4", True), ("c8", True), ("f8", False), ("c16", False)])
+def test_tf32_is_for_32_bits_and_on_request(blas, dtype, tf32):
+    a = host((1, 2, 2), dtype, (0, 1, 2))
+    for asked in (True, False):
+        _cublas.gemm(a, a, host((1, 2, 2), dtype, (0, 1, 2)), tf32=asked)
+    expected = blas.CUBLAS_COMPUTE_32F if tf32 else blas.CUBLAS_COMPUTE_64F
+    assert [kind for _, kind in blas.calls] == [blas.CUBLAS_COMPUTE_32F_FAST_TF32 if tf32 else expected, expected]
+
+
+def test_empty_sums_and_empty_results(blas):
+    out = host((2, 3, 4), "f4", (0, 1, 2))
+    out[...] = 7
+    nothing = host((2, 3, 0), "f4", (0, 1, 2)), host((2, 0, 4), "f4", (0, 1, 2))
+    _cublas.gemm(*nothing, out, tf32=False, add=True)
+    assert np.all(out == 7)
+    _cublas.gemm(*nothing, out, tf32=False)
+    assert np.all(out == 0)
+    _cublas.gemm(host((2, 0, 5), "f4", (0, 1, 2)), host((2, 5, 4), "f4", (0, 1, 2)), host((2, 0, 4), "f4", (0, 1, 2)), tf32=False)
+    assert not blas.calls
