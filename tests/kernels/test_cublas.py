@@ -29,8 +29,31 @@ class HostBlas:
     def __init__(self):
         self.calls = []
 
-    def gemmStridedBatchedEx(  # noqa: N802
-        self, handle, opa, opb, m, n, k, alpha, a, ta, lda, sa, b, tb, ldb, sb, beta, c, tc, ldc, sc, count, compute, algo
+    def gemmStridedBatchedEx(
+        self,
+        handle,
+        opa,
+        opb,
+        m,
+        n,
+        k,
+        alpha,
+        a,
+        ta,
+        lda,
+        sa,
+        b,
+        tb,
+        ldb,
+        sb,
+        beta,
+        c,
+        tc,
+        ldc,
+        sc,
+        count,
+        compute,
+        algo,
     ):
         assert handle == 17
         assert algo == self.CUBLAS_GEMM_DEFAULT
@@ -134,5 +157,7 @@ def test_empty_sums_and_empty_results(blas):
     assert np.all(out == 7)
     _cublas.gemm(*nothing, out, tf32=False)
     assert np.all(out == 0)
-    _cublas.gemm(host((2, 0, 5), "f4", (0, 1, 2)), host((2, 5, 4), "f4", (0, 1, 2)), host((2, 0, 4), "f4", (0, 1, 2)), tf32=False)
+    _cublas.gemm(
+        host((2, 0, 5), "f4", (0, 1, 2)), host((2, 5, 4), "f4", (0, 1, 2)), host((2, 0, 4), "f4", (0, 1, 2)), tf32=False
+    )
     assert not blas.calls

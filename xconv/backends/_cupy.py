@@ -106,11 +106,11 @@ class CupyBackend(DtypesOfNumpy):
         return 0
 
     def depthwise(self, x: Array, w: Array, g: Geometry, out: Array | None = None) -> Array:
-        return _made(_kernels.depthwise, g, x, _block(w), out=self._image(g, g.y_shape, x) if out is None else out)
+        return _made(_kernels.depthwise, g, x, _block(w, g), out=self._image(g, g.y_shape, x) if out is None else out)
 
     def depthwise_input_grad(self, dy: Array, w: Array, g: Geometry, out: Array | None = None) -> Array:
         out = self._image(g, g.x_shape, dy) if out is None else out
-        return _made(_kernels.depthwise_input_grad, g, dy, _block(w), out=out)
+        return _made(_kernels.depthwise_input_grad, g, dy, _block(w, g), out=out)
 
     def depthwise_weight_grad(self, dy: Array, x: Array, g: Geometry) -> Array:
         taps, pixels = g.taps, g.batch * g.pixels
@@ -212,8 +212,11 @@ def _ordered(shape: Shape, dtype: DType, order: tuple[int, ...]) -> Array:
     return cupy.empty([shape[axis] for axis in order], dtype).transpose(inverse(order))
 
 
-def _block(w: Array) -> Array:
-    return cupy.ascontiguousarray(w)
+def _block(w: Array, g: Geometry) -> Array:
+    """The filters in one block of memory, in which the filters of channels that are neighbours are neighbours too."""
+    if not g.channels_last:
+        return cupy.ascontiguousarray(w)
+    return cupy.ascontiguousarray(w.transpose(*range(1, w.ndim), 0)).transpose(-1, *range(w.ndim - 1))
 
 
 def _together(a: Array) -> Array | None:

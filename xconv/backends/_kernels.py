@@ -17,7 +17,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from itertools import product
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 from .._geometry import Geometry
 from .._typing import Shape
@@ -65,9 +65,21 @@ class Tap(NamedTuple):
     offset: str
     inside: str
 
+    @property
+    def exists(self) -> str:
+        """The condition for the tap to be one of the kernel's: its number may be found by the thread itself."""
+        return "true" if isinstance(self.numbers[0], int) else self.inside
 
-#: Writes the lines that find where a tap of one axis reads: the axis, the tap, and the suffix of the names to define.
-Head: TypeAlias = Callable[[int, int | str, str], None]
+
+class Walk(NamedTuple):
+    """The taps of every axis that matter to a thread: how many, and what to write for each of them.
+
+    `step` is given the axis, the number of the tap in the walk, and the suffix of the names to define (`in` and `at`);
+    it returns the number of the tap in the kernel.
+    """
+
+    counts: Shape
+    step: Callable[[int, int | str, str], int | str]
 
 
 def im2col(g: Geometry, x: Memory, cols: Memory, *, literal: bool) -> Kernel:
@@ -77,8 +89,7 @@ def im2col(g: Geometry, x: Memory, cols: Memory, *, literal: bool) -> Kernel:
     text = _Text("im2col", g, (x, cols), literal=literal)
     text.threads({"n": (g.batch, n), "c": (g.c_in, c), **_axes("o", g.out, out)})
     text.define("to", cols.start, {"n": n, "c": c, **_steps("o", out)})
-    head = text.reading(x, "c")
-    for dozen in _dozens(text.taps(head)):  # the loads of a dozen before their stores
+    for dozen in _dozens(text.taps(text.reading(x, "c"))):  # the loads of a dozen before their stores
         packs = [text.load("x", tap) for tap in dozen]
         for tap, pack in zip(dozen, packs, strict=True):
             text.each(f"q.v[j] = U({pack}.v[j]);")
@@ -92,9 +103,9 @@ def col2im(g: Geometry, cols: Memory, x: Memory, *, literal: bool) -> Kernel:
     n, c, taps, out = *cols.steps[:2], cols.steps[2 : 2 + rank], cols.steps[2 + rank :]
     text = _Text("col2im", g, (cols, x), literal=literal)
     text.threads({"n": (g.batch, x.steps[0]), "c": (g.c_in, x.steps[1]), **_axes("i", g.size, x.steps[2:])})
-    text.define("from", cols.start, {"n": n, "c": c})
-    head = text.read_by(out, taps)
-    for tap in text.taps(head):
+    walk = text.read_by(out, taps)
+    text.define("from", cols.start, {"n": n, "c": c, **text.bases})
+    for tap in text.taps(walk):
         text.each(f"sum[j] += A({text.load('x', tap)}.v[j]);")
     text.store(x, {"n": x.steps[0], "c": x.steps[1], **_steps("i", x.steps[2:])})
     return text.kernel("raw T x", "raw U y")
@@ -105,9 +116,8 @@ def depthwise(g: Geometry, x: Memory, w: Memory, y: Memory, *, literal: bool) ->
     text = _Text("depthwise", g, (x, y), literal=literal, filters=w)
     text.threads({"n": (g.batch, y.steps[0]), "c": (g.c_out, y.steps[1]), **_axes("o", g.out, y.steps[2:])})
     text.line(f"const I b = c / {text.number('multiplier', g.c_out // g.c_in)};")
-    head = text.reading(x, "b")
-    for tap in text.taps(head):
-        text.each(f"sum[j] += A({text.load('x', tap)}.v[j]) * A({text.filter(tap)});")
+    for tap in text.taps(text.reading(x, "b")):
+        text.each(f"sum[j] += A({text.load('x', tap)}.v[j]) * A({text.filter(tap)}.v[j]);")
     text.store(y, {"n": y.steps[0], "c": y.steps[1], **_steps("o", y.steps[2:])})
     return text.kernel("raw T x, raw T w", "raw U y")
 
@@ -117,11 +127,11 @@ def depthwise_input_grad(g: Geometry, dy: Memory, w: Memory, dx: Memory, *, lite
     text = _Text("depthwise_input_grad", g, (dy, dx), literal=literal, filters=w)
     text.threads({"n": (g.batch, dx.steps[0]), "b": (g.c_in, dx.steps[1]), **_axes("i", g.size, dx.steps[2:])})
     multiplier = text.number("multiplier", g.c_out // g.c_in)
-    head = text.read_by(dy.steps[2:], (0,) * len(g.axes))
+    walk = text.read_by(dy.steps[2:], (0,) * len(g.axes))
     with text.block(f"for (I c = b * {multiplier}; c < b * {multiplier} + {multiplier}; ++c)"):
-        text.define("from", dy.start, {"n": dy.steps[0], "c": dy.steps[1]})
-        for tap in text.taps(head):
-            text.each(f"sum[j] += A({text.load('x', tap)}.v[j]) * A({text.filter(tap)});")
+        text.define("from", dy.start, {"n": dy.steps[0], "c": dy.steps[1], **text.bases})
+        for tap in text.taps(walk):
+            text.each(f"sum[j] += A({text.load('x', tap)}.v[j]) * A({text.filter(tap)}.v[j]);")
     text.store(dx, {"n": dx.steps[0], "b": dx.steps[1], **_steps("i", dx.steps[2:])})
     return text.kernel("raw T x, raw T w", "raw U y")
 
@@ -142,7 +152,7 @@ def depthwise_weight_grad(g: Geometry, dy: Memory, x: Memory, parts: Memory, *, 
             value = f"A({text.load('x', tap)}.v[0])"
             text.line(f"sum[{i}] += s * {text.conjugated(value)};")
     text.define("to", parts.start, {"c": channel, "lane": lane})
-    for i, tap in enumerate(text.taps(None, looped=False)):
+    for i, tap in enumerate(text.taps(Walk(g.kernel, lambda *step: step[1]), looped=False)):
         text.line(f"y[to + {text.steps('to_t', tap.numbers, taps)}] = U(sum[{i}]);")
     return text.kernel("raw T dy, raw T x", "raw U y")
 
@@ -163,11 +173,13 @@ class _Text:
         self.verb, self.g, self.arrays, self.literal, self.filters = verb, g, arrays, literal, filters
         #: The number of taps where they are written out, else 0.
         self.unrolled = g.taps if literal and g.taps <= UNROLLED else 0
-        self.pack = _pack(arrays) if packs and (filters is None or g.c_in == g.c_out) else 1
+        self.pack = _pack(arrays) if packs and (filters is None or _side_by_side(filters, g)) else 1
         margin = max(abs(a.lo) + abs(a.hi) + a.extent + a.stride for a in g.axes)
         self.wide = any(_reach(array, margin) >= 2**31 for array in arrays)
         self.lines: list[str] = []
         self.numbers: dict[str, int] = {}
+        #: Steps from where a walk begins: the names of its places, and how far they are apart.
+        self.bases: dict[str, int] = {}
         self.depth = self.loads = 0
 
     # What a text is made of
@@ -203,9 +215,10 @@ class _Text:
 
     def steps(self, name: str, numbers: tuple[int | str, ...], steps: tuple[int, ...]) -> str:
         """The offset of a tap: a sum that is known when its numbers are."""
-        if self.unrolled:
-            return self.number(name, sum(int(t) * step for t, step in zip(numbers, steps, strict=True)))
-        return " + ".join(f"{t} * {self.number(f'{name}{a}', steps[a])}" for a, t in enumerate(numbers))
+        terms = zip(numbers, steps, strict=True)
+        if all(isinstance(t, int) for t in numbers):
+            return self.number(name, sum(int(t) * step for t, step in terms))
+        return " + ".join(f"{t} * {self.number(f'{name}{a}', step)}" for a, (t, step) in enumerate(terms))
 
     # What stands at the beginning and at the end
 
@@ -268,31 +281,27 @@ class _Text:
 
     # Taps
 
-    def taps(self, head: Head | None, *, looped: bool = True) -> Iterator[Tap]:
+    def taps(self, walk: Walk, *, looped: bool = True) -> Iterator[Tap]:
         """Every tap, one after the other; or one that stands for all of them, while the loops over them are open.
 
         Without `looped`, the threads' places say which tap that is.
         """
-        rank = len(self.g.axes)
         if self.unrolled:
-            if head:
-                for a, axis in enumerate(self.g.axes):
-                    for t in range(axis.kernel):
-                        head(a, t, f"{a}_{t}")
-            for numbers in product(*(range(axis.kernel) for axis in self.g.axes)):
-                yield _tap(numbers, [f"{a}_{t}" for a, t in enumerate(numbers)])
+            axes = enumerate(walk.counts)
+            steps = [[(walk.step(a, t, f"{a}_{t}"), f"{a}_{t}") for t in range(count)] for a, count in axes]
+            for chosen in product(*steps):
+                yield _tap(chosen)
             return
-        names = tuple(f"t{a}" for a in range(rank))
         with ExitStack() as loops:
-            for a, (name, length) in enumerate(zip(names, self.g.kernel, strict=True)):
+            chosen = ()
+            for a, count in enumerate(walk.counts):
                 if looped:
-                    end = self.number(f"{name}_length", length)
-                    loops.enter_context(self.block(f"for (I {name} = 0; {name} < {end}; ++{name})"))
-                if head:
-                    head(a, name, str(a))
-            yield _tap(names, [str(a) for a in range(rank)])
+                    end = self.number(f"t{a}_length", count)
+                    loops.enter_context(self.block(f"for (I t{a} = 0; t{a} < {end}; ++t{a})"))
+                chosen += ((walk.step(a, f"t{a}", str(a)), str(a)),)
+            yield _tap(chosen)
 
-    def reading(self, x: Memory, channel: str) -> Head:
+    def reading(self, x: Memory, channel: str) -> Walk:
         """A tap reads the position ``o * stride + t * dilation - lo``, if that is within the array."""
         steps = x.steps[2:]
         for a, axis in enumerate(self.g.axes):
@@ -300,7 +309,7 @@ class _Text:
             self.line(f"const I i{a} = o{a} * {stride} - {lo};")
         self.define("from", x.start, {"n": x.steps[0], channel: x.steps[1], **_steps("i", steps)})
 
-        def head(a: int, t: int | str, suffix: str) -> None:
+        def step(a: int, t: int | str, suffix: str) -> int | str:
             axis = self.g.axes[a]
             inside = "true"
             if axis.is_padded or not self.literal:
@@ -308,27 +317,42 @@ class _Text:
                 inside = f"(N)(i{a} + {self._times(t, f'dilation{a}', axis.dilation)}) < (N){size}"
             self.line(f"const bool in{suffix} = {inside};")
             self.line(f"const I at{suffix} = {self._times(t, f'tap{a}', axis.dilation * steps[a])};")
+            return t
 
-        return head
+        return Walk(self.g.kernel, step)
 
-    def read_by(self, out: tuple[int, ...], taps: tuple[int, ...]) -> Head:
-        """A position was read for the output ``(i + lo - t * dilation) / stride``, if there is one."""
+    def read_by(self, out: tuple[int, ...], taps: tuple[int, ...]) -> Walk:
+        """A position q = i + lo was read by tap t for the output ``o = (q - t * dilation) / stride``, if that is whole.
 
-        def head(a: int, t: int | str, suffix: str) -> None:
-            axis = self.g.axes[a]
-            lo, stride = self.number(f"lo{a}", axis.lo), self.number(f"stride{a}", axis.stride)
-            last, step = self.number(f"out{a}", axis.out), self.number(f"out_step{a}", out[a])
-            tap = self._times(t, f"tap{a}", taps[a])
-            self.line(f"const I e{suffix} = i{a} + {lo} - {self._times(t, f'dilation{a}', axis.dilation)};")
-            if self.literal and axis.stride == 1:
-                self.line(f"const bool in{suffix} = (N)e{suffix} < (N){last};")
-                self.line(f"const I at{suffix} = {tap} + e{suffix} * {step};")
-                return
-            self.line(f"const N o{suffix} = (N)e{suffix} / (N){stride};")
-            self.line(f"const bool in{suffix} = o{suffix} < (N){last} && o{suffix} * (N){stride} == (N)e{suffix};")
-            self.line(f"const I at{suffix} = in{suffix} ? {tap} + (I)o{suffix} * {step} : 0;")
+        With e = gcd(stride, dilation), that is every (stride / e)-th tap from a first one, if e divides q; and from one
+        to the next, the output moves by dilation / e. `out` and `taps` are the steps of the array that is read.
+        """
+        periods = [axis.stride // math.gcd(axis.stride, axis.dilation) for axis in self.g.axes]
+        for a, (axis, period) in enumerate(zip(self.g.axes, periods, strict=True)):
+            common = axis.stride // period
+            inverse = pow(axis.dilation // common, -1, period) if period > 1 else 0
+            e, p, back = (
+                self.number(f"{name}{a}", value)
+                for name, value in (("common", common), ("period", period), ("inverse", inverse))
+            )
+            self.line(f"const I q{a} = i{a} + {self.number(f'lo{a}', axis.lo)};")
+            self.line(f"const bool whole{a} = q{a} >= 0 && q{a} % {e} == 0;")
+            self.line(f"const I first{a} = (I)((N)q{a} / (N){e} % (N){p} * (N){back} % (N){p});")
+            taken = f"first{a} * {self.number(f'dilation{a}', axis.dilation)}"
+            self.line(f"const I o{a} = (q{a} - {taken}) / {self.number(f'stride{a}', axis.stride)};")
 
-        return head
+        def step(a: int, j: int | str, suffix: str) -> int | str:
+            axis, period = self.g.axes[a], periods[a]
+            move = axis.dilation * period // axis.stride
+            tap = f"first{a} + {self._times(j, f'period{a}', period)}"
+            last, kernel = self.number(f"out{a}", axis.out), self.number(f"kernel{a}", axis.kernel)
+            output = f"(N)(o{a} - {self._times(j, f'move{a}', move)}) < (N){last}"
+            self.line(f"const bool in{suffix} = whole{a} && {tap} < {kernel} && {output};")
+            self.line(f"const I at{suffix} = {self._times(j, f'along{a}', period * taps[a] - move * out[a])};")
+            return f"({tap})"
+
+        self.bases = {f"first{a}": tap for a, tap in enumerate(taps)} | {f"o{a}": step for a, step in enumerate(out)}
+        return Walk(tuple(-(-axis.kernel // period) for axis, period in zip(self.g.axes, periods, strict=True)), step)
 
     def _times(self, t: int | str, name: str, value: int) -> str:
         return self.number(name, t * value) if isinstance(t, int) else f"{t} * {self.number(name, value)}"
@@ -341,16 +365,20 @@ class _Text:
         return name
 
     def filter(self, tap: Tap) -> str:
-        """The element of the filters, which lie in one block, that belongs to `tap` and to channel ``c + j``."""
-        kernel = self.g.kernel
-        within = self.steps("w_t", tap.numbers, tuple(math.prod(kernel[a + 1 :]) for a in range(len(kernel))))
-        return f"w[(c + j) * {self.number('taps', self.g.taps)} + {within}]"
+        """The name of a pack that holds the filters' element for `tap`, of the channels from `c`."""
+        assert self.filters
+        name = f"f{self.loads}"
+        channel, _, *taps = self.filters.steps
+        place = f"c * {self.number('w_channel', channel)} + {self.steps('w_t', tap.numbers, tuple(taps))}"
+        self.line(f"P {name} = zero; if ({tap.exists}) {name} = *(const P*)&w[{place}];")
+        return name
 
     def conjugated(self, expression: str) -> str:
         return f"conj({expression})" if self.arrays[0].dtype.startswith("complex") else expression
 
 
-def _tap(numbers: tuple[int | str, ...], suffixes: list[str]) -> Tap:
+def _tap(steps: tuple[tuple[int | str, str], ...]) -> Tap:
+    numbers, suffixes = zip(*steps, strict=True)
     return Tap(numbers, " + ".join(f"at{s}" for s in suffixes), " & ".join(f"in{s}" for s in suffixes))
 
 
@@ -382,6 +410,11 @@ def _pack(arrays: tuple[Memory, ...]) -> int:
         if not (array.aligned and array.steps[1] == 1 and whole):
             return 1
     return max(1, pack)
+
+
+def _side_by_side(w: Memory, g: Geometry) -> bool:
+    """Whether the filters of neighbouring channels lie next to each other, one for each."""
+    return g.c_in == g.c_out and w.steps[0] == 1 and w.aligned
 
 
 def _reach(array: Memory, margin: int) -> int:
