@@ -195,6 +195,12 @@ class Geometry:
         return any(axis.is_padded for axis in self.axes)
 
     @cached_property
+    def kept(self) -> tuple[Index, Index]:
+        """Where padded images and images are the same: as an index of the one and of the other."""
+        all_of = (slice(None), slice(None))
+        return (*all_of, *(a.kept[0] for a in self.axes)), (*all_of, *(a.kept[1] for a in self.axes))
+
+    @cached_property
     def macs(self) -> int:
         """Multiply-adds of the plain sum, which are the same for the forward pass and for each gradient."""
         return self.batch * self.c_out * self.pixels * (self.c_in // self.groups) * self.taps

@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from itertools import islice
 from typing import Any
 
@@ -310,6 +311,7 @@ class Backend:
         return self.astype(result, dtype)
 
 
+@cache
 def inverse(order: tuple[int, ...]) -> tuple[int, ...]:
     """The permutation that undoes `order`."""
     return tuple(order.index(axis) for axis in range(len(order)))

@@ -4,11 +4,13 @@ import math
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import lru_cache
 from itertools import product as index_product
+from typing import NamedTuple
 
 import numpy as np
 
-from .._geometry import Axis, Geometry, Tile
+from .._geometry import Geometry, Tile
 from .._typing import Array, DType, Index, Kind, Shape
 from . import _threads
 from ._generic import MIB, Backend, Piece, inverse
@@ -114,51 +116,34 @@ class NumpyBackend(DtypesOfNumpy):
         return x
 
     def im2col(self, x: Array, g: Geometry, out: Array | None = None) -> Array:
-        (n, c, *_), axes = x.shape, g.axes
-        padded = self.scratch.take((n, c, *(a.padded for a in axes)), x.dtype)
-        outer, inner = _kept(axes)
-        if any(a.is_padded for a in axes):
+        images = _images(g, x.itemsize)
+        padded = self.scratch.take(images.padded, x.dtype)
+        outer, inner = g.kept
+        if g.is_padded:
             padded.fill(0)
         padded[outer] = x[inner]
-        lead, steps = padded.strides[:2], padded.strides[2:]
-        windows = np.ndarray(
-            g.columns_shape,
-            x.dtype,
-            padded,
-            0,
-            (
-                *lead,
-                *(a.dilation * step for a, step in zip(axes, steps, strict=True)),
-                *(a.stride * step for a, step in zip(axes, steps, strict=True)),
-            ),
-        )
-        if out is None:
-            return self._copied_images_last(windows)
-        out[...] = windows
-        return out
-
-    def _copied_images_last(self, a: Array) -> Array:
-        """A copy whose images lie behind the channels and kernel in memory, so that they share one product."""
-        lead = a.ndim // 2  # channels and kernel
-        order = (*range(1, 1 + lead), 0, *range(1 + lead, a.ndim))
-        memory = self.scratch.take(tuple([a.shape[i] for i in order]), a.dtype)
-        memory[...] = a.transpose(order)
-        return memory.transpose((lead, *range(lead), *range(1 + lead, a.ndim)))
+        windows = np.ndarray(images.windows, x.dtype, padded, 0, images.strides)
+        if out is not None:
+            out.transpose(images.order)[...] = windows
+            return out
+        memory = self.scratch.take(images.windows, x.dtype)
+        memory[...] = windows
+        return memory.transpose(images.back)
 
     def col2im(self, cols: Array, g: Geometry, out: Array | None = None) -> Array:
         del out
-        (n, c, *_), axes = cols.shape, g.axes
-        padded = self.scratch.take((n, c, *(a.padded for a in axes)), cols.dtype)
-        padded[...] = 0
+        axes = g.axes
+        padded = self.scratch.take((*g.x_shape[:2], *g.padded), cols.dtype)
+        padded.fill(0)
         for tap in index_product(*(range(a.kernel) for a in axes)):
             starts = (t * a.dilation for t, a in zip(tap, axes, strict=True))
             places = (slice(s, s + (a.out - 1) * a.stride + 1, a.stride) for s, a in zip(starts, axes, strict=True))
             padded[(..., *places)] += cols[(slice(None), slice(None), *tap)]
-        outer, inner = _kept(axes)
+        outer, inner = g.kept
         if all(o.stop - o.start == a.size for o, a in zip(outer[2:], axes, strict=True)):
             return padded[outer]
-        dx = self.scratch.take((n, c, *(a.size for a in axes)), cols.dtype)
-        dx[...] = 0
+        dx = self.scratch.take(g.x_shape, cols.dtype)
+        dx.fill(0)
         dx[inner] = padded[outer]
         return dx
 
@@ -243,8 +228,27 @@ class NumpyBackend(DtypesOfNumpy):
         return self.astype(result, dtype)
 
 
-def _kept(axes: Sequence[Axis]) -> tuple[Index, Index]:
-    """Where padded images and images are the same: as an index of the one and of the other."""
-    everything = slice(None)
-    outer = (everything, everything, *[a.kept[0] for a in axes])
-    return outer, (everything, everything, *[a.kept[1] for a in axes])
+class _Images(NamedTuple):
+    """How the windows of padded images lie in memory, with the images behind the channels and the kernel.
+
+    So all images of a tile share one product.
+    """
+
+    padded: Shape
+    windows: Shape
+    strides: tuple[int, ...]
+    #: The order of axes that leads there, and the one that leads back.
+    order: tuple[int, ...]
+    back: tuple[int, ...]
+
+
+@lru_cache(maxsize=1024)
+def _images(g: Geometry, itemsize: int) -> _Images:
+    padded = (g.batch, g.c_in, *g.padded)
+    steps = [itemsize * math.prod(padded[i + 1 :]) for i in range(len(padded))]
+    strides = [*steps[:2], *(a.dilation * s for a, s in zip(g.axes, steps[2:], strict=True))]
+    strides += [a.stride * s for a, s in zip(g.axes, steps[2:], strict=True)]
+    rank = len(g.axes)
+    order = (*range(1, 2 + rank), 0, *range(2 + rank, 2 + 2 * rank))
+    windows = tuple(g.columns_shape[i] for i in order)
+    return _Images(padded, windows, tuple(strides[i] for i in order), order, inverse(order))
