@@ -186,12 +186,12 @@ def test_scratch_memory_is_bounded_and_reused():
 
     scratch = Scratch()
     for _ in range(3):
-        scratch.reset()
+        scratch.reset(8064)
         a, b = scratch.take((1000,), np.float64), scratch.take((3, 5), np.int8)
         a[...], b[...] = 1.5, 7
         assert np.all(a == 1.5)
     assert a.ctypes.data % 64 == b.ctypes.data % 64 == 0
     assert np.shares_memory(a, scratch.block)
-    scratch.take((Scratch.KEEP,), np.uint8)
-    scratch.reset()
-    assert scratch.block.size <= Scratch.KEEP
+    scratch.reset(Scratch.KEEP + 1)
+    assert scratch.block.size == 0
+    assert not np.shares_memory(scratch.take((Scratch.KEEP + 1,), np.uint8), scratch.block)

@@ -210,6 +210,16 @@ class Geometry:
         axes = tuple(replace(axis, size=axis.padded, lo=0, hi=0) for axis in self.axes)
         return replace(self, axes=axes, pad_mode="constant")
 
+    def reflected(self) -> "Geometry | None":
+        """The convolution with reflected filters that is the adjoint of this one; None where there is none.
+
+        With stride 1 and zero padding, what reads an input are again the outputs under a window.
+        """
+        if self.pad_mode != "constant" or any(axis.stride > 1 for axis in self.axes):
+            return None
+        axes = tuple(replace(a, size=a.out, lo=a.extent - 1 - a.lo, hi=a.extent - 1 - a.hi) for a in self.axes)
+        return replace(self, c_in=self.c_out, c_out=self.c_in, axes=axes)
+
     def zero_padded(self) -> "Geometry":
         """The same convolution with zeros for its padding."""
         return self if self.pad_mode == "constant" else replace(self, pad_mode="constant")

@@ -21,6 +21,8 @@ HEAVY = 2**19
 #: Tiles of the input gradient share outputs, and compute their columns again. Where that is more than so many times the
 #: work, they are made larger, up to this size.
 REPETITION, MOST_TILE = 1.5, 256 * MIB
+#: To fold an element back by summation takes as much time as to move so many.
+FOLDING = 2
 #: So many tiles are kept with a plan; of more than that, each is made when its turn comes.
 KEPT = 64
 #: The most memory for partial sums of a weight gradient.
@@ -75,9 +77,17 @@ def scheduled(
     else:
         g = transposed_geometry(x_shape, w_shape, **sizes, groups=options.groups, output_padding=options.output_padding)
     dtype = _result_dtype(backend, dtypes, options.dtype)
-    name = _choice(candidates(g, backend, dtype, settings), options.algorithm)
+    algorithm = _choice(candidates(g, backend, dtype, settings), options.algorithm)
     g = replace(g, channels_last=channels_last)
-    return _cut(ALGORITHMS[name], backend, g, dtype, settings, multiplies=options.multiplies)
+    schedule = _cut(algorithm, backend, g, dtype, settings, multiplies=options.multiplies)
+    reflected = g.reflected() if options.multiplies else None
+    if reflected is None or 0 in (*reflected.x_shape, *reflected.w_shape):
+        return schedule
+    found = [c for c in candidates(reflected, backend, dtype, settings) if options.algorithm in {"auto", c.name}]
+    other = ALGORITHMS[found[0].name]
+    if found[0].refusal or other.traffic(reflected) > FOLDING * algorithm.traffic(g):
+        return schedule
+    return replace(schedule, reflection=_cut(other, backend, reflected, dtype, settings, multiplies=True))
 
 
 def candidates(g: Geometry, backend: Backend, dtype: DType, settings: Settings) -> tuple[Candidate, ...]:
@@ -93,13 +103,13 @@ def candidates(g: Geometry, backend: Backend, dtype: DType, settings: Settings) 
     return tuple(sorted(found, key=lambda c: (c.refusal is not None, c.note is not None, c.cost)))
 
 
-def _choice(found: tuple[Candidate, ...], algorithm: str) -> str:
+def _choice(found: tuple[Candidate, ...], algorithm: str) -> Algorithm:
     if algorithm == "auto":
-        return found[0].name
+        return ALGORITHMS[found[0].name]
     for candidate in found:
         if candidate.name == algorithm:
             if candidate.refusal is None:
-                return algorithm
+                return ALGORITHMS[algorithm]
             msg = f"`algorithm` {algorithm!r} cannot serve this convolution: {candidate.refusal}"
             raise ValueError(msg)
     msg = f"`algorithm` must be one of {('auto', *ALGORITHMS)}, got {algorithm!r}"
@@ -162,9 +172,8 @@ def _cut(
         dtype=dtype,
         operand=operand,
         accumulator=accumulator,
-        team=Team(settings.threads, limit, heavy),
+        team=Team(settings.threads, limit, heavy, largest),
         lanes=min(max(1, lanes), LANES),
-        tile_bytes=largest,
         tiles=tuple(tiles) if len(tiles) <= KEPT else tiles,
         input_tiles=tuple(input_tiles) if len(input_tiles) <= KEPT else input_tiles,
         borders=borders,
@@ -272,7 +281,7 @@ class Plan:
 
     @property
     def workspace(self) -> int:
-        return self.schedule.tile_bytes
+        return self.schedule.team.memory
 
     @property
     def tiles(self) -> int:

@@ -46,11 +46,11 @@ class Schedule:
     team: Team
     #: Partial sums of the weight gradient that may grow side by side.
     lanes: int
-    #: Temporary memory of the largest tile, at most.
-    tile_bytes: int
     tiles: Sequence[Tile]
     input_tiles: Sequence[Tile]
     borders: tuple[Border, ...]
+    #: The convolution with reflected filters that makes the input gradient, where that is cheaper than folding back.
+    reflection: "Schedule | None" = None
 
     @cached_property
     def x_shape(self) -> Shape:
@@ -68,7 +68,7 @@ class Schedule:
 
         def piece(tile: Tile, out: Array | None) -> Array:
             g, part = self._read(tile, x)
-            y = self.algorithm.forward(backend, g, self._cast(part), u, out if rounded_once else None)
+            y = self.algorithm.forward(backend, g, self._operand(part), u, out if rounded_once else None)
             return y if bias is None else backend.add(y, bias, out)
 
         result = self._assembled(self.geometry.y_shape, self.tiles, _output, piece, self.dtype, self._order)
@@ -77,6 +77,8 @@ class Schedule:
     @_on_its_device
     def input_grad(self, dy: Array, w: Array, b: Array | None = None, *, conjugate: bool = True) -> Array:
         """The gradient; plus `b`, and without conjugation, for the transposed convolution."""
+        if self.reflection:
+            return self.reflection.forward(dy, self._reflected(w, conjugate=conjugate), b)
         backend, dy = self.backend, self._channels_first(dy)
         transpose = backend.adjoint if conjugate else backend.xp.matrix_transpose
         u_adjoint, bias = transpose(self._transform(w)), self._bias(b)
@@ -87,7 +89,7 @@ class Schedule:
             g = tile.geometry.zero_padded()
             if g.pixels == 0:  # a gap that no window sees
                 return backend.zeros(g.x_shape, self.accumulator, dy)
-            return self.algorithm.input_grad(backend, g, self._cast(dy[tile.y]), u_adjoint, out)
+            return self.algorithm.input_grad(backend, g, self._operand(dy[tile.y]), u_adjoint, out)
 
         def retracted(tile: Tile, runs: tuple[Run, ...]) -> Array:
             return backend.retract(part(tile, None), runs)
@@ -110,7 +112,7 @@ class Schedule:
 
         def piece(tile: Tile, _: Array | None) -> Array:
             g, part = self._read(tile, x)
-            return self.algorithm.weight_grad(backend, g, self._cast(dy[tile.y]), self._cast(part))
+            return self.algorithm.weight_grad(backend, g, self._operand(dy[tile.y]), self._operand(part))
 
         shape = self.geometry.w_shape
         return backend.total(shape, self.dtype, self.tiles, piece, team=self.team, lanes=self.lanes)
@@ -134,14 +136,21 @@ class Schedule:
             g = tile.geometry
             if g.pixels == 0:
                 return self.backend.zeros(g.x_shape, self.accumulator, cols)
-            return self.backend.col2im(self._cast(cols[_columns(tile)]), g, out)
+            return self.backend.col2im(self._operand(cols[_columns(tile)]), g, out)
 
         g = self.geometry
         order = tuple(range(len(g.x_shape)))
         return self._assembled(g.x_shape, self.input_tiles, _input, piece, self.dtype, order)
 
     def _transform(self, w: Array) -> Array:
-        return self.algorithm.transform(self.backend, self.geometry, self._cast(w))
+        return self.algorithm.transform(self.backend, self.geometry, self.backend.astype(w, self.operand))
+
+    def _reflected(self, w: Array, *, conjugate: bool) -> Array:
+        """The filters with which the adjoint of a convolution of stride 1 is a convolution, too."""
+        g, xp = self.geometry, self.backend.xp
+        w = xp.reshape(xp.flip(w, axis=tuple(range(2, w.ndim))), (g.groups, -1, *g.w_shape[1:]))
+        w = xp.reshape(xp.moveaxis(w, 2, 1), (g.c_in, -1, *g.kernel))
+        return self.backend.conj(w) if conjugate else w
 
     def _bias(self, b: Array | None) -> Array | None:
         if b is None:
@@ -149,8 +158,9 @@ class Schedule:
         b = self.backend.astype(b, self.accumulator)
         return self.backend.xp.reshape(b, (1, -1, *(1 for _ in self.geometry.axes)))
 
-    def _cast(self, a: Array) -> Array:
-        return self.backend.astype(a, self.operand)
+    def _operand(self, a: Array) -> Array:
+        """What a tile reads of `a`, as its algorithm multiplies it."""
+        return self.backend.cast(a, self.operand)
 
     def _read(self, tile: Tile, x: Array) -> tuple[Geometry, Array]:
         """The input of a tile, with no padding left but zeros."""

@@ -128,6 +128,10 @@ class Backend:
     def astype(self, x: Array, dtype: DType) -> Array:
         return x if x.dtype == dtype else self.xp.astype(x, dtype)
 
+    def cast(self, x: Array, dtype: DType) -> Array:
+        """The same as `astype`, for as long as a tile is worked on."""
+        return self.astype(x, dtype)
+
     def view(self, out: Array | None, shape: Shape, dtype: DType) -> Array | None:
         """The memory of `out` in another shape, to write a product of `dtype` into; None where that cannot be."""
         del out, shape, dtype
@@ -165,7 +169,7 @@ class Backend:
             x = self.pad(x, at, axis.lo, axis.hi)
             starts = range(0, axis.extent, axis.dilation)
             span = (axis.out - 1) * axis.stride + 1
-            taps = [x[_along(at, slice(start, start + span, axis.stride))] for start in starts]
+            taps = [x[along(at, slice(start, start + span, axis.stride))] for start in starts]
             x = self.xp.stack(taps, axis=2 + i)
         return x
 
@@ -173,7 +177,7 @@ class Backend:
         """The adjoint of `im2col`: adds each element of the columns to the input element that it was read from."""
         del out
         for i, axis in reversed(list(enumerate(g.axes))):  # cols is (n, c, *kernel[:i+1], *out[:i+1], *size[i+1:])
-            taps = [cols[_along(2 + i, t)] for t in range(axis.kernel)]
+            taps = [cols[along(2 + i, t)] for t in range(axis.kernel)]
             cols = self.pad(self._fold(taps, 2 + 2 * i, axis), 2 + 2 * i, -axis.lo, -axis.hi)
         # Where nothing was added up, the result would share its memory with the columns.
         return cols * 1 if g.taps == 1 else cols
@@ -194,7 +198,7 @@ class Backend:
             return phases[0]
         grid = self.xp.stack(phases, axis=at + 1)
         grid = self.xp.reshape(grid, (*grid.shape[:at], length * axis.stride, *grid.shape[at + 2 :]))
-        return grid[_along(at, slice(0, axis.padded))]
+        return grid[along(at, slice(0, axis.padded))]
 
     def spare(self, g: Geometry) -> int:
         """Elements that `im2col` and `col2im` need at once beside the columns they make or take, at most."""
@@ -211,21 +215,23 @@ class Backend:
         before = min(max(lo, 0), padded)
         start = min(max(-lo, 0), size)
         stop = max(start, size + min(hi, 0))
-        kept = x[_along(at, slice(start, stop))]
+        kept = x[along(at, slice(start, stop))]
         first, last = (
             self.zeros((*x.shape[:at], length, *x.shape[at + 1 :]), x.dtype, x)
             for length in (before, padded - before - (stop - start))
         )
         return self.xp.concat([first, kept, last], axis=at)
 
-    def extend(self, x: Array, g: Geometry, at: int = 2) -> Array:
+    def extend(self, x: Array, g: Geometry) -> Array:
         """`x` with its padding written out, for the pad modes that read it from the array."""
+        return self._extended(x, g, 2)
+
+    def _extended(self, x: Array, g: Geometry, at: int) -> Array:
         if at == 2 + len(g.axes):
             return x
-        axis = g.axes[at - 2]
         parts = []
-        for run in axis.runs(g.pad_mode):
-            part = self.extend(x[_along(at, run.source)], g, at + 1)
+        for run in g.axes[at - 2].runs(g.pad_mode):
+            part = self._extended(x[along(at, run.source)], g, at + 1)
             if run.step == 0:
                 part = self.xp.broadcast_to(part, (*part.shape[:at], run.length, *part.shape[at + 1 :]))
             parts.append(self.xp.flip(part, axis=at) if run.step < 0 else part)
@@ -258,9 +264,10 @@ class Backend:
 
     def adjoint(self, u: Array) -> Array:
         """The conjugate transpose over the last two axes."""
-        if self.kind(u.dtype) == "complex":
-            u = self.xp.conj(u)
-        return self.xp.matrix_transpose(u)
+        return self.xp.matrix_transpose(self.conj(u))
+
+    def conj(self, u: Array) -> Array:
+        return self.xp.conj(u) if self.kind(u.dtype) == "complex" else u
 
     # tiles
 
@@ -321,6 +328,6 @@ def _name(dtype: DType) -> str:
     return str(getattr(dtype, "name", dtype)).removeprefix("torch.")
 
 
-def _along(at: int, index: slice | int) -> tuple[Any, ...]:
+def along(at: int, index: slice | int) -> tuple[Any, ...]:
     """`index` for the axis `at`, everything of the axes before and behind."""
     return (*(slice(None),) * at, index, ...)

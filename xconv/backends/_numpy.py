@@ -13,7 +13,7 @@ import numpy as np
 from .._geometry import Geometry, Tile
 from .._typing import Array, DType, Index, Kind, Shape
 from . import _threads
-from ._generic import MIB, Backend, Piece, inverse
+from ._generic import MIB, Backend, Piece, along, inverse
 from ._threads import Team
 
 KINDS: dict[str, Kind] = {"i": "integer", "u": "integer", "f": "real", "c": "complex"}
@@ -41,14 +41,14 @@ class Scratch(threading.local):
         self.block = np.empty(0, np.uint8)
         self.used = 0
 
-    def reset(self) -> None:
-        """Take back all that was handed out, and make the block as large as that was if it is not."""
-        if self.used > self.block.size:
-            self.block = np.empty(0, np.uint8)  # first, so that the old and the new block never coexist
-            if self.used <= self.KEEP:
-                raw = np.empty(self.used + self.LINE, np.uint8)
+    def reset(self, size: int = 0) -> None:
+        """Take back all that was handed out, and get ready to hand out `size` bytes."""
+        if size > self.block.size:
+            self.block = np.empty(0, np.uint8)  # first, so that the old block never coexists with what comes
+            if size <= self.KEEP:
+                raw = np.empty(size + self.LINE, np.uint8)
                 begin = -raw.ctypes.data % self.LINE
-                self.block = raw[begin : begin + self.used]
+                self.block = raw[begin : begin + size]
         self.used = 0
 
     def take(self, shape: Shape, dtype: DType) -> Array:
@@ -102,6 +102,13 @@ class NumpyBackend(DtypesOfNumpy):
         except ValueError:
             return None
 
+    def cast(self, x: Array, dtype: DType) -> Array:
+        if x.dtype == dtype:
+            return x
+        made = self.scratch.take(x.shape, dtype)
+        made[...] = x
+        return made
+
     def zeros(self, shape: Shape, dtype: DType, like: Array) -> Array:
         del like
         return np.zeros(shape, dtype)
@@ -147,6 +154,24 @@ class NumpyBackend(DtypesOfNumpy):
         dx[inner] = padded[outer]
         return dx
 
+    def extend(self, x: Array, g: Geometry) -> Array:
+        made = self.scratch.take((*x.shape[:2], *g.padded), x.dtype)
+        self._extend(made, x, g, 2)
+        return made
+
+    def _extend(self, made: Array, x: Array, g: Geometry, at: int) -> None:
+        """Write `x`, of which the axes before `at` have their padding already, run by run."""
+        if at == x.ndim:
+            made[...] = x
+            return
+        end = 0
+        for run in g.axes[at - 2].runs(g.pad_mode):
+            begin, end = end, end + run.length
+            part = x[along(at, run.source)]
+            self._extend(
+                made[along(at, slice(begin, end))], part[along(at, slice(None, None, run.step or 1))], g, at + 1
+            )
+
     def spare(self, g: Geometry) -> int:
         return g.batch * g.c_in * (math.prod(g.padded) + math.prod(g.size))
 
@@ -189,7 +214,7 @@ class NumpyBackend(DtypesOfNumpy):
         result = np.empty([shape[axis] for axis in order], dtype).transpose(inverse(order))
 
         def fill(i: int) -> None:
-            self.scratch.reset()
+            self.scratch.reset(team.memory)
             tile = tiles[i]
             target = result[place(tile)]
             made = piece(tile, target)
@@ -214,7 +239,7 @@ class NumpyBackend(DtypesOfNumpy):
 
         def add_up(lane: int) -> None:
             for i in range(lane, len(tiles), lanes):
-                self.scratch.reset()
+                self.scratch.reset(team.memory)
                 made = piece(tiles[i], None)
                 if i == lane:
                     sums[lane] = made.reshape(shape).copy()

@@ -23,6 +23,8 @@ class Team(NamedTuple):
     limit: int = 1
     #: Whether the work is worth more than the calling thread, and a hold on the BLAS.
     heavy: bool = False
+    #: Bytes that a tile takes, at most.
+    memory: int = 0
 
 
 class _BlasHold:
