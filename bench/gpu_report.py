@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from .cases import GPU_CASES, OPERATIONS, PRECISIONS, UNFOLD
+from .cases import CONV, GPU_CASES, OPERATIONS, PRECISIONS, UNFOLD
 from .text import markdown, number
 
 OURS = "xconv"
@@ -155,46 +155,60 @@ def plot(found: dict[str, Any], path: Path) -> None:
     mpl.use("agg")
     from matplotlib import pyplot as plt
 
-    jobs, peers = jobs_of(found), [name for name in found["contenders"] if name != OURS]
-    precisions = [p for p in NAMES if any(key[0] == p for key in jobs)]
-    operations = [o for o in OPERATIONS if any(key[2] == o for key in jobs)]
-    cases = [case for case in found["cases"] if any(key[1] == case for key in jobs)]
-    size = (2.2 + 2.6 * len(operations), 1.4 + len(precisions) * (0.9 + 0.24 * len(cases)))
-    figure, panels = plt.subplots(
-        len(precisions), len(operations), figsize=size, sharex=True, sharey=True, squeeze=False
-    )
+    ratios = _ratios(found)
+    peers = [name for name in found["contenders"] if name != OURS]
+    precisions = [p for p in NAMES if any(key[0] == p for key in ratios)]
+    operations = [o for o in (*CONV, *UNFOLD) if any(key[2] == o for key in ratios)]  # the first column has every row
+    rows, columns = max(1, len(precisions)), max(1, len(operations))
+    cases = list(found["cases"])
+    size = (2.2 + 2.6 * columns, 1.4 + rows * (0.9 + 0.24 * len(cases)))
+    figure, panels = plt.subplots(rows, columns, figsize=size, sharex=True, sharey=True, squeeze=False)
     for row, precision in enumerate(precisions):
         for column, operation in enumerate(operations):
-            panel = panels[row, column]
-            panel.set_title(f"{OPERATIONS[operation].title}, {NAMES[precision]}", fontsize=10, loc="left")
-            panel.axvspan(1e-9, 1, color="#e8f3ec", zorder=0)
-            panel.axvline(1, color="#222222", lw=1, zorder=1)
-            panel.grid(color="#dddddd", lw=0.6, zorder=0)
-            panel.tick_params(length=0)
-            panel.spines[["top", "right", "left"]].set_visible(False)
-            for shift, peer in enumerate(peers):
-                points = [
-                    (of[OURS]["median"] / of[peer]["median"], cases.index(case) + 0.2 * (shift - (len(peers) - 1) / 2))
-                    for (p, case, o), of in jobs.items()
-                    if (p, o) == (precision, operation) and OURS in of and peer in of
-                ]
-                if points:
-                    panel.scatter(*zip(*points, strict=True), s=26, color=COLOURS.get(peer), zorder=3)
-    ratios = [of[OURS]["median"] / of[p]["median"] for of in jobs.values() for p in peers if OURS in of and p in of]
+            of = {
+                (key[1], key[3]): ratio for key, ratio in ratios.items() if (key[0], key[2]) == (precision, operation)
+            }
+            panels[row, column].set_title(f"{OPERATIONS[operation].title}, {NAMES[precision]}", fontsize=10, loc="left")
+            _panel(panels[row, column], of, cases, peers)
     corner = panels[0, 0]
     corner.set_xscale("log")
-    corner.set_xlim(min([*ratios, 0.5]) / 1.3, max([*ratios, 2]) * 1.3)
+    limits = min([*ratios.values(), 0.5]) / 1.3, max([*ratios.values(), 2]) * 1.3
+    ticks = [m * 10.0**e for e in range(-3, 4) for m in (1, 2, 5)]
+    corner.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    corner.set_xticks([], minor=True)
+    corner.set_xlim(limits)
     corner.set_yticks(range(len(cases)), cases, fontsize=9)
     corner.set_ylim(len(cases) - 0.5, -0.5)
-    corner.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     handles = [plt.Line2D([], [], ls="", marker="o", color=COLOURS.get(peer)) for peer in peers]
     figure.legend(handles, [f"÷ {peer}" for peer in peers], loc="upper right", ncols=2, frameon=False, fontsize=11)
     title = f"Time of xconv ÷ time of its peer: {found['machine']['device']}"
     figure.text(0.01, 1 - 0.12 / size[1], title, fontsize=13, va="top")
     figure.supxlabel("left of 1 (shaded) xconv is faster", fontsize=10)
     figure.tight_layout(rect=(0, 0, 1, 1 - 0.4 / size[1]))
-    figure.savefig(path, dpi=130)
+    figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def _ratios(found: dict[str, Any]) -> dict[tuple[str, str, str, str], float]:
+    """Give our time as a multiple of a peer's, by (precision, case, operation, peer)."""
+    return {
+        (*key, peer): of[OURS]["median"] / of[peer]["median"]
+        for key, of in jobs_of(found).items()
+        for peer in of
+        if OURS in of and peer != OURS
+    }
+
+
+def _panel(panel: Any, ratios: dict[tuple[str, str], float], cases: list[str], peers: list[str]) -> None:
+    panel.set_visible(bool(ratios))
+    panel.axvspan(1e-9, 1, color="#e8f3ec", zorder=0)
+    panel.axvline(1, color="#222222", lw=1, zorder=1)
+    panel.grid(color="#dddddd", lw=0.6, zorder=0)
+    panel.tick_params(length=0, labelbottom=True)
+    panel.spines[["top", "right", "left"]].set_visible(False)
+    for (case, peer), ratio in ratios.items():
+        row = cases.index(case) + 0.2 * (peers.index(peer) - (len(peers) - 1) / 2)
+        panel.scatter(ratio, row, s=26, color=COLOURS.get(peer), zorder=3)
 
 
 def summary(found: dict[str, Any]) -> str:

@@ -62,13 +62,14 @@ def plot(found: dict[str, Any], path: Path) -> None:
     axes = axes_of(found)
     figure, panels = plt.subplots(2, len(axes), figsize=(4.6 * len(axes), 7), squeeze=False, sharey="row")
     for column, axis in enumerate(axes):
-        for row, (field, factor) in enumerate((("median", 1e3), ("temporary_bytes", 2**-20))):
+        # Pages are counted too roughly for what lies below a tenth of a MiB.
+        for row, (field, factor, floor) in enumerate((("median", 1e3, 0), ("temporary_bytes", 2**-20, 0.1))):
             panel = panels[row, column]
             for contender, (mark, colour, label) in STYLES.items():
                 points = series(found, axis, contender, field)
                 if points:
                     sizes, values = zip(*points, strict=True)
-                    scaled = [max(value * factor, 1e-2) for value in values]
+                    scaled = [max(value * factor, floor) for value in values]
                     panel.plot(sizes, scaled, mark, color=colour, label=label, markersize=5, lw=1.6)
             _dress(panel, sorted({size for name, size in found["growth"].values() if name == axis}))
         panels[1, column].set_xlabel(TITLES.get(axis, axis), fontsize=11)
