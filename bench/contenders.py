@@ -53,6 +53,11 @@ class Contender(ABC):
         """Convert an array to one of the library's own."""
         return array
 
+    def placed(self, case: Case, name: str, array: Any) -> Any:
+        """Lay an operand out in memory as the library likes it best, where the case leaves it free."""
+        del case, name
+        return array
+
     def compiled(self, function: Function, operands: list[Any]) -> Function:
         """Do before the first call what depends on the operands' shapes only."""
         del operands
@@ -69,7 +74,7 @@ class Contender(ABC):
 
     def prepare(self, case: Case, problem: Problem, *, compiled: bool = False) -> dict[str, Call]:
         """Everything that is not timed: operands in the library's own arrays, and one call per operation."""
-        arrays = {name: self.array(array) for name, array in problem.operands.items()}
+        arrays = {name: self.placed(case, name, self.array(array)) for name, array in problem.operands.items()}
         calls = {}
         for operation, function in self.functions(case, case.precisions[0]).items():
             if operation in case.operations:
@@ -196,6 +201,11 @@ class Torch(Contender):
     def array(self, array: Any) -> Any:
         return self.torch.from_numpy(array)
 
+    def placed(self, case: Case, name: str, array: Any) -> Any:
+        if name != "w" or not case.channels_last or case.rank == 1:
+            return array
+        return array.contiguous(memory_format=(self.torch.channels_last, self.torch.channels_last_3d)[case.rank - 2])
+
     def functions(self, case: Case, precision: str) -> dict[str, Function]:
         del precision
         functional, gradient = self.torch.nn.functional, self.torch.ops.aten.convolution_backward.default
@@ -272,7 +282,7 @@ class Jax(Contender):
             rhs_dilation=[case.dilation] * case.rank,
             feature_group_count=case.groups,
             dimension_numbers=(layout, f"OI{axes}", layout),
-            precision=jax.lax.Precision.DEFAULT if precision == "tf32" else jax.lax.Precision.HIGHEST,
+            precision="highest" if precision in {"ieee", "double"} else "default",
         )
         functions = {
             "forward": lambda x, w, dy: conv(x, w),  # noqa: ARG005

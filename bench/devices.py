@@ -64,12 +64,13 @@ class Device(Contender):
 def issue(function: Function, operands: Iterator[list[Any]], calls: int) -> tuple[Any, float]:
     """Make some calls without waiting for them: the last result, and the seconds that it took."""
     gc.disable()
-    begin = perf_counter()
-    for given in islice(operands, calls):
-        result = function(*given)
-    seconds = perf_counter() - begin
-    gc.enable()
-    return result, seconds
+    try:
+        begin = perf_counter()
+        for given in islice(operands, calls):
+            result = function(*given)
+        return result, perf_counter() - begin
+    finally:
+        gc.enable()
 
 
 class CupyBase(Device):
@@ -238,7 +239,7 @@ class JaxCuda(CupyBase, Jax):
         super().__init__(threads)
         try:
             self.jax.devices()
-        except RuntimeError as error:
+        except (AssertionError, RuntimeError) as error:
             msg = f"JAX finds no CUDA device that it can use: {error}"
             raise MissingError(msg) from error
 

@@ -74,6 +74,7 @@ class GpuWorker:
             self.device.elapsed(function, repeat(sets[0]), 1)
             first = perf_counter() - begin
             error = self._error(chosen, precision, operation, function, sets[0])
+            self.device.free()  # the reference in float64 takes much
             peak = self.device.temporary(function, sets[0])
             self.function, self.operands, self.precision = function, cycle(sets), precision
             self.device.elapsed(function, self.operands, min(len(sets), LEAST))
@@ -90,7 +91,8 @@ class GpuWorker:
         rng = self.device.xp.random.default_rng(seed(case))
 
         def draw(name: str) -> Any:
-            return self.device.convert(rng.standard_normal(case.shape(name), dtype=np.float32), precision)
+            array = self.device.convert(rng.standard_normal(case.shape(name), dtype=np.float32), precision)
+            return self.device.placed(case, name, array)
 
         return [[draw(name) for name in task.operands] for _ in range(count)]
 

@@ -13,7 +13,7 @@ from typing import Any
 from .child import serve
 
 #: Seconds for the check of an operation; one that takes longer takes no part.
-LIMIT = 60
+LIMIT = 40
 #: A call that takes so many seconds is timed once, and its first call counts.
 SLOW = 2
 
@@ -50,6 +50,7 @@ class Worker:
         self.calls, operations, failures = {}, {}, []
         chosen, found = CASES[case], Problem.load(Path(problem))
         refusals = {operation: self.contender.refusal(chosen, operation) for operation in chosen.operations}
+        omitted = {operation: refusal for operation, refusal in refusals.items() if refusal}
         calls = {} if all(refusals.values()) else self.contender.prepare(chosen, found)
         for operation, call in calls.items():
             expected = [found.expected[name] for name in OPERATIONS[operation].results]
@@ -57,9 +58,10 @@ class Worker:
                 with _limited(LIMIT):
                     operations[operation] = _checked(call, expected, PRECISIONS[chosen.precisions[0]][2])
                 self.calls[operation] = call
+            except TimeoutError as error:
+                omitted[operation] = str(error)
             except Exception as error:  # noqa: BLE001
                 failures.append(f"{self.name}, {operation}: {type(error).__name__}: {error}")
-        omitted = {operation: refusal for operation, refusal in refusals.items() if refusal}
         answer = {"operations": operations, "failures": failures, "omitted": omitted}
         remark = self.contender.remark(chosen, found) if calls else ""
         return answer | {"remark": remark, "threadpools": _threadpools()}
@@ -90,12 +92,14 @@ def _timed(call: Callable[[], Any], calls: int) -> list[int]:
     samples = []
     gc.collect()
     gc.disable()
-    for _ in range(calls):
-        begin = perf_counter_ns()
-        result = call()
-        samples.append(perf_counter_ns() - begin)
-        del result  # here, so that it is free before the next call and its release is not timed
-    gc.enable()
+    try:
+        for _ in range(calls):
+            begin = perf_counter_ns()
+            result = call()
+            samples.append(perf_counter_ns() - begin)
+            del result  # here, so that it is free before the next call and its release is not timed
+    finally:
+        gc.enable()
     return samples
 
 

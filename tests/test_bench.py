@@ -14,7 +14,7 @@ from oracle import Oracle
 sys.path.append(str(Path(__file__).parents[1]))
 
 from bench import __main__ as command_line
-from bench import cases, contenders, gpu, gpu_report, growth, measure, memory, problem, report
+from bench import cases, contenders, devices, gpu, gpu_report, growth, measure, memory, problem, report
 from bench.child import ChildError
 from bench.devices import Device, issue
 from bench.gpu_worker import GpuWorker
@@ -281,6 +281,37 @@ def test_a_wrong_result_takes_no_part(gpu_cases):
     assert "omitted" in worker.prepare("ieee", "plain", "im2col")
 
 
+def on_cpu(name):
+    """The contender of a GPU on the CPU, with NumPy for CuPy: all but the events and the meters."""
+    module = pytest.importorskip(name)
+    kind = devices.DEVICES[name]
+
+    class Here(kind):
+        xp, platform, threads = np, "cpu", 1
+        describe, rate, free = Numpy.describe, Numpy.rate, lambda self: None
+
+        def __init__(self):
+            setattr(self, name, module)
+
+    if name == "torch":
+        Here.elapsed = lambda self, function, operands, calls: (calls, issue(function, operands, calls)[1])
+        Here.temporary = lambda self, function, operands: 0
+    return Here
+
+
+@pytest.mark.parametrize("name", ["torch", "jax"])
+@pytest.mark.parametrize("precision", ["ieee", "tf32", "float16", "bfloat16"])
+def test_peers_compute_the_reference_in_every_precision(gpu_cases, name, precision):
+    worker = GpuWorker(on_cpu(name))
+    worker.start()
+    bound = {"ieee": 1e-6, "tf32": 1e-6, "float16": 5e-3, "bfloat16": 5e-2}[precision]  # a CPU knows no TF32
+    for operation in (*cases.UNFOLD, *cases.CONV):
+        answer = worker.prepare(precision, "strided", operation)
+        assert (name == "jax" and operation in cases.UNFOLD) == ("omitted" in answer)
+        assert answer.get("error", 0) < bound
+        assert "omitted" in answer or worker.time()["calls"] >= 4
+
+
 class InProcess:
     """A child without a process of its own; it fails where it is told to."""
 
@@ -402,3 +433,12 @@ def test_names_and_patterns_on_the_command_line(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         command_line.main()
     assert "nothing: not among tiny" in capsys.readouterr().err
+
+
+def test_jax_is_asked_for_the_precision():
+    pytest.importorskip("jax")
+    kind = contenders.CONTENDERS["jax"](1)
+    case, operands = SMALL["plain"], problem.make(SMALL["plain"]).operands.values()
+    for precision, asked in (("ieee", "HIGHEST"), ("tf32", "DEFAULT"), ("float16", "DEFAULT")):
+        text = kind.functions(case, precision)["forward"].lower(*operands).as_text()
+        assert f"precision {asked}" in text
