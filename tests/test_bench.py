@@ -79,7 +79,7 @@ def test_contenders_compute_the_reference(kind, case):
     for operation, call in calls.items():
         results = zip(cases.OPERATIONS[operation].results, memory.as_tuple(call()), strict=True)
         for name, result in results:
-            assert problem.relative_error(result, made.expected[name]) < 1e-5
+            assert problem.relative_error(result, made.expected[name]) < 1e-4
 
 
 def test_what_only_some_contenders_run():
@@ -442,3 +442,28 @@ def test_jax_is_asked_for_the_precision():
     for precision, asked in (("ieee", "HIGHEST"), ("tf32", "DEFAULT"), ("float16", "DEFAULT")):
         text = kind.functions(case, precision)["forward"].lower(*operands).as_text()
         assert f"precision {asked}" in text
+
+
+def test_a_run_on_the_cpu():
+    settings = measure.Settings(
+        cases=("tiny", "side64"), peers=("xconv", "xconv-8MiB"), threads=1, rounds=2, seconds=1e-3
+    )
+    found = measure.measure(settings)
+    assert found["failures"] == []
+    ran = {(r["case"], r["contender"]): r for r in found["results"]}
+    assert set(ran) == {("tiny", "xconv"), ("side64", "xconv"), ("side64", "xconv-8MiB")}
+    assert all(0 < r["error"] < 1e-5 and 0 < r["temporary_bytes"] < 2**23 for r in found["results"])
+    assert f"xconv-{found['remarks']['xconv']['tiny']}" in contenders.CONTENDERS
+    assert "| side 64 | " in report.table(found)
+
+
+def test_a_slow_call_is_timed_by_its_check_alone():
+    suite = measure.Suite(measure.Settings(("tiny",), (), 1, 2, 0.1))
+    check = {"sample": 3 * 10**9, "estimate": 3.0, "error": 0}
+    assert [suite._time("torch", "tiny", "forward", turn, check) for turn in range(2)] == [[3 * 10**9], []]
+
+
+def test_the_child_of_a_gpu_says_what_is_missing_or_describes_it():
+    child = gpu.launch("xconv")
+    child.close()
+    assert ("missing" in child.facts) != ("machine" in child.facts)
