@@ -73,8 +73,8 @@ def fuzz(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def bench(session: nox.Session) -> None:
-    """The benchmark against PyTorch, JAX and the blog post's algorithm (some minutes; leave the machine alone)."""
-    install(session, "bench")
+    """The benchmark against PyTorch, JAX and others (some minutes; leave the machine alone); with --gpu on a GPU."""
+    install(session, "bench-gpu" if "--gpu" in session.posargs else "bench")
     session.run("python", "-m", "bench", *session.posargs)
 
 

@@ -1,1 +1,1 @@
-"""The benchmark of xconv on a CPU, against PyTorch, JAX and the tutorial algorithm: ``python -m bench --help``."""
+"""The benchmark of xconv against PyTorch, JAX, SciPy and the tutorial algorithm: ``python -m bench --help``."""

@@ -37,3 +37,11 @@ def _caches() -> dict[str, str]:
         if (cache / "type").read_text().strip() != "Instruction":
             sizes[f"L{(cache / 'level').read_text().strip()}"] = (cache / "size").read_text().strip()
     return sizes
+
+
+def nvidia_driver() -> dict[str, str]:
+    """Version of the driver, where Linux tells it."""
+    with suppress(OSError):
+        words = Path("/proc/driver/nvidia/version").read_text().split()
+        return {"kernel_driver": next((word for word in words if word.count(".") >= 1 and word[0].isdigit()), "")}
+    return {}

@@ -1,28 +1,24 @@
 """The parent process: asks one child per contender in turn, in rounds, so that all see the same weather."""
 
-import json
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from . import problem
-from .cases import CASES, OPERATIONS
+from .cases import CASES
+from .child import Child, ChildError
+from .contenders import CONTENDERS
 from .machine import machine
+from .progress import Progress
 
 #: Seconds before each request in which the last child's threads fall asleep; OpenBLAS's spin for 2**26 clock ticks.
 PAUSE = 0.05
-#: Settings of the surroundings that must not reach the children.
-FOREIGN = ("OPENBLAS_", "GOTO_", "OMP_", "GOMP_", "KMP_", "MKL_", "BLIS_", "XLA_", "JAX_", "NPROC")
 #: Most calls in one request.
 MOST_CALLS = 1000
 
@@ -45,98 +41,68 @@ class Settings:
         return f"python -m bench {lists} --threads {self.threads} --rounds {self.rounds} --seconds {self.seconds:g}"
 
 
-class ChildError(Exception):
-    """A child answered that a request failed, or ended."""
-
-
-class Child:
-    """The process of one contender."""
-
-    def __init__(self, name: str, threads: int) -> None:
-        self.name = name
-        environment = {key: value for key, value in os.environ.items() if not key.startswith(FOREIGN)}
-        for library in ("OPENBLAS", "OMP", "MKL"):
-            environment[f"{library}_NUM_THREADS"] = str(threads)
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", f"{__package__}.worker", name, str(threads)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment,
-            cwd=Path(__file__).parents[1],
-        )
-        self.facts = self.ask("start")
-
-    def ask(self, request: str, **arguments: Any) -> Any:
-        """Wait for the answer to a request."""
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        try:
-            print(json.dumps([request, arguments]), file=self.process.stdin, flush=True)
-            answer = json.loads(self.process.stdout.readline())
-        except (BrokenPipeError, json.JSONDecodeError) as error:
-            msg = f"{self.name}: its process ended with status {self.process.wait()}"
-            raise ChildError(msg) from error
-        if "error" in answer:
-            raise ChildError(answer["error"])
-        return answer["value"]
-
-    def close(self) -> None:
-        """End the process, by the end of its input."""
-        with suppress(BrokenPipeError), self.process:
-            pass
-
-
 class Suite:
     """The children that take part, and what has been found so far."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        #: Two steps beside the rounds: getting ready, and the memory.
+        self.progress = Progress(len(settings.cases) * (settings.rounds + 2))
         self.children: dict[str, Child] = {}
         self.contenders: dict[str, Any] = {}
         self.left_out: list[str] = []
         self.failures: list[str] = []
         self.omitted: list[dict[str, str]] = []
+        self.remarks: dict[str, dict[str, str]] = {}
         self.results: list[dict[str, Any]] = []
 
     def start(self) -> None:
         """Start a child for every contender; one whose library is missing is left out."""
         for name in self.settings.peers:
-            child = Child(name, self.settings.threads)
+            child = self._child(name)
             if "missing" in child.facts:
                 self.left_out.append(child.facts["missing"])
-                print(child.facts["missing"])
+                self.progress.note(child.facts["missing"])
                 child.close()
             else:
                 self.children[name], self.contenders[name] = child, child.facts
 
-    def run(self, case: str, path: Path, bar: tqdm) -> None:
+    def _child(self, name: str) -> Child:
+        threads = self.settings.threads
+        return Child(name, "worker", name, str(threads), threads=threads)
+
+    def run(self, case: str, path: Path) -> None:
         """Time one case: prepare all contenders, take turns, then look at the memory of each."""
-        bar.set_description(f"{case}: getting ready")
+        self.progress.say(f"{case}: getting ready")
         problem.make(CASES[case]).save(path)
-        ready = {name: self._prepare(name, case, path) for name in self.children}
+        growing = CASES[case].growth is not None
+        names = [name for name in self.children if (CONTENDERS[name].grows if growing else CONTENDERS[name].usual)]
+        ready = {name: self._prepare(name, case, path) for name in names}
         samples: dict[tuple[str, str], list[list[int]]] = {
-            (operation, name): [] for operation in OPERATIONS for name in ready if operation in ready[name]
+            (operation, name): [] for operation in CASES[case].operations for name in names if operation in ready[name]
         }
-        bar.update()
+        self.progress.step()
         for turn in range(self.settings.rounds):
-            bar.set_description(f"{case}: round {turn + 1} of {self.settings.rounds}")
+            self.progress.say(f"{case}: round {turn + 1} of {self.settings.rounds}")
             for operation, name in samples if turn % 2 == 0 else reversed(samples):
-                samples[operation, name].append(self._time(name, case, operation, ready[name][operation]["estimate"]))
-            bar.update()
-        bar.set_description(f"{case}: memory")
-        for (operation, name), rounds in samples.items():
-            if any(rounds):
-                facts = {"case": case, "operation": operation, "contender": name, **statistics_of(rounds)}
-                facts["error"] = ready[name][operation]["error"]
-                self.results.append(facts | {"temporary_bytes": self._memory(name, case, path, operation)})
+                samples[operation, name].append(self._time(name, case, operation, turn, ready[name][operation]))
+            self.progress.step()
+        self.progress.say(f"{case}: memory")
+        timed = [key for key, rounds in samples.items() if any(rounds)]
+        with ThreadPoolExecutor(self.settings.threads) as pool:  # nothing is timed here
+            memory = dict(zip(timed, pool.map(partial(self._memory, case, path), timed), strict=True))
+        for operation, name in timed:
+            facts = {"case": case, "operation": operation, "contender": name}
+            facts |= statistics_of(samples[operation, name]) | {"error": ready[name][operation]["error"]}
+            self.results.append(facts | {"temporary_bytes": memory[operation, name]})
+        self.progress.step()
 
     def _prepare(self, name: str, case: str, path: Path) -> dict[str, Any]:
         """Ask a contender what it offers for the case: error and time of one call, by operation."""
         try:
-            if self.children[name].process.poll() is not None:  # an earlier case was too much for it
+            if self.children[name].ended:  # an earlier case was too much for it
                 self.children[name].close()
-                self.children[name] = Child(name, self.settings.threads)
+                self.children[name] = self._child(name)
             answer = self.children[name].ask("prepare", case=case, problem=str(path))
         except ChildError as error:
             self._fail(case, error)
@@ -144,13 +110,17 @@ class Suite:
         for failure in answer["failures"]:
             self._fail(case, failure)
         self.contenders[name].setdefault("threadpools", answer["threadpools"])
+        if answer["remark"]:
+            self.remarks.setdefault(name, {})[case] = answer["remark"]
         for operation, reason in answer["omitted"].items():
             self.omitted.append({"case": case, "operation": operation, "contender": name, "reason": reason})
         return answer["operations"]
 
-    def _time(self, name: str, case: str, operation: str, estimate: float) -> list[int]:
+    def _time(self, name: str, case: str, operation: str, turn: int, check: dict[str, Any]) -> list[int]:
         """Nanoseconds of some calls in a row, after one that is not counted; none where they failed."""
-        seconds = self.settings.seconds
+        if "sample" in check:  # the call is slow, and its check is all the time that it gets
+            return [check["sample"]] if turn == 0 else []
+        seconds, estimate = self.settings.seconds, check["estimate"]
         calls = max(1, min(int(seconds / estimate) - 1, MOST_CALLS))
         time.sleep(PAUSE)
         try:
@@ -159,11 +129,10 @@ class Suite:
             self._fail(case, error)
             return []
 
-    def _memory(self, name: str, case: str, path: Path, operation: str) -> int | None:
+    def _memory(self, case: str, path: Path, key: tuple[str, str]) -> int | None:
         """Temporary memory of a first call, in a process of its own; None where it cannot be seen."""
-        if not self.contenders[name]["memory"]:
-            return None
-        child = Child(name, self.settings.threads)
+        operation, name = key
+        child = self._child(name)
         try:
             return child.ask("memory", case=case, problem=str(path), operation=operation)
         except ChildError as error:
@@ -177,7 +146,7 @@ class Suite:
         failure = f"{case}: {error}"
         if failure not in self.failures:
             self.failures.append(failure)
-            tqdm.write(failure)
+            self.progress.note(failure)
 
 
 def measure(settings: Settings) -> dict[str, Any]:
@@ -185,11 +154,11 @@ def measure(settings: Settings) -> dict[str, Any]:
     suite, surroundings = Suite(settings), machine()
     try:
         suite.start()
-        rounds = len(settings.cases) * (settings.rounds + 1)
-        with tempfile.TemporaryDirectory() as folder, tqdm(total=rounds, unit="round") as bar:
+        with tempfile.TemporaryDirectory() as folder:
             for case in settings.cases:
-                suite.run(case, Path(folder) / "problem.npz", bar)
+                suite.run(case, Path(folder) / "problem.npz")
     finally:
+        suite.progress.end()
         for child in suite.children.values():
             child.close()
     return {
@@ -201,8 +170,10 @@ def measure(settings: Settings) -> dict[str, Any]:
         "contenders": suite.contenders,
         "left_out": suite.left_out,
         "failures": suite.failures,
-        "cases": {name: CASES[name].label for name in settings.cases},
-        "flops": {name: CASES[name].flops for name in settings.cases},
+        "cases": {name: CASES[name].label for name in settings.cases if CASES[name].growth is None},
+        "growth": {name: CASES[name].growth for name in settings.cases if CASES[name].growth is not None},
+        "flops": {name: CASES[name].flops("forward") for name in settings.cases},
+        "remarks": suite.remarks,
         "results": suite.results,
         "omitted": suite.omitted,
     }

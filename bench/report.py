@@ -5,16 +5,18 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from . import growth
+from .cases import CONV, OPERATIONS
+from .text import markdown as _markdown
+from .text import number as _number
+
 OURS = "xconv"
 #: Above this load at the start, something else was running.
 BUSY = 0.5
-TITLES = {
-    "forward": "forward",
-    "input_grad": "input gradient",
-    "weight_grad": "weight gradient",
-    "backward": "both gradients",
-}
-MARKS = {"torch": ("o", "#d1495b"), "jax": ("s", "#2e6f95"), "blog": ("^", "#8d8d8d")}
+#: So near to the best forced algorithm, a choice is good.
+NEAR = 1.1
+TITLES = {name: OPERATIONS[name].title for name in (*CONV, "backward")}
+MARKS = {"torch": ("o", "#d1495b"), "jax": ("s", "#2e6f95"), "blog": ("^", "#8d8d8d"), "scipy": ("D", "#e0a030")}
 
 Results = dict[tuple[str, str, str], dict[str, Any]]
 
@@ -25,7 +27,8 @@ def results_of(found: dict[str, Any]) -> Results:
 
 
 def peers_of(found: dict[str, Any]) -> list[str]:
-    return [name for name in found["contenders"] if name != OURS]
+    """Name the other libraries; contenders that are xconv with other settings have its name in front."""
+    return [name for name in found["contenders"] if not name.startswith(OURS)]
 
 
 def ratio(results: Results, case: str, operation: str, peer: str) -> float | None:
@@ -45,7 +48,8 @@ def geometric_mean(
 
 def table(found: dict[str, Any]) -> str:
     """Write the run as Markdown."""
-    parts = [_heading(found), _ratios(found), _means(found), _times(found), _remarks(found)]
+    parts = [_heading(found), _ratios(found), _means(found), _times(found)]
+    parts += [_choices(found), growth.table(found), _remarks(found)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -56,7 +60,7 @@ def _heading(found: dict[str, Any]) -> str:
     facts = [
         f"{machine['cpu']}, {machine['cores']} cores{f' ({caches})' if caches else ''}; {machine['os']}",
         f"Python {machine['python']}, {', '.join(f'{name} {version}' for name, version in versions.items())}",
-        *(f"pools of threads, {name}: {_pools(facts)}" for name, facts in found["contenders"].items()),
+        *(f"pools of threads, {name}: {_pools(found['contenders'][name])}" for name in (OURS, *peers_of(found))),
         f"load of the machine at the start: {machine['load']}{' (busy)' if (machine['load'] or 0) > BUSY else ''}",
         f"`{found['command']}`",
     ]
@@ -84,10 +88,16 @@ def _ratios(found: dict[str, Any]) -> str:
             rate = found["flops"][case] * (2 if operation == "backward" else 1) / ours["median"] / 1e9
             rows.append([f"{case}: {label}", title, _time(ours), f"{rate:.0f}", *ratios, _error(ours), _memory(ours)])
     head = ["case", "operation", "xconv ms", "GFLOP/s", *(f"÷ {peer}" for peer in peers), "error", "temporary MiB"]
+
+    def meters(kind: str) -> str:
+        return ", ".join(name for name, facts in found["contenders"].items() if facts.get("meter") == kind) or "none"
+
     note = (
         "Times are medians ± half the interquartile range. “÷ torch” is the time of xconv divided by that of torch: "
         "below 1, xconv is faster. The error is the largest one against float64, relative to the largest element. "
-        "The temporary memory is the peak of a first call beside its result. GFLOP/s counts the plain sum."
+        "The temporary memory is the peak of a first call beside its result: as NumPy allocates it for "
+        f"{meters('tracemalloc')}, and by resident pages for {meters('resident pages')}, where memory that a library "
+        "holds already is not seen. GFLOP/s counts the plain sum."
     )
     return f"{note}\n\n{_markdown(head, rows, left=2)}"
 
@@ -106,13 +116,49 @@ def _means(found: dict[str, Any]) -> str:
 
 
 def _times(found: dict[str, Any]) -> str:
-    results, names = results_of(found), list(found["contenders"])
+    results, names = results_of(found), [OURS, *peers_of(found)]
     rows = []
     for case in found["cases"]:
         for operation, title in TITLES.items():
             cells = (results.get((case, operation, name)) for name in names)
             rows.append([case, title, *(f"{_time(r)}; {_error(r)}; {_memory(r)}" if r else "-" for r in cells)])
     return f"Every contender: ms; error; temporary MiB.\n\n{_markdown(['case', 'operation', *names], rows, left=2)}"
+
+
+def choices(found: dict[str, Any]) -> list[tuple[str, str, str, float]]:
+    """Compare the planner's choice: case, operation, the best forced contender, and the time relative to it."""
+    results, compared = results_of(found), []
+    forced = [name for name in found["contenders"] if name.startswith(f"{OURS}-")]
+    for case in found["cases"]:
+        for operation in TITLES:
+            times = {name: r["median"] for name in forced if (r := results.get((case, operation, name)))}
+            ours = results.get((case, operation, OURS))
+            if ours and len(times) > 1:  # there was a choice
+                best = min(times, key=lambda name: times[name])
+                compared.append((case, operation, best, ours["median"] / times[best]))
+    return compared
+
+
+def _judgement(found: dict[str, Any]) -> str:
+    compared = choices(found)
+    good = sum(relative <= NEAR for *_, relative in compared)
+    return f"The planner's choice is within 10% of the best forced algorithm in {good} of {len(compared)}."
+
+
+def _choices(found: dict[str, Any]) -> str:
+    results, chosen = results_of(found), found.get("remarks", {}).get(OURS, {})
+    forced = [
+        name for name in found["contenders"] if name.startswith(f"{OURS}-") and any(k[2] == name for k in results)
+    ]
+    rows = []
+    for case, operation, best, relative in choices(found):
+        times = [_time(r) if (r := results.get((case, operation, name))) else "-" for name in forced]
+        cells = [case, TITLES[operation], chosen.get(case, "-"), best.removeprefix(f"{OURS}-"), _number(relative)]
+        rows.append([*cells, *times])
+    if not rows:
+        return ""
+    head = ["case", "operation", "chosen", "best", "time ÷ best", *(f"{name} ms" for name in forced)]
+    return f"{_judgement(found)}\n\n{_markdown(head, rows, left=4)}"
 
 
 def _remarks(found: dict[str, Any]) -> str:
@@ -122,21 +168,9 @@ def _remarks(found: dict[str, Any]) -> str:
             continue  # the columns of the table say so
         key = (omission["contender"], omission["case"], omission["reason"])
         groups.setdefault(key, []).append(TITLES[omission["operation"]])
-    lines = [f"{name} on {case}, {' and '.join(titles)}: {reason}" for (name, case, reason), titles in groups.items()]
+    lines = [f"{name} on {case}, {', '.join(titles)}: {reason}" for (name, case, reason), titles in groups.items()]
     lines = [*found["left_out"], *(f"FAILED: {failure}" for failure in found["failures"]), *lines]
     return "Not timed:\n\n" + "\n".join(f"- {line}" for line in lines) if lines else ""
-
-
-def _markdown(head: list[str], rows: list[list[str]], left: int) -> str:
-    ruler = [":--" if i < left else "--:" for i in range(len(head))]
-    return "\n".join(f"| {' | '.join(row)} |" for row in [head, ruler, *rows])
-
-
-def _number(value: float | None) -> str:
-    """Three significant digits."""
-    if value is None:
-        return "-"
-    return f"{value:.0f}" if value >= 100 else f"{value:.{max(0, 2 - math.floor(math.log10(value)))}f}"
 
 
 def _time(result: dict[str, Any]) -> str:
@@ -173,7 +207,9 @@ def plot(found: dict[str, Any], path: Path) -> None:
     panels[0].set_ylim(len(rows) - 0.5, -0.5)
     handles = [plt.Line2D([], [], ls="", marker=MARKS[p][0], color=MARKS[p][1], markersize=8) for p in peers]
     names = [f"÷ {peer}" for peer in peers]
-    figure.legend(handles, names, loc="upper right", ncols=3, frameon=False, fontsize=11, bbox_to_anchor=(0.995, 1))
+    figure.legend(
+        handles, names, loc="upper right", ncols=len(names), frameon=False, fontsize=11, bbox_to_anchor=(0.995, 1)
+    )
     figure.text(0.01, 1 - 0.12 / height, "Time of xconv ÷ time of its peer, on the CPU", fontsize=14, va="top")
     busy = " (busy with other things, too)" if (found["machine"]["load"] or 0) > BUSY else ""
     surroundings = f"{found['machine']['cpu']}, {found['threads']} threads{busy}"
@@ -214,6 +250,8 @@ def summary(found: dict[str, Any]) -> str:
             lines.append(f"r50_56 {title}: {', '.join(facts)}")
     if tiny := results.get(("tiny", "forward", OURS)):
         lines.append(f"tiny forward, repeated: {tiny['median'] * 1e6:.1f} µs a call")
+    if choices(found):
+        lines.append(_judgement(found))
     for peer in peers_of(found):
         mean, count = geometric_mean(results, found["cases"], ("forward", "backward"), peer)
         if mean:

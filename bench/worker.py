@@ -1,40 +1,21 @@
-"""The child process of one contender: ``python -m bench.worker NAME THREADS``.
-
-It answers each line of JSON on its standard input with one on its standard output. A request is a name from
-`Worker.requests` with arguments; the answer holds ``value`` or, where the request raised, ``error``.
-"""
+"""The child process of one contender on a CPU: ``python -m bench.worker NAME THREADS``."""
 
 import gc
-import json
 import os
 import signal
 import sys
-import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter_ns
 from typing import Any
 
-#: A contender whose results are further off than this, relative to the largest element, takes no part.
-TOLERANCE = 1e-3
+from .child import serve
+
 #: Seconds for the check of an operation; one that takes longer takes no part.
-LIMIT = 60
-
-
-def main(name: str, threads: int) -> None:
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # what a library prints must not get between the answers
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupted parent closes the pipe
-    _limit_cores(threads)
-    worker = Worker(name, threads)
-    for line in sys.stdin:
-        request, arguments = json.loads(line)
-        try:
-            answer = {"value": worker.requests[request](**arguments)}
-        except Exception as error:  # noqa: BLE001
-            answer = {"error": f"{type(error).__name__}: {error}"}
-        print(json.dumps(answer), file=answers)
+LIMIT = 40
+#: A call that takes so many seconds is timed once, and its first call counts.
+SLOW = 2
 
 
 class Worker:
@@ -58,26 +39,32 @@ class Worker:
             self.contender = CONTENDERS[self.name](self.threads)
         except ImportError as error:
             return {"missing": f"{self.name} is left out, since it cannot be imported: {error}"}
-        return {"versions": self.contender.versions(), "memory": self.contender.on_numpy}
+        meter = "tracemalloc" if self.contender.on_numpy else "resident pages"
+        return {"versions": self.contender.versions(), "meter": meter}
 
     def prepare(self, case: str, problem: str) -> dict[str, Any]:
         """Take up a case: check every operation, and leave out those that cannot or may not take part."""
-        from .cases import CASES, OPERATIONS
+        from .cases import CASES, OPERATIONS, PRECISIONS
         from .problem import Problem
 
         self.calls, operations, failures = {}, {}, []
-        refusals = {operation: self.contender.refusal(CASES[case], operation) for operation in OPERATIONS}
-        found = Problem.load(Path(problem))
-        calls = {} if all(refusals.values()) else self.contender.prepare(CASES[case], found)
+        chosen, found = CASES[case], Problem.load(Path(problem))
+        refusals = {operation: self.contender.refusal(chosen, operation) for operation in chosen.operations}
+        omitted = {operation: refusal for operation, refusal in refusals.items() if refusal}
+        calls = {} if all(refusals.values()) else self.contender.prepare(chosen, found)
         for operation, call in calls.items():
+            expected = [found.expected[name] for name in OPERATIONS[operation].results]
             try:
                 with _limited(LIMIT):
-                    operations[operation] = _checked(call, [found.expected[name] for name in OPERATIONS[operation]])
+                    operations[operation] = _checked(call, expected, PRECISIONS[chosen.precisions[0]][2])
                 self.calls[operation] = call
+            except TimeoutError as error:
+                omitted[operation] = str(error)
             except Exception as error:  # noqa: BLE001
                 failures.append(f"{self.name}, {operation}: {type(error).__name__}: {error}")
-        omitted = {operation: refusal for operation, refusal in refusals.items() if refusal}
-        return {"operations": operations, "failures": failures, "omitted": omitted, "threadpools": _threadpools()}
+        answer = {"operations": operations, "failures": failures, "omitted": omitted}
+        remark = self.contender.remark(chosen, found) if calls else ""
+        return answer | {"remark": remark, "threadpools": _threadpools()}
 
     def time(self, operation: str, calls: int, warmup: bool) -> list[int]:  # noqa: FBT001
         """Nanoseconds of each of some calls."""
@@ -85,49 +72,54 @@ class Worker:
             self.calls[operation]()
         return _timed(self.calls[operation], calls)
 
-    def memory(self, case: str, problem: str, operation: str) -> int:
+    def memory(self, case: str, problem: str, operation: str) -> int | None:
         """Bytes of temporary memory at the peak of a first call, beside its result. For a process that does no more.
 
         Memory that a library keeps from call to call has to be counted, so nothing of the case's size may have run
         before; a small case runs first, so that imports are not counted.
         """
         from .cases import CASES
+        from .memory import temporary
         from .problem import Problem, make
 
-        self.contender.prepare(CASES["tiny"], make(CASES["tiny"]))[operation]()
-        call = self.contender.prepare(CASES[case], Problem.load(Path(problem)))[operation]
-        gc.collect()
-        tracemalloc.start()
-        result = call()
-        peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        return max(0, peak - sum(array.nbytes for array in _as_tuple(result)))
+        tiny = CASES["tiny"]
+        self.contender.prepare(tiny, make(tiny), compiled=True)[operation]()
+        call = self.contender.prepare(CASES[case], Problem.load(Path(problem)), compiled=True)[operation]
+        return temporary(call, on_numpy=self.contender.on_numpy)
 
 
 def _timed(call: Callable[[], Any], calls: int) -> list[int]:
     samples = []
     gc.collect()
     gc.disable()
-    for _ in range(calls):
-        begin = perf_counter_ns()
-        result = call()
-        samples.append(perf_counter_ns() - begin)
-        del result  # here, so that it is free before the next call and its release is not timed
-    gc.enable()
+    try:
+        for _ in range(calls):
+            begin = perf_counter_ns()
+            result = call()
+            samples.append(perf_counter_ns() - begin)
+            del result  # here, so that it is free before the next call and its release is not timed
+    finally:
+        gc.enable()
     return samples
 
 
-def _checked(call: Callable[[], Any], expected: list[Any]) -> dict[str, float]:
+def _checked(call: Callable[[], Any], expected: list[Any], tolerance: float) -> dict[str, Any]:
     """Error of a call, and seconds that the next one takes; ArithmeticError where the result is wrong."""
     import numpy as np
 
+    from .memory import as_tuple
     from .problem import relative_error
 
-    pairs = zip(_as_tuple(call()), expected, strict=True)
+    begin = perf_counter_ns()
+    result = call()
+    seconds = (perf_counter_ns() - begin) / 1e9
+    pairs = zip(as_tuple(result), expected, strict=True)
     error = max(relative_error(np.asarray(got), wanted) for got, wanted in pairs)
-    if not error <= TOLERANCE:  # NaN is wrong, too
+    if not error <= tolerance:  # NaN is wrong, too
         msg = f"the result is wrong by {error:.1e} of its largest element"
         raise ArithmeticError(msg)
+    if seconds > SLOW:
+        return {"error": error, "estimate": seconds, "sample": round(seconds * 1e9)}
     return {"error": error, "estimate": _timed(call, 1)[0] / 1e9}
 
 
@@ -150,10 +142,6 @@ def _limited(seconds: int) -> Iterator[None]:
         signal.alarm(0)
 
 
-def _as_tuple(result: Any) -> tuple[Any, ...]:
-    return tuple(result) if isinstance(result, (tuple, list)) else (result,)
-
-
 def _limit_cores(threads: int) -> None:
     """Leave the process as many cores as threads, for libraries that count cores; before any of them is loaded."""
     if hasattr(os, "sched_setaffinity"):
@@ -168,4 +156,5 @@ def _threadpools() -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    _limit_cores(int(sys.argv[2]))
+    serve(Worker(sys.argv[1], int(sys.argv[2])).requests)

@@ -1,0 +1,268 @@
+"""Who is timed on a GPU: the libraries of `bench.contenders`, with what a clock and a meter for each need there.
+
+Random numbers and the reference in float64 are CuPy's for all of them, and reach the others by DLPack. Every library
+runs on its default stream, and only one process at a time is busy.
+"""
+
+import gc
+import os
+from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from itertools import islice
+from time import perf_counter
+from typing import Any
+
+from .cases import PRECISIONS
+from .contenders import Contender, Function, Jax, MissingError, Torch, Xconv
+from .memory import as_tuple
+
+#: Elements along each side of the matrices, and bytes of the buffer, whose product and copy give the peak rates.
+MATRIX, BUFFER = 8192, 2**30
+
+
+class Device(Contender):
+    """A library on a GPU."""
+
+    #: The array library of the random numbers and of the reference.
+    xp: Any
+
+    @abstractmethod
+    def convert(self, array: Any, precision: str) -> Any:
+        """Give a float32 array of `xp` as one of the library and of the precision's dtype."""
+
+    @abstractmethod
+    def plain(self, array: Any) -> Any:
+        """Give an array of the library as a float32 array of `xp`, which holds every narrower number exactly."""
+
+    @abstractmethod
+    def elapsed(self, function: Function, operands: Iterator[list[Any]], calls: int) -> tuple[float, float]:
+        """Seconds of some calls on the device, and seconds in which the host issued them."""
+
+    @abstractmethod
+    def temporary(self, function: Function, operands: list[Any]) -> int | None:
+        """Bytes at the peak of a call, beside its result."""
+
+    @abstractmethod
+    def free(self) -> None:
+        """Give memory that is kept for later back to the device; raises where the device is out of order."""
+
+    def setting(self, precision: str) -> AbstractContextManager[Any]:
+        """Everything that makes the library compute in a precision."""
+        del precision
+        return nullcontext()
+
+    def rate(self, kind: str) -> tuple[Function, list[Any], float] | None:
+        """Give a call, its operands, and its bytes or operations, that measures a peak: "copy", or a precision."""
+        del kind
+
+    def describe(self) -> dict[str, Any]:
+        """Describe the device."""
+        return {}
+
+
+def issue(function: Function, operands: Iterator[list[Any]], calls: int) -> tuple[Any, float]:
+    """Make some calls without waiting for them: the last result, and the seconds that it took."""
+    gc.disable()
+    try:
+        begin = perf_counter()
+        for given in islice(operands, calls):
+            result = function(*given)
+        return result, perf_counter() - begin
+    finally:
+        gc.enable()
+
+
+class CupyBase(Device):
+    """What every contender needs of CuPy."""
+
+    def __init__(self, threads: int) -> None:
+        import cupy
+
+        try:
+            cupy.cuda.runtime.getDeviceCount()
+            cupy.zeros(1)
+        except cupy.cuda.runtime.CUDARuntimeError as error:
+            msg = f"CuPy finds no CUDA device that it can use: {error}"
+            raise MissingError(msg) from error
+        self.xp = cupy
+        super().__init__(threads)
+
+    def plain(self, array: Any) -> Any:
+        return self.xp.from_dlpack(array)
+
+    def describe(self) -> dict[str, Any]:
+        runtime = self.xp.cuda.runtime
+        found = runtime.getDeviceProperties(0)
+        driver, toolkit = runtime.driverGetVersion(), runtime.runtimeGetVersion()
+        return {
+            "device": found["name"].decode(),
+            "compute_capability": f"{found['major']}.{found['minor']}",
+            "l2_bytes": found["l2CacheSize"],
+            "memory_bytes": found["totalGlobalMem"],
+            "driver": f"CUDA {driver // 1000}.{driver % 1000 // 10}",
+            "runtime": f"CUDA {toolkit // 1000}.{toolkit % 1000 // 10}",
+        }
+
+
+class CupyXconv(CupyBase, Xconv):
+    """The library itself, on CuPy arrays."""
+
+    def versions(self) -> dict[str, str]:
+        return {"xconv": self.module.__version__, "cupy": self.xp.__version__}
+
+    def setting(self, precision: str) -> AbstractContextManager[Any]:
+        return self.module.config(precision="tf32" if precision == "tf32" else "ieee")
+
+    def convert(self, array: Any, precision: str) -> Any:
+        dtype = PRECISIONS[precision][0]
+        if dtype == "bfloat16":
+            import ml_dtypes
+
+            return array.astype(ml_dtypes.bfloat16)
+        return array.astype(dtype, copy=False)
+
+    def plain(self, array: Any) -> Any:
+        return array.astype(self.xp.float32)
+
+    def elapsed(self, function: Function, operands: Iterator[list[Any]], calls: int) -> tuple[float, float]:
+        begin, end = self.xp.cuda.Event(), self.xp.cuda.Event()
+        self.xp.cuda.Device().synchronize()
+        begin.record()
+        _, host = issue(function, operands, calls)
+        end.record()
+        end.synchronize()
+        return self.xp.cuda.get_elapsed_time(begin, end) / 1e3, host
+
+    def temporary(self, function: Function, operands: list[Any]) -> int | None:
+        with _meter(self.xp) as meter:
+            result = function(*operands)
+        return max(0, meter.peak - sum(array.nbytes for array in as_tuple(result)))
+
+    def free(self) -> None:
+        self.xp.cuda.Device().synchronize()
+        self.xp.get_default_memory_pool().free_all_blocks()
+
+    def rate(self, kind: str) -> tuple[Function, list[Any], float] | None:
+        if kind == "copy":
+            source = self.xp.zeros(BUFFER, self.xp.uint8)
+            return self.xp.copyto, [self.xp.empty_like(source), source], 2 * BUFFER
+        if kind in {"ieee", "float16"}:  # the others need PyTorch
+            normal = self.xp.random.default_rng(0).standard_normal((2, MATRIX, MATRIX), dtype=self.xp.float32)
+            return self.xp.matmul, list(normal.astype(PRECISIONS[kind][0])), 2 * MATRIX**3
+        return None
+
+
+def _meter(cupy: Any) -> Any:
+    """Watch CuPy's pool for the most memory that is in use at once."""
+
+    class Meter(cupy.cuda.MemoryHook):  # type: ignore[misc]
+        name = "peak"
+        used = peak = 0
+
+        def malloc_postprocess(self, *, mem_size: int, **_: Any) -> None:
+            self.used += mem_size
+            self.peak = max(self.peak, self.used)
+
+        def free_postprocess(self, *, mem_size: int, **_: Any) -> None:
+            self.used -= mem_size
+
+    return Meter()
+
+
+class TorchCuda(CupyBase, Torch):
+    """PyTorch, which is cuDNN for most cases; the fastest of cuDNN's algorithms, by trial."""
+
+    def __init__(self, threads: int) -> None:
+        super().__init__(threads)
+        if not self.torch.cuda.is_available():
+            msg = "PyTorch finds no CUDA device that it can use"
+            raise MissingError(msg)
+        self.torch.backends.cudnn.benchmark = True
+
+    def versions(self) -> dict[str, str]:
+        cudnn = self.torch.backends.cudnn.version()
+        return {"torch": self.torch.__version__, "cudnn": str(cudnn)}
+
+    def setting(self, precision: str) -> AbstractContextManager[Any]:
+        backends, tf32 = self.torch.backends, precision == "tf32"
+        if hasattr(backends.cudnn, "conv"):
+            backends.cudnn.conv.fp32_precision = backends.cuda.matmul.fp32_precision = "tf32" if tf32 else "ieee"
+        else:
+            backends.cudnn.allow_tf32 = backends.cuda.matmul.allow_tf32 = tf32
+        return nullcontext()
+
+    def convert(self, array: Any, precision: str) -> Any:
+        return self.torch.from_dlpack(array).to(getattr(self.torch, PRECISIONS[precision][0]))
+
+    def plain(self, array: Any) -> Any:
+        return super().plain(array.float().contiguous())
+
+    def elapsed(self, function: Function, operands: Iterator[list[Any]], calls: int) -> tuple[float, float]:
+        cuda = self.torch.cuda
+        begin, end = cuda.Event(enable_timing=True), cuda.Event(enable_timing=True)
+        cuda.synchronize()
+        begin.record()
+        _, host = issue(function, operands, calls)
+        end.record()
+        end.synchronize()
+        return begin.elapsed_time(end) / 1e3, host
+
+    def temporary(self, function: Function, operands: list[Any]) -> int | None:
+        cuda = self.torch.cuda
+        cuda.reset_peak_memory_stats()
+        before = cuda.memory_allocated()
+        result = function(*operands)
+        return max(0, cuda.max_memory_allocated() - before - sum(array.nbytes for array in as_tuple(result)))
+
+    def free(self) -> None:
+        self.torch.cuda.synchronize()
+        self.torch.cuda.empty_cache()
+        self.xp.get_default_memory_pool().free_all_blocks()
+
+    def rate(self, kind: str) -> tuple[Function, list[Any], float] | None:
+        if kind == "copy":
+            source = self.torch.zeros(BUFFER, dtype=self.torch.uint8, device="cuda")
+            return self.torch.Tensor.copy_, [self.torch.empty_like(source), source], 2 * BUFFER
+        dtype = getattr(self.torch, PRECISIONS[kind][0])
+        normal = self.torch.randn(2, MATRIX, MATRIX, device="cuda").to(dtype)
+        return self.torch.matmul, list(normal), 2 * MATRIX**3
+
+
+class JaxCuda(CupyBase, Jax):
+    """JAX, compiled ahead; timed by the wall clock around many calls, since it has no events."""
+
+    platform = "cuda"
+
+    def __init__(self, threads: int) -> None:
+        os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # leave memory to the others
+        super().__init__(threads)
+        try:
+            self.jax.devices()
+        except (AssertionError, RuntimeError) as error:
+            msg = f"JAX finds no CUDA device that it can use: {error}"
+            raise MissingError(msg) from error
+
+    def convert(self, array: Any, precision: str) -> Any:
+        return self.jax.numpy.from_dlpack(array).astype(PRECISIONS[precision][0])
+
+    def plain(self, array: Any) -> Any:
+        return super().plain(self.finished(array.astype("float32")))
+
+    def elapsed(self, function: Function, operands: Iterator[list[Any]], calls: int) -> tuple[float, float]:
+        begin = perf_counter()
+        result, host = issue(function, operands, calls)
+        self.finished(result)
+        return perf_counter() - begin, host
+
+    def temporary(self, function: Function, operands: list[Any]) -> int | None:
+        del operands
+        found = function.memory_analysis()  # type: ignore[attr-defined]
+        return None if found is None else found.temp_size_in_bytes
+
+    def free(self) -> None:
+        self.finished(self.jax.numpy.zeros(1) + 1)
+        self.xp.get_default_memory_pool().free_all_blocks()
+
+
+DEVICES: dict[str, type[Device]] = {kind.name: kind for kind in (CupyXconv, TorchCuda, JaxCuda)}

@@ -1,0 +1,469 @@
+"""The benchmark: its reference, bookkeeping and reports, and a run on a "GPU" that is NumPy with a false clock."""
+
+import itertools
+import json
+import sys
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from oracle import Oracle
+
+sys.path.append(str(Path(__file__).parents[1]))
+
+from bench import __main__ as command_line
+from bench import cases, contenders, devices, gpu, gpu_report, growth, measure, memory, problem, report
+from bench.child import ChildError
+from bench.devices import Device, issue
+from bench.gpu_worker import GpuWorker
+
+SMALL = {
+    "strided": cases.Case("strided", (2, 4, 9, 8), (6, 2, 3, 2), stride=2, padding=1, groups=2),
+    "dilated": cases.Case("dilated", (2, 2, 13), (3, 2, 3), padding=2, dilation=2, precisions=("double",)),
+    "last": cases.Case("last", (2, 3, 4, 5, 6), (4, 3, 2, 3, 2), channels_last=True),
+    "plain": cases.Case("plain", (1, 2, 8, 7), (3, 2, 3, 3), padding=1),
+    "deep": cases.Case("deep", (2, 4, 6, 6), (4, 1, 3, 3), padding=1, groups=4),
+}
+small = pytest.mark.parametrize("case", SMALL.values(), ids=SMALL)
+
+
+def oracle(case):
+    sizes = {"stride": case.stride, "padding": case.padding, "dilation": case.dilation}
+    return Oracle(case.x_shape, case.w_shape, **sizes, groups=case.groups)
+
+
+@small
+def test_reference_is_the_plain_loops(case):
+    made = problem.make(case)
+    x, w, dy = (made.operands[name].astype(float) for name in ("x", "w", "dy"))
+    x, dy = cases.first(case, x), cases.first(case, dy)
+    loops = oracle(case)
+    assert made.operands["x"].shape == case.shape("x")
+    np.testing.assert_allclose(cases.first(case, made.expected["y"]), loops.conv(x, w), atol=1e-12)
+    np.testing.assert_allclose(cases.first(case, made.expected["dx"]), loops.input_grad(dy, w), atol=1e-12)
+    np.testing.assert_allclose(made.expected["dw"], loops.weight_grad(dy, x), atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["strided", "dilated", "plain"])
+def test_reference_of_the_columns_and_their_adjoint(name):
+    case, rng = SMALL[name], np.random.default_rng(0)
+    x, cols = (rng.integers(-4, 5, case.shape(operand)).astype(float) for operand in ("x", "cols"))
+    unfolded = problem.reference(case, "im2col", {"x": x})["cols"]
+    folded = problem.reference(case, "col2im", {"cols": cols})["folded"]
+    np.testing.assert_array_equal(unfolded, oracle(case).im2col(x))
+    np.testing.assert_array_equal(folded, oracle(case).col2im(cols))
+
+
+def test_a_problem_survives_its_file(tmp_path):
+    made = problem.make(SMALL["last"])
+    made.save(tmp_path / "problem.npz")
+    again = problem.Problem.load(tmp_path / "problem.npz")
+    for before, after in ((made.operands, again.operands), (made.expected, again.expected)):
+        assert before.keys() == after.keys()
+        assert all(np.array_equal(before[name], after[name]) for name in before)
+
+
+#: The others are too slow to load for this.
+LIGHT = [kind for name, kind in contenders.CONTENDERS.items() if name not in {"torch", "jax"}]
+
+
+@small
+@pytest.mark.parametrize("kind", LIGHT, ids=lambda kind: kind.name)
+def test_contenders_compute_the_reference(kind, case):
+    contender, made = kind(1), problem.make(case)
+    allowed = [operation for operation in case.operations if contender.refusal(case, operation) is None]
+    calls = contender.prepare(case, made) if allowed else {}
+    assert contender.name != "xconv" or set(calls) == set(case.operations)
+    for operation, call in calls.items():
+        results = zip(cases.OPERATIONS[operation].results, memory.as_tuple(call()), strict=True)
+        for name, result in results:
+            assert problem.relative_error(result, made.expected[name]) < 1e-4
+
+
+def test_what_only_some_contenders_run():
+    assert not contenders.CONTENDERS["xconv-8MiB"].usual
+    assert contenders.CONTENDERS["xconv-8MiB"].grows
+    assert not contenders.CONTENDERS["xconv-gemm"].grows
+    pointwise = contenders.CONTENDERS["xconv-pointwise"](1)
+    assert pointwise.prepare(SMALL["plain"], problem.make(SMALL["plain"])) == {}
+    assert "pixels" in contenders.CONTENDERS["scipy"](1).refusal(cases.CASES["r50_56"], "forward")
+    assert "stride" in contenders.CONTENDERS["scipy"](1).refusal(SMALL["strided"], "forward")
+
+
+def test_cases_count_their_work():
+    case = SMALL["strided"]
+    assert case.out == oracle(case).conv(np.zeros(case.x_shape), np.zeros(case.w_shape)).shape[2:]
+    assert case.flops("forward") == 2 * np.prod(case.y_shape) * 2 * 3 * 2
+    assert case.flops("backward") == 2 * case.flops("forward")
+    assert case.flops("im2col") == 0
+    assert case.elements("forward") == np.prod(case.x_shape) + np.prod(case.w_shape) + np.prod(case.y_shape)
+    assert case.elements("col2im") == np.prod(case.shape("cols")) + np.prod(case.x_shape)
+    assert case.label == "2x4x9x8, 6 of 3x2, stride 2, 2 groups"
+    assert SMALL["dilated"].label == "2x2x13, 3 of 3, dilation 2, float64"
+    assert {case.rank for case in cases.CASES.values()} == {1, 2, 3}
+
+
+def test_jobs_of_a_gpu():
+    jobs = cases.gpu_jobs(tuple(cases.GPU_CASES), ("ieee", "tf32", "float16", "bfloat16"))
+    assert list(dict.fromkeys(job.precision for job in jobs)) == ["ieee", "tf32", "float16", "bfloat16"]
+    assert {job.precision for job in jobs if job.operation == "im2col"} == {"ieee", "float16"}
+    assert {job.precision for job in jobs if job.case == "dw"} == {"ieee", "tf32"}
+    assert len(jobs) == len(set(jobs))
+
+
+def test_statistics_of_a_cpu_run():
+    found = measure.statistics_of([[10**9, 3 * 10**9], [], [2 * 10**9]])
+    assert (found["median"], found["min"], found["calls"]) == (2, 1, 3)
+    assert (found["q1"], found["q3"]) == (1.5, 2.5)
+    assert found["medians_of_rounds"] == [2, 2]
+    assert measure.statistics_of([[10**9]])["q3"] == 1
+
+
+def test_temporary_memory_of_numpy_is_what_it_allocates():
+    def call():
+        block = np.ones(10**6, np.uint8)
+        return block[: 10**5].copy()
+
+    assert 10**6 <= memory.temporary(call, on_numpy=True) < 1.1 * 10**6
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the system does not tell its high-water mark")
+def test_temporary_memory_of_others_is_what_becomes_resident():
+    size = 2**26
+
+    def call():
+        del_me = np.ones(size, np.uint8)
+        return del_me[:10].copy()
+
+    assert abs(memory.temporary(call, on_numpy=False) - size) < 2**20
+
+
+def timed(case, operation, contender, seconds, mib=1):
+    spread = {"median": seconds, "q1": seconds, "q3": seconds, "min": seconds, "calls": 9}
+    names = {"case": case, "operation": operation, "contender": contender}
+    return names | spread | {"error": 1e-7, "temporary_bytes": mib * 2**20}
+
+
+@pytest.fixture
+def cpu_run():
+    one, two = "xconv-gemm", "xconv-fft"
+    return {
+        "date": "today",
+        "command": "python -m bench",
+        "machine": {"cpu": "a", "cores": 2, "caches": {}, "os": "b", "python": "3", "load": 0.1},
+        "threads": 2,
+        "rounds": 5,
+        "contenders": {
+            name: {"versions": {}, "meter": "tracemalloc"} for name in ("xconv", one, two, "xconv-8MiB", "torch")
+        },
+        "left_out": [],
+        "failures": [],
+        "cases": {"tiny": "small", "dw": "deep"},
+        "flops": {"tiny": 100, "dw": 100},
+        "growth": {"side64": ["side", 64], "side128": ["side", 128]},
+        "remarks": {"xconv": {"tiny": "gemm"}},
+        "omitted": [],
+        "results": [
+            *(timed("tiny", "forward", name, s) for name, s in (("xconv", 1.05), (one, 1), (two, 2), ("torch", 2))),
+            *(timed("tiny", "weight_grad", name, s) for name, s in (("xconv", 3), (one, 3), (two, 2))),
+            *(timed("dw", "forward", name, s) for name, s in (("xconv", 3), (one, 1))),  # no choice
+            *(timed("side128", "forward", name, s, 7) for name, s in (("xconv", 4), ("xconv-8MiB", 5))),
+            timed("side64", "forward", "xconv", 1, 3),
+        ],
+    }
+
+
+def test_the_choice_is_compared_with_the_best_forced_algorithm(cpu_run):
+    compared = report.choices(cpu_run)
+    assert compared == [("tiny", "forward", "xconv-gemm", 1.05), ("tiny", "weight_grad", "xconv-fft", 1.5)]
+    assert "within 10% of the best forced algorithm in 1 of 2" in report.summary(cpu_run)
+    assert "| tiny | forward | gemm | gemm | 1.05 |" in report.table(cpu_run)
+    assert report.peers_of(cpu_run) == ["torch"]
+
+
+def test_growth_is_reported_in_order(cpu_run):
+    assert growth.series(cpu_run, "side", "xconv", "median") == [(64, 1), (128, 4)]
+    assert "| side 64 | 1000; 3.00 | - |" in growth.table(cpu_run)
+    assert "| side 128 | 4000; 7.00 | 5000; 7.00 |" in growth.table(cpu_run)
+    assert growth.table(cpu_run | {"growth": {}}) == ""
+
+
+class Numpy(Device, contenders.Xconv):
+    """A device whose arrays are NumPy's and whose clock says that the n-th call takes n milliseconds."""
+
+    xp = np
+
+    def __init__(self):
+        super().__init__(1)
+        self.seen, self.settings, self.ticks, self.freed = [], [], itertools.count(1), 0
+
+    def describe(self):
+        return {
+            "device": "NVIDIA False-1",
+            "l2_bytes": 3000,
+            "compute_capability": "9.0",
+            "driver": "CUDA 13.0",
+            "runtime": "CUDA 13.0",
+        }
+
+    @contextmanager
+    def setting(self, precision):
+        self.settings.append(precision)
+        yield
+
+    def convert(self, array, precision):
+        return array.astype(cases.PRECISIONS[precision][0])
+
+    def plain(self, array):
+        return array.astype(np.float32)
+
+    def elapsed(self, function, operands, calls):
+        def watched(*given):
+            self.seen.append(given[0].ctypes.data)
+            return function(*given)
+
+        issue(watched, operands, calls)
+        return 1e-3 * next(self.ticks) * calls, 1e-6 * calls
+
+    def temporary(self, function, operands):
+        return memory.temporary(lambda: function(*operands), on_numpy=True)
+
+    def free(self):
+        self.freed += 1
+
+    def rate(self, kind):
+        return (np.copyto, [np.empty(9), np.zeros(9)], 144) if kind in {"copy", "ieee"} else None
+
+
+@pytest.fixture
+def gpu_cases(monkeypatch):
+    """Small cases in place of those for a GPU."""
+    everything = {"precisions": ("ieee", "float16"), "operations": (*cases.UNFOLD, *cases.CONV)}
+    some = {name: replace(SMALL[name], **everything) for name in ("plain", "strided")}
+    for module in (cases, gpu, gpu_report, sys.modules["bench.gpu_worker"]):
+        monkeypatch.setattr(module, "GPU_CASES", some)
+    return some
+
+
+def test_a_worker_rotates_its_operands_and_times_them(gpu_cases):
+    worker = GpuWorker(Numpy)
+    assert worker.start()["machine"]["device"] == "NVIDIA False-1"
+    answer = worker.prepare("ieee", "plain", "forward")
+    touched = 4 * (2 * 8 * 7 + 3 * 2 * 9)  # x and w
+    sets = 1 + 3 * 3000 // touched
+    assert answer["rotated_bytes"] == sets * touched > 3 * 3000
+    assert 0 < answer["error"] < 1e-5
+    assert answer["temporary_bytes"] > 0
+    begin = len(worker.device.seen)
+    found = worker.time()
+    calls = max(4, min(50, int(0.02 / worker.estimate)))
+    assert found["calls"] == calls == len(worker.device.seen) - begin - 1
+    assert len(set(worker.device.seen[begin:])) == min(sets, calls + 1)
+    assert found["seconds"] > worker.estimate  # the clock slows down
+    assert found["host"] == pytest.approx(1e-6)
+    assert set(worker.device.settings) == {"ieee"}
+
+
+def test_a_wrong_result_takes_no_part(gpu_cases):
+    class Wrong(Numpy):
+        def functions(self, case, precision):
+            return {
+                "forward": lambda x, w, dy: 1.01 * super(Wrong, self).functions(case, precision)["forward"](x, w, dy)
+            }
+
+    worker = GpuWorker(Wrong)
+    worker.start()
+    with pytest.raises(ArithmeticError, match="wrong by"):
+        worker.prepare("ieee", "plain", "forward")
+    assert worker.prepare("float16", "plain", "forward")["error"] > 5e-3
+    assert "omitted" in worker.prepare("ieee", "plain", "im2col")
+
+
+def on_cpu(name):
+    """The contender of a GPU on the CPU, with NumPy for CuPy: all but the events and the meters."""
+    module = pytest.importorskip(name)
+    kind = devices.DEVICES[name]
+
+    class Here(kind):
+        xp, platform, threads = np, "cpu", 1
+        describe, rate, free = Numpy.describe, Numpy.rate, lambda self: None
+
+        def __init__(self):
+            setattr(self, name, module)
+
+    if name == "torch":
+        Here.elapsed = lambda self, function, operands, calls: (calls, issue(function, operands, calls)[1])
+        Here.temporary = lambda self, function, operands: 0
+    return Here
+
+
+@pytest.mark.parametrize("name", ["torch", "jax"])
+@pytest.mark.parametrize("precision", ["ieee", "tf32", "float16", "bfloat16"])
+def test_peers_compute_the_reference_in_every_precision(gpu_cases, name, precision):
+    worker = GpuWorker(on_cpu(name))
+    worker.start()
+    bound = {"ieee": 1e-6, "tf32": 1e-6, "float16": 5e-3, "bfloat16": 5e-2}[precision]  # a CPU knows no TF32
+    for operation in (*cases.UNFOLD, *cases.CONV):
+        answer = worker.prepare(precision, "strided", operation)
+        assert (name == "jax" and operation in cases.UNFOLD) == ("omitted" in answer)
+        assert answer.get("error", 0) < bound
+        assert "omitted" in answer or worker.time()["calls"] >= 4
+
+
+class InProcess:
+    """A child without a process of its own; it fails where it is told to."""
+
+    started = ()
+
+    def __init__(self, name, failing=lambda request, arguments: False, missing=()):
+        self.name, self.failing = name, failing
+        self.worker, self.closed = GpuWorker(Numpy), False
+        self.facts = {"missing": f"there is no {name}"} if name in missing else self.ask("start")
+
+    def ask(self, request, **arguments):
+        if self.failing(request, arguments):
+            raise ChildError(f"{request} failed")
+        return self.worker.requests[request](**arguments)
+
+    def close(self):
+        self.closed = True
+
+
+SETTINGS = gpu.Settings(("plain", "strided"), ("ieee", "float16"), ("xconv", "torch", "jax"), rounds=3, minutes=8)
+
+
+def test_a_run_on_a_gpu(gpu_cases, tmp_path, capsys):
+    saved = []
+
+    def launch(name):
+        failing = lambda request, given: name == "torch" and given.get("operation") == "col2im"  # noqa: E731
+        return InProcess(name, failing, missing=("jax",))
+
+    gpu.measure(SETTINGS, lambda found: saved.append(json.dumps(found)), launch)
+    found = json.loads(saved[-1])
+    assert len(saved) == len(SETTINGS.jobs) + 1
+    assert found["left_out"] == ["jax is left out: there is no jax"]
+    assert len(found["failures"]) == 4  # two cases, two precisions
+    assert {r["contender"] for r in found["results"] if r["operation"] == "col2im"} == {"xconv"}
+    assert len(found["results"]) == 2 * len(SETTINGS.jobs) - 4
+    assert found["peaks"]["copy"] > 0
+    assert found["peaks"]["float16"] is None
+    text = gpu_report.table(found)
+    assert "NVIDIA False-1" in text
+    assert "FAILED: plain, col2im, ieee, torch: col2im" not in text
+    assert "FAILED: plain, col2im, ieee, torch: prepare failed" in text
+    assert gpu.file_of(tmp_path, found) == tmp_path / "gpu-nvidia-false-1.json"
+    assert "[0/20" in capsys.readouterr().err
+
+
+def test_a_process_that_a_fault_has_spoiled_is_replaced(gpu_cases):
+    launched = []
+
+    def launch(name):
+        first = not launched
+        spoiled = []
+
+        def failing(request, given):
+            if first and given.get("operation") == "im2col":
+                spoiled.append(True)
+            return bool(spoiled)
+
+        launched.append(InProcess(name, failing))
+        return launched[-1]
+
+    settings = replace(SETTINGS, cases=("plain",), precisions=("ieee",), peers=("xconv",))
+    found = {}
+    gpu.measure(settings, found.update, launch)
+    assert [child.closed for child in launched] == [True, True]
+    assert len(found["failures"]) == 1
+    assert {r["operation"] for r in found["results"]} == {"col2im", *cases.CONV}
+
+
+def test_a_peak_is_the_best_of_any_contender(gpu_cases):
+    suite = gpu.Suite(SETTINGS, InProcess)
+    suite.start()
+    for rate, child in zip((3.0, 5.0, None), suite.children.values(), strict=True):
+        child.worker.requests["rate"] = lambda kind, rate=rate: None if kind == "float16" else rate
+    suite.peaks()
+    assert suite.found["peaks"] == {"copy": 5.0, "ieee": 5.0, "float16": None}
+
+
+def test_no_job_begins_after_the_time_is_over(gpu_cases):
+    found = {}
+    gpu.measure(replace(SETTINGS, minutes=0, peers=("xconv",)), found.update, InProcess)
+    assert found["results"] == []
+    assert len(found["not_reached"]) == len(SETTINGS.jobs)
+    assert "not reached in time: ieee, plain, im2col" in gpu_report.table(found)
+
+
+def test_a_run_without_a_device_ends_with_a_sentence(monkeypatch, capsys):
+    monkeypatch.setattr(gpu.measure, "__defaults__", (lambda name: InProcess(name, missing=("xconv",)),))
+    monkeypatch.setattr(sys, "argv", ["bench", "--gpu"])
+    assert command_line.main() == 2
+    assert capsys.readouterr().err.endswith("The benchmark on a GPU cannot run here: there is no xconv.\n")
+
+
+def test_shares_of_the_peaks(gpu_cases):
+    case = gpu_cases["plain"]
+    result = {"case": "plain", "operation": "forward", "precision": "float16", "median": 0.5}
+    found = {"peaks": {"copy": 4 * case.elements("forward") * 2, "float16": None}}
+    assert gpu_report.shares(found, result) == (4 * case.elements("forward"), 0.5, 2 * case.flops("forward"), None)
+
+
+def test_means_leave_the_small_case_out():
+    def result(case, contender, median):
+        return {"precision": "ieee", "case": case, "operation": "forward", "contender": contender, "median": median}
+
+    ours = [result("a", "xconv", 1), result("b", "xconv", 8), result("tiny", "xconv", 100), result("c", "xconv", 1)]
+    found = {"results": [*ours, *(result(case, "torch", 2) for case in ("a", "b", "tiny"))]}
+    assert gpu_report.means(found, "torch") == {("ieee", "forward"): (pytest.approx(2**0.5), 2)}
+
+
+def test_names_and_patterns_on_the_command_line(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["bench", "--dry-run", "--cases", "side*,tiny,side64"])
+    assert command_line.main() == 0
+    names = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert names == ["side64", "side128", "side256", "side512", "side1024", "tiny"]
+    monkeypatch.setattr(sys, "argv", ["bench", "--gpu", "--dry-run", "--cases", "tiny", "--precisions", "ieee"])
+    assert command_line.main() == 0
+    assert "5 jobs for xconv, torch, jax" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["bench", "--cases", "nothing"])
+    with pytest.raises(SystemExit):
+        command_line.main()
+    assert "nothing: not among tiny" in capsys.readouterr().err
+
+
+def test_jax_is_asked_for_the_precision():
+    pytest.importorskip("jax")
+    kind = contenders.CONTENDERS["jax"](1)
+    case, operands = SMALL["plain"], problem.make(SMALL["plain"]).operands.values()
+    for precision, asked in (("ieee", "HIGHEST"), ("tf32", "DEFAULT"), ("float16", "DEFAULT")):
+        text = kind.functions(case, precision)["forward"].lower(*operands).as_text()
+        assert f"precision {asked}" in text
+
+
+def test_a_run_on_the_cpu():
+    settings = measure.Settings(
+        cases=("tiny", "side64"), peers=("xconv", "xconv-8MiB"), threads=1, rounds=2, seconds=1e-3
+    )
+    found = measure.measure(settings)
+    assert found["failures"] == []
+    ran = {(r["case"], r["contender"]): r for r in found["results"]}
+    assert set(ran) == {("tiny", "xconv"), ("side64", "xconv"), ("side64", "xconv-8MiB")}
+    assert all(0 < r["error"] < 1e-5 and 0 < r["temporary_bytes"] < 2**23 for r in found["results"])
+    assert f"xconv-{found['remarks']['xconv']['tiny']}" in contenders.CONTENDERS
+    assert "| side 64 | " in report.table(found)
+
+
+def test_a_slow_call_is_timed_by_its_check_alone():
+    suite = measure.Suite(measure.Settings(("tiny",), (), 1, 2, 0.1))
+    check = {"sample": 3 * 10**9, "estimate": 3.0, "error": 0}
+    assert [suite._time("torch", "tiny", "forward", turn, check) for turn in range(2)] == [[3 * 10**9], []]
+
+
+def test_the_child_of_a_gpu_says_what_is_missing_or_describes_it():
+    child = gpu.launch("xconv")
+    child.close()
+    assert ("missing" in child.facts) != ("machine" in child.facts)
