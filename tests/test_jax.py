@@ -4,6 +4,7 @@ Whole checks are compiled where that is possible: it costs less than compiling e
 """
 
 import importlib
+import re
 from functools import partial
 
 import numpy as np
@@ -375,3 +376,28 @@ def test_no_mixing(jax):
     for convolution in (xconv.conv, jax.jit(lambda x, _: xconv.conv(x, w))):
         with pytest.raises(TypeError, match=r"`x` and `w` must be of one array library.*jax.*numpy"):
             convolution(x, w)
+
+
+@pytest.mark.parametrize(("precision", "name"), [("ieee", "HIGHEST"), ("tf32", "HIGH")])
+def test_precision_is_asked_for(jax, precision, name):
+    x, w = jax.numpy.ones((1, 2, 8, 8)), jax.numpy.ones((4, 2, 3, 3))
+    dy = jax.numpy.ones((1, 4, 6, 6))
+    for function, arrays in (
+        (lambda x, w: xconv.conv(x, w), (x, w)),  # a new function each time: JAX keeps what it traced
+        (lambda dy, w: xconv.conv_input_grad(dy, w, x.shape), (dy, w)),
+        (lambda dy, x: xconv.conv_weight_grad(dy, x, w.shape), (dy, x)),
+    ):
+        with xconv.config(precision=precision):
+            traced = str(jax.make_jaxpr(function)(*arrays))
+        assert set(re.findall(r"Precision\.(\w+)", traced)) == {name}
+
+
+def test_tiles_are_joined_and_never_copied_into_the_whole(jax, integers):
+    x, w = integers((3, 2, 40, 30), (4, 2, 3, 3))
+    whole = xconv.conv(x, w)
+    with xconv.config(workspace=60_000):
+        assert xconv.plan(x, w).tiles > 10
+        traced = str(jax.make_jaxpr(xconv.conv)(x, w))
+        assert (xconv.conv(x, w) == whole).all()
+    assert "scatter" not in traced
+    assert "dynamic_update_slice" not in traced

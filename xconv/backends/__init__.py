@@ -49,6 +49,11 @@ def _discover(name: str, array: Array) -> Backend:
         from ._cupy import CupyBackend
 
         namespace, make = "cupy", CupyBackend
+    elif array_api_compat.is_jax_array(array):
+        from ._jax import JaxBackend
+
+        namespace = array_api_compat.array_namespace(array)
+        make = partial(JaxBackend, namespace)
     else:
         namespace = array_api_compat.array_namespace(array)
         make = partial(Backend, namespace)

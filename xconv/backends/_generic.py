@@ -256,7 +256,7 @@ class Backend:
     def outer(self, s: Array, v: Array) -> Array:
         """The sum of ``s @ v^H`` over all images and pixels, ``(blocks, rows, depth)``."""
         s, v = (self._images_last(a) for a in (s, v))
-        return self.xp.matmul(s, self.adjoint(v))
+        return self.product(s, self.adjoint(v))
 
     def _images_last(self, a: Array) -> Array:
         n, blocks, rows, pixels = a.shape
