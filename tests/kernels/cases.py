@@ -1,6 +1,7 @@
 """Convolutions for the kernels: geometries, arrays in many memory orders, and each kernel beside its oracle."""
 
 import math
+import re
 from dataclasses import dataclass, replace
 
 import ml_dtypes  # noqa: F401  (gives NumPy the name "bfloat16")
@@ -170,3 +171,8 @@ def _integers(rng, shape, dtype):
 def normal(rng, shape, dtype):
     """Numbers whose sum depends on the order."""
     return rng.standard_normal(shape)
+
+
+def mutated(kernel, pattern, slip):
+    """The kernel with a slip in its text."""
+    return kernel._replace(operation=re.sub(pattern, slip, kernel.operation))

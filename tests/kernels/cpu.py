@@ -7,11 +7,11 @@ races within a thread block, fused multiply-adds, subnormal numbers (which CuPy'
 import ctypes
 import functools
 import hashlib
-import os
 import subprocess
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -37,21 +37,29 @@ class KernelError(Exception):
 
 
 def parameters(kernel):
-    """The kernel's inputs and outputs as ``(is_raw, type, name, is_output)``."""
+    """The kernel's inputs and outputs: which are arrays, which of those raw, and which are written to."""
     found = []
     for text, is_output in ((kernel.inputs, False), (kernel.outputs, True)):
         for one in text.split(","):
             *words, kind, name = one.split()
             assert words in ([], ["raw"]), one
-            found.append((words == ["raw"], kind, name, is_output))
+            found.append(Parameter(kind, name, len(kind) == 1, words == ["raw"], is_output))
     return found
+
+
+class Parameter(NamedTuple):
+    kind: str
+    name: str
+    is_array: bool
+    is_raw: bool
+    is_output: bool
 
 
 def dtypes_of(kernel, arrays):
     """The C++ type behind each letter of the parameter list; an error where two arrays disagree on one."""
-    raw = [p for p in parameters(kernel) if p[0]]
     letters = {}
-    for (_, letter, name, _), array in zip(raw, arrays, strict=True):
+    taken = [p for p in parameters(kernel) if p.is_array]
+    for (letter, name, *_), array in zip(taken, arrays, strict=True):
         dtype = np.dtype(array.dtype if hasattr(array, "dtype") else array).name
         if letters.setdefault(letter, dtype) != dtype:
             msg = f"{name} is of {dtype}, and {letter} stands for {letters[letter]}"
@@ -62,17 +70,19 @@ def dtypes_of(kernel, arrays):
 def function(kernel, letters, symbol):
     """The kernel as a C++ function over a range of its threads."""
     types = "".join(f"typedef {TYPES[dtype]} {letter};\n" for letter, dtype in letters)
-    arrays, numbers, arguments = 0, 0, []
-    for is_raw, kind, name, is_output in parameters(kernel):
-        if is_raw:
-            const = "" if is_output else "const "
-            fields = ", ".join(f"{column}[{arrays}]" for column in ("data", "sizes", "written"))
-            fields = fields.replace("data", f"({const}{kind}*)data", 1)
-            arguments.append(f'const Array<{const}{kind}> {name} = {{{fields}, "{name}", &report}};')
-            arrays += 1
-        else:
+    arrays, numbers, arguments, before, after = 0, 0, [], [], []
+    for kind, name, is_array, is_raw, is_output in parameters(kernel):
+        if not is_array:
             arguments.append(f"const {TYPES[kind]} {name} = ({TYPES[kind]})numbers[{numbers}];")
             numbers += 1
+            continue
+        const, array = "" if is_output else "const ", name if is_raw else f"_raw_{name}"
+        memory = f"({const}{kind}*)data[{arrays}], sizes[{arrays}], written[{arrays}]"
+        arguments.append(f'const Array<{const}{kind}> {array} = {{{memory}, "{name}", &report}};')
+        arrays += 1
+        if not is_raw:
+            before.append(f"{kind} {name};" if is_output else f"const {kind} {name} = {array}[i].value();")
+            after += [f"{array}[i] = {name};"] * is_output
     return f"""
 namespace {symbol}_ {{
 {types}
@@ -81,8 +91,10 @@ void run(void** data, const long long* sizes, unsigned char** written, const lon
 {chr(10).join(arguments)}
 for (ptrdiff_t i = begin; i < end; ++i) {{
 report.thread = i;
-{kernel.operation}
-;}}
+{chr(10).join(before)}
+{kernel.operation};
+{chr(10).join(after)}
+}}
 }}
 }}
 extern "C" void {symbol}(void** data, const long long* sizes, unsigned char** written, const long long* numbers,
@@ -90,6 +102,12 @@ extern "C" void {symbol}(void** data, const long long* sizes, unsigned char** wr
   {symbol}_::run(data, sizes, written, numbers, begin, end, Report{{text, 0}});
 }}
 """
+
+
+def compile_(*arguments):
+    done = subprocess.run(["g++", *map(str, arguments)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise KernelError(done.stderr[:4000])
 
 
 class Harness:
@@ -100,6 +118,9 @@ class Harness:
         self.flags += ["-Wno-unused", "-Wno-maybe-uninitialized", *flags]
         self.functions = {}
         self.folder = tempfile.TemporaryDirectory()
+        header = Path(self.folder.name, "cpu.hpp")
+        header.write_text(Path(__file__).with_name("cpu.hpp").read_text())
+        compile_(*self.flags, "-x", "c++-header", header)  # ahead of the kernels
 
     def prepare(self, kernels):
         """Compile ``(kernel, arrays or their dtypes)`` ahead of their launches."""
@@ -118,22 +139,18 @@ class Harness:
         return "k" + hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def _compile(self, entries):
-        header = Path(__file__).with_name("cpu.hpp")
         functions = [function(kernel, letters, key) for key, (kernel, letters) in entries]
         path = Path(self.folder.name, entries[0][0])
-        path.with_suffix(".cpp").write_text(f'#include "{header}"\n' + "".join(functions))
-        command = ["g++", *self.flags, str(path.with_suffix(".cpp")), "-o", str(path.with_suffix(".so"))]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise KernelError(done.stderr[:4000])
+        path.with_suffix(".cpp").write_text('#include "cpu.hpp"\n' + "".join(functions))
+        compile_(*self.flags, path.with_suffix(".cpp"), "-o", path.with_suffix(".so"))
         library = ctypes.CDLL(str(path.with_suffix(".so")))
         for key, _ in entries:
             self.functions[key] = getattr(library, key)
 
     def launch(self, kernel, *arrays, threads=None):
         """Run a kernel on its flat arrays, all threads or a range of them; KernelError where it goes astray."""
-        raw = [p for p in parameters(kernel) if p[0]]
-        written = [np.zeros(a.size if p[3] else 0, np.uint8) for a, p in zip(arrays, raw, strict=True)]
+        taken = [p for p in parameters(kernel) if p.is_array]
+        written = [np.zeros(a.size if p.is_output else 0, np.uint8) for a, p in zip(arrays, taken, strict=True)]
         threads = range(kernel.size) if threads is None else threads
         if not threads:
             return written[-1]
@@ -158,5 +175,5 @@ class Harness:
 
 @functools.cache
 def harness():
-    """The harness of this process: under sanitizers where they are asked for."""
-    return Harness(SANITIZERS if os.environ.get("XCONV_SANITIZE") else ())
+    """The harness of this process, which knows all that was compiled."""
+    return Harness()

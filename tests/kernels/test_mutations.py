@@ -1,10 +1,8 @@
 """The comparison with plain loops notices a wrong kernel: one slip at a time is written into a text."""
 
-import re
-
 import pytest
 
-from kernels.cases import VERBS, case
+from kernels.cases import VERBS, case, mutated
 from kernels.cpu import KernelError, harness
 from xconv._geometry import Axis, Geometry
 
@@ -80,10 +78,6 @@ def compiled():
     )
     everything = [(c, pattern, slip) for verb, literal, pattern, slip in MUTATIONS for c in cases(verb, literal)]
     harness().prepare([(mutated(c.kernel, pattern, slip), c.flats) for c, pattern, slip in everything])
-
-
-def mutated(kernel, pattern, slip):
-    return kernel._replace(operation=re.sub(pattern, slip, kernel.operation))
 
 
 @pytest.mark.parametrize(("verb", "literal", "pattern", "slip"), MUTATIONS)
