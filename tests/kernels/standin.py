@@ -17,6 +17,7 @@ import cupy
 import numpy as np
 from array_api_compat import cupy as namespace
 from cupy.cuda import memory
+from cupy_backends.cuda import libs as libraries
 
 from kernels.blas import HostBlas
 from kernels.cpu import harness
@@ -98,8 +99,7 @@ class StandIn:
                 return super().__call__(*arguments, size=-1 if size is None else size)
 
         monkeypatch.setattr(cupy, "ElementwiseKernel", Kernel)
-        for cached in (_cupy._general, _cupy._elementwise):
-            cached.cache_clear()
+        self.forget()
         monkeypatch.setattr(_cupy, "_texts", _cupy._Texts())
         monkeypatch.setattr(cupy.ndarray, "__cupy_override_elementwise_kernel__", launch, raising=False)
         monkeypatch.setattr(cupy.ndarray, "device", property(lambda _: the_device))
@@ -107,9 +107,18 @@ class StandIn:
         monkeypatch.setattr(cupy.ndarray, "sum", lambda a, *rest, **options: device(host(a).sum(*rest, **options)))
         for name, function in (("matmul", np.matmul), ("concat", np.concat)):
             monkeypatch.setattr(namespace, name, by_numpy(function))
-        monkeypatch.setattr(_cublas, "_cublas", lambda: self.blas)
+        monkeypatch.setitem(vars(libraries), "cublas", self.blas)
         monkeypatch.setattr(cupy.cuda.device, "get_cublas_handle", lambda: self.blas.HANDLE)
         cupy.cuda.set_allocator(allocate)
+
+    def remove(self):
+        self.forget()
+        cupy.cuda.set_allocator(cupy.get_default_memory_pool().malloc)
+
+    def forget(self):
+        """Empty the caches that hold what is replaced."""
+        for cached in (_cupy._general, _cupy._elementwise, _cublas._cublas):
+            cached.cache_clear()
 
     def launch(self, kernel, *arguments, out=None, dtype=None):
         arguments += () if out is None else (out,)

@@ -1,7 +1,5 @@
 """The whole way of a call on CuPy arrays, from the public function to the kernels and cuBLAS, on the CPU."""
 
-from math import prod
-
 import cupy
 import numpy as np
 import pytest
@@ -13,7 +11,7 @@ from test_fuzz import check_geometry, least_workspace
 import xconv
 from kernels.standin import StandIn, device, host
 from xconv._geometry import Axis, Geometry
-from xconv.backends import backend_of
+from xconv.backends import _cupy, backend_of
 
 OPTIONS = {"stride": (2, 1), "padding": ((1, 2), 0), "dilation": (1, 2)}
 
@@ -23,7 +21,7 @@ def standin(monkeypatch):
     standin = StandIn()
     standin.install(monkeypatch)
     yield standin
-    cupy.cuda.set_allocator(cupy.get_default_memory_pool().malloc)
+    standin.remove()
 
 
 def numbers(shape, dtype="float32", seed=0):
@@ -108,6 +106,24 @@ def test_a_geometry_that_returns_gets_a_kernel_of_its_own(standin):
     assert standin.names == [general] * 2 + [special] * 3
     assert len(standin.launches[0][1]) > 2
     assert len(standin.launches[-1][1]) == 2
+
+
+def test_there_are_only_so_many_kernels(standin, monkeypatch):
+    monkeypatch.setattr(_cupy, "MOST_TEXTS", 0)
+    x = device(numbers((2, 3, 5, 6)))
+    results = [xconv.im2col(x, 3, padding=1) for _ in range(5)]
+    assert all(np.array_equal(host(results[0]), host(result)) for result in results)
+    assert standin.names == ["xconv_im2col_2d_i32_1"] * 5
+
+
+def test_memory_in_another_shape(standin):
+    """As a view where that is possible; and in no other case."""
+    x = device(numbers((2, 4, 3, 3)))
+    view = backend_of({"x": x}).view
+    assert view(x, (2, 2, 2, 9), x.dtype).data.ptr == x.data.ptr
+    assert view(x.transpose(0, 2, 3, 1), (2, 2, 2, 9), x.dtype) is None
+    assert view(x, (2, 2, 2, 9), "float64") is None
+    assert view(None, (2, 2, 2, 9), x.dtype) is None
 
 
 def test_channels_last_are_read_in_packs(standin):
@@ -206,4 +222,3 @@ def test_a_missing_driver(standin, monkeypatch):
     monkeypatch.undo()
     with pytest.raises(cupy.cuda.runtime.CUDARuntimeError, match="driver version is insufficient"):
         xconv.conv(x, w)
-    assert prod(x.shape) == 16

@@ -1,6 +1,7 @@
 """The kernels once more, under the compiler's checks for undefined behaviour and for memory."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -33,7 +34,7 @@ def test_no_undefined_behaviour():
 @pytest.mark.parametrize(
     ("pattern", "slip", "error"),
     [
-        (r"sum\[j\] \+=", "sum[j + 8] +=", "out of bounds"),
+        (r"sum\[j\] \+=", "sum[j + 8] +=", "out of bounds|insufficient space"),
         (r"I n = ", "I n = 2147483647 + (I)i + ", "signed integer overflow"),
         (r"% \(N\)\w+\);", "% (N)0);", "division by zero"),
     ],
@@ -41,4 +42,4 @@ def test_no_undefined_behaviour():
 def test_they_are_at_work(pattern, slip, error):
     done = run(pattern, slip)
     assert done.returncode != 0
-    assert error in done.stderr
+    assert re.search(error, done.stderr)
