@@ -10,6 +10,8 @@ nox.needs_version = ">=2025.2.9"
 nox.options.default_venv_backend = "virtualenv"
 
 PROJECT = nox.project.load_toml("pyproject.toml")
+#: What CUDA is for: run by `kernels` and `gpu`, and not by `tests`.
+CUDA = "xconv/backends/_cupy.py,xconv/backends/_cublas.py,xconv/backends/_kernels.py"
 
 
 def install(session: nox.Session, *groups: str, extra: str = "") -> None:
@@ -17,12 +19,34 @@ def install(session: nox.Session, *groups: str, extra: str = "") -> None:
     session.install(f".{extra}", *nox.project.dependency_groups(PROJECT, *groups))
 
 
+def covered(session: nox.Session, *tests: str, what: str) -> None:
+    """Run these tests; all branches of `what`, an option of ``coverage report``, must be run."""
+    session.run("coverage", "erase")
+    session.run("pytest", *tests, "--cov", "--cov-report=", "--cov-fail-under=0", *session.posargs)
+    session.run("coverage", "report", what)
+
+
 @nox.session
 def tests(session: nox.Session) -> None:
     """The test suite with NumPy and array-api-strict, and the coverage of it."""
     session.install("-e", ".", *nox.project.dependency_groups(PROJECT, "test"))
-    session.run("coverage", "erase")
-    session.run("pytest", "--cov", "--cov-report=term-missing", *session.posargs)
+    covered(session, what=f"--omit={CUDA}")
+
+
+@nox.session
+def kernels(session: nox.Session) -> None:
+    """CuPy without a GPU: the CUDA kernels compiled, run on the CPU, and called as on a device."""
+    session.install("-e", ".", *nox.project.dependency_groups(PROJECT, "kernels"))
+    covered(session, "tests/kernels", what=f"--include={CUDA}")
+
+
+@nox.session(default=False)
+def gpu(session: nox.Session) -> None:
+    """The test suite with CuPy on a CUDA device (`nox -s gpu -- --cuda=12` for CUDA 12)."""
+    args = [argument for argument in session.posargs if argument != "--cuda=12"]
+    extra = "[cuda12]" if len(args) < len(session.posargs) else "[cuda13]"
+    install(session, "test", extra=extra)
+    session.run("pytest", "--backend=cupy", *args)
 
 
 @nox.session(default=False)

@@ -34,7 +34,10 @@ class Library:
     def __init__(self, backend):
         self.backend = backend
         self.name = backend.value
-        importlib.import_module(backend.module)
+        module = importlib.import_module(backend.module)
+        if backend is Backend.CUPY and not module.is_available():
+            msg = "--backend=cupy needs a CUDA device, and CuPy finds none: see `nvidia-smi` and `cupy.show_config()`"
+            raise RuntimeError(msg)
         spelled = {"numpy": "numpy", "torch": "array_api_compat.torch"}
         spelled |= {"jax": "jax.numpy", "jax64": "jax.numpy", "cupy": "array_api_compat.cupy"}
         self.xp = importlib.import_module(spelled.get(self.name, backend.module))

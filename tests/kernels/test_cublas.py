@@ -3,13 +3,12 @@
 import itertools
 from types import SimpleNamespace
 
+import cupy
 import numpy as np
 import pytest
 
-cupy = pytest.importorskip("cupy")
-from xconv.backends import _cublas  # noqa: E402
-
-DTYPES = {"CUDA_R_32F": "f4", "CUDA_R_64F": "f8", "CUDA_C_32F": "c8", "CUDA_C_64F": "c16", "CUDA_R_16F": "f2"}
+from kernels.blas import HostBlas
+from xconv.backends import _cublas
 
 
 class HostArray(np.ndarray):
@@ -20,72 +19,11 @@ class HostArray(np.ndarray):
         return SimpleNamespace(ptr=self.ctypes.data)
 
 
-class HostBlas:
-    """The one function of cuBLAS, after its documentation: column by column, leading dimensions, strides of a stack."""
-
-    CUBLAS_OP_N, CUBLAS_OP_T, CUBLAS_GEMM_DEFAULT = 0, 1, -1
-    CUBLAS_COMPUTE_32F, CUBLAS_COMPUTE_64F, CUBLAS_COMPUTE_32F_FAST_TF32 = 68, 70, 77
-
-    def __init__(self):
-        self.calls = []
-
-    def gemmStridedBatchedEx(
-        self,
-        handle,
-        opa,
-        opb,
-        m,
-        n,
-        k,
-        alpha,
-        a,
-        ta,
-        lda,
-        sa,
-        b,
-        tb,
-        ldb,
-        sb,
-        beta,
-        c,
-        tc,
-        ldc,
-        sc,
-        count,
-        compute,
-        algo,
-    ):
-        assert handle == 17
-        assert algo == self.CUBLAS_GEMM_DEFAULT
-        assert lda >= (m if opa == 0 else k)
-        assert ldb >= (k if opb == 0 else n)
-        assert ldc >= m
-        self.calls.append((count, compute))
-        for i in range(count):
-            left = self._matrix(a, ta, lda, sa * i, (m, k) if opa == 0 else (k, m))
-            right = self._matrix(b, tb, ldb, sb * i, (k, n) if opb == 0 else (n, k))
-            left, right = (left if opa == 0 else left.T), (right if opb == 0 else right.T)
-            out = self._matrix(c, tc, ldc, sc * i, (m, n))
-            kind = np.dtype("f4" if out.dtype == "f2" else out.dtype)
-            one, start = (self._matrix(p, kind, 1, 0, (1, 1))[0, 0] for p in (alpha, beta))
-            wide = one * (left.astype(kind) @ right.astype(kind))
-            out[...] = wide + start * out if start else wide
-
-    @staticmethod
-    def _matrix(pointer, kind, leading, offset, shape):
-        names = {getattr(cupy.cuda.runtime, name): dtype for name, dtype in DTYPES.items()}
-        dtype = np.dtype(names.get(kind, kind) if isinstance(kind, int) else kind)
-        span = offset + (shape[1] - 1) * leading + shape[0]
-        memory = np.ctypeslib.as_array((np.ctypeslib.ctypes.c_ubyte * (span * dtype.itemsize)).from_address(pointer))
-        flat = memory.view(dtype)
-        return np.lib.stride_tricks.as_strided(flat[offset:], shape, (dtype.itemsize, leading * dtype.itemsize))
-
-
 @pytest.fixture
 def blas(monkeypatch):
     blas = HostBlas()
     monkeypatch.setattr(_cublas, "_cublas", lambda: blas)
-    monkeypatch.setattr(cupy.cuda.device, "get_cublas_handle", lambda: 17)
+    monkeypatch.setattr(cupy.cuda.device, "get_cublas_handle", lambda: blas.HANDLE)
     return blas
 
 

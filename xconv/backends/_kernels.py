@@ -227,7 +227,7 @@ class _Text:
 
         `places` names the axes, with their lengths and their steps in the result; a thread keeps so many `sums`.
         """
-        order = sorted(places, key=lambda name: (places[name][0] > 1, -places[name][1]))
+        order = sorted(places, key=lambda name: (places[name][0] > 1, -abs(places[name][1])))
         lengths = {name: places[name][0] for name in order}
         lengths[order[-1]] //= self.pack  # neighbouring channels, where there is more than one to a thread
         self.size = math.prod(lengths.values())

@@ -1,0 +1,178 @@
+"""Convolutions for the kernels: geometries, arrays in many memory orders, and each kernel beside its oracle."""
+
+import math
+import re
+from dataclasses import dataclass, replace
+
+import ml_dtypes  # noqa: F401  (gives NumPy the name "bfloat16")
+import numpy as np
+from oracle import Oracle
+
+from xconv._geometry import Axis, Geometry
+from xconv.backends import _kernels as texts
+
+DTYPES = ("float32", "float64", "float16", "bfloat16", "complex64", "complex128")
+DTYPES += ("int8", "int16", "int32", "int64", "uint8")
+VERBS = ("im2col", "col2im", "depthwise", "depthwise_input_grad", "depthwise_weight_grad")
+#: The dtype of sums of half types.
+WIDE = {"float16": "float32", "bfloat16": "float32"}
+
+
+class Placed:
+    """An array somewhere in a flat memory that ends where it ends, in any order of its axes, with any steps."""
+
+    def __init__(self, shape, dtype, *, order=None, steps=None, shift=0):
+        order, steps = order or tuple(range(len(shape))), steps or (1,) * len(shape)
+        strides, stride = [0] * len(shape), 1
+        for axis in reversed(order):
+            strides[axis] = stride * steps[axis]
+            stride *= max(1, shape[axis]) * abs(steps[axis])
+        extents = [(n - 1) * step for n, step in zip(shape, strides, strict=True)]
+        start = -sum(min(0, extent) for extent in extents)
+        size = 1 + sum(map(abs, extents)) if math.prod(shape) else 0
+        dtype = np.dtype(dtype)
+        #: What the kernel gets: the memory from the array's first element to its last.
+        self.flat = np.zeros(size + shift, dtype)[shift:]
+        self.view = np.lib.stride_tricks.as_strided(
+            self.flat[start:], shape, [step * dtype.itemsize for step in strides]
+        )
+        aligned = self.flat.ctypes.data % texts.WIDEST == 0
+        self.memory = texts.Memory(dtype.name, dtype.itemsize, tuple(shape), tuple(strides), start, aligned)
+
+    def fill(self, values):
+        self.view[...] = values.astype(self.flat.dtype)
+        return self
+
+
+@dataclass(frozen=True)
+class Case:
+    """One kernel, its arrays, and what it must write into the last of them."""
+
+    kernel: texts.Kernel
+    arrays: tuple[Placed, ...]
+    expected: np.ndarray
+    geometry: Geometry
+
+    @property
+    def flats(self):
+        return tuple(array.flat for array in self.arrays)
+
+    def run(self, harness, kernel=None):
+        """The result, and by element of its memory, whether that was written."""
+        self.arrays[-1].view[...] = 77
+        written = harness.launch(kernel or self.kernel, *self.flats)
+        return self.arrays[-1].view, written
+
+    def check(self, harness, kernel=None):
+        """Assert that every element is right, that all were written, and nothing beside them."""
+        result, written = self.run(harness, kernel)
+        np.testing.assert_array_equal(result, self.expected.astype(result.dtype), strict=True)
+        assert np.count_nonzero(written) == self.expected.size
+
+
+def geometries(count, seed=0):
+    """Any geometry with zero padding, of one to three axes."""
+    rng = np.random.default_rng(seed)
+    for _ in range(count):
+        rank = int(rng.integers(1, 4))
+        axes = tuple(_axis(rng, rank) for _ in range(rank))
+        channels = int(rng.choice([1, 2, 3, 4, 8]))
+        yield Geometry(int(rng.integers(1, 4)), channels, channels, 1, axes)
+
+
+def _axis(rng, rank):
+    kernel, dilation = int(rng.integers(1, 4 if rank == 3 else 5)), int(rng.integers(1, 4))
+    size, lo = int(rng.integers(0, (12, 7, 4)[rank - 1] + 1)), int(rng.integers(-2, 5))
+    least = (kernel - 1) * dilation + 1 - size - lo
+    return Axis(
+        size, kernel, int(rng.integers(1, 6)), dilation, lo, int(rng.integers(max(-2, least), max(4, least) + 1))
+    )
+
+
+def case(verb, g, dtype="float32", *, literal=True, seed=0, values=None, scattered=True, wide=False, apart=(0, 0)):
+    """The case of one kernel for the geometry `g`: images and columns in orders that `seed` chooses.
+
+    With `scattered` they have gaps, or run backwards; otherwise they are contiguous, channels last for every other
+    seed, so that packs of channels can be read at once. With `wide`, half types come out as float32. Images of the
+    input and of the result lie so many elements `apart`.
+    """
+    rng = np.random.default_rng(seed)
+    if verb.startswith("depthwise"):
+        g = replace(g, groups=g.c_in, c_out=g.c_in * (1 if not scattered else int(rng.integers(1, 3))))
+    rank = len(g.axes)
+    values = values or _integers
+    made = []
+
+    def place(shape, dtype, plain):
+        if scattered:
+            axes = tuple(range(len(shape)))
+            order = (axes, plain, (*axes[1:], 0), axes[::-1])[rng.integers(4)]
+            steps = tuple(int(s) for s in rng.choice([1, 1, 1, 2, -1, -2], len(shape)))
+            return Placed(shape, dtype, order=order, steps=steps, shift=int(rng.integers(0, 2)))
+        between = apart[min(len(made), 1)]
+        made.append(shape)
+        steps = (max(1, between // max(1, math.prod(shape[1:]))), *(1 for _ in shape[1:]))
+        return Placed(shape, dtype, order=plain if seed % 2 else None, steps=steps)
+
+    last = (0, *range(2, 2 + rank), 1)
+    columns_last = (0, *range(2 + rank, 2 + 2 * rank), *range(2, 2 + rank), 1)
+    options = {
+        "stride": tuple(a.stride for a in g.axes),
+        "dilation": tuple(a.dilation for a in g.axes),
+        "padding": tuple((a.lo, a.hi) for a in g.axes),
+    }
+    oracle = Oracle(g.x_shape, g.w_shape, **options, groups=g.groups)
+    result = WIDE.get(dtype, dtype) if wide else dtype
+
+    if verb == "im2col":
+        x = place(g.x_shape, dtype, last).fill(values(rng, g.x_shape, dtype))
+        cols = place(g.columns_shape, result, columns_last)
+        return Case(texts.im2col(g, x.memory, cols.memory, literal=literal), (x, cols), oracle.im2col(x.view), g)
+    if verb == "col2im":
+        cols = place(g.columns_shape, dtype, columns_last).fill(values(rng, g.columns_shape, dtype))
+        x = place(g.x_shape, result, last)
+        return Case(texts.col2im(g, cols.memory, x.memory, literal=literal), (cols, x), oracle.col2im(cols.view), g)
+
+    filters_last = (*range(1, 2 + rank), 0) if seed % 2 else None
+    w = Placed(g.w_shape, dtype, order=filters_last).fill(values(rng, g.w_shape, dtype))
+    if verb == "depthwise":
+        x, y = place(g.x_shape, dtype, last).fill(values(rng, g.x_shape, dtype)), place(g.y_shape, result, last)
+        kernel = texts.depthwise(g, x.memory, w.memory, y.memory, literal=literal)
+        return Case(kernel, (x, w, y), oracle.conv(x.view, w.view), g)
+    dy = place(g.y_shape, dtype, last).fill(values(rng, g.y_shape, dtype))
+    if verb == "depthwise_input_grad":
+        dx = place(g.x_shape, result, last)
+        kernel = texts.depthwise_input_grad(g, dy.memory, w.memory, dx.memory, literal=literal)
+        return Case(kernel, (dy, w, dx), oracle.input_grad(dy.view, w.view.conj()), g)
+    assert verb == "depthwise_weight_grad"
+    x = place(g.x_shape, dtype, last).fill(values(rng, g.x_shape, dtype))
+    lanes = int(rng.integers(1, 6))
+    parts = Placed((g.c_out, *g.kernel, lanes), WIDE.get(dtype, dtype))
+    kernel = texts.depthwise_weight_grad(g, dy.memory, x.memory, parts.memory, literal=literal)
+    return Lanes(kernel, (dy, x, parts), oracle.weight_grad(dy.view, x.view)[:, 0], g)
+
+
+class Lanes(Case):
+    """A result in partial sums, along its last axis."""
+
+    def check(self, harness, kernel=None):
+        parts, written = self.run(harness, kernel)
+        np.testing.assert_array_equal(parts.sum(-1, dtype=parts.dtype), self.expected.astype(parts.dtype), strict=True)
+        assert np.count_nonzero(written) == parts.size
+
+
+def _integers(rng, shape, dtype):
+    """Small integers, whose sums of products are exact in every dtype."""
+    least = 0 if np.dtype(dtype).kind == "u" else -2
+    real = rng.integers(least, 3, shape).astype(np.float64)
+    return real + 1j * rng.integers(-2, 3, shape) if np.dtype(dtype).kind == "c" else real
+
+
+def normal(rng, shape, dtype):
+    """Numbers whose sum depends on the order."""
+    return rng.standard_normal(shape)
+
+
+def mutated(kernel, pattern, slip):
+    """The kernel with a slip in its text."""
+    return kernel._replace(operation=re.sub(pattern, slip, kernel.operation))

@@ -1,0 +1,179 @@
+"""CuPy without a GPU: its own arrays in the memory of the host, and kernels on the CPU.
+
+CuPy's arrays are real; so are slices, transposes, reshapes and the whole way to `ElementwiseKernel.__call__`. The
+device is replaced in these places, and nowhere else:
+
+- CuPy's allocator, by one that hands out memory of the host, whose pointer can copy and fill;
+- the launch of kernels, by the hook that CuPy has for it: ours go to the harness, CuPy's own to NumPy;
+- what CuPy does by a reduction or a library: `sum`, `copy`, `concat` and `matmul` of integers, by NumPy;
+- cuBLAS, by a function after its documentation (`blas`);
+- an array's `device`, which has no context to switch to.
+"""
+
+import ctypes
+from types import SimpleNamespace
+
+import cupy
+import numpy as np
+from array_api_compat import cupy as namespace
+from cupy.cuda import memory
+from cupy_backends.cuda import libs as libraries
+
+from kernels.blas import HostBlas
+from kernels.cpu import harness
+from xconv.backends import _cublas, _cupy
+
+
+class HostPointer(memory.MemoryPointer):
+    """A pointer to the host's memory; whatever is made from an array that has one, has one too."""
+
+    def __add__(self, offset):
+        return HostPointer(self.mem, self.ptr - self.mem.ptr + offset)
+
+    def __sub__(self, offset):
+        return self + -offset
+
+    def memset_async(self, value, size, stream=None):
+        ctypes.memset(self.ptr, value, size)
+
+    def copy_from_device_async(self, source, size, stream=None):
+        ctypes.memmove(self.ptr, source.ptr, size)
+
+
+def allocate(size):
+    """Memory that is not zero, and begins at a multiple of 512 as CuPy's does."""
+    block = np.full(size + 512, 0x5A, np.uint8)
+    begin = block.ctypes.data + -block.ctypes.data % 512
+    return HostPointer(memory.UnownedMemory(begin, size, block, 0), 0)
+
+
+def host(array):
+    """The same memory as an array of NumPy."""
+    if not isinstance(array, cupy.ndarray):
+        return array
+    code = np.dtype(f"u{array.itemsize}") if array.dtype.kind == "V" or array.dtype.name == "bfloat16" else array.dtype
+    interface = {"data": (array.data.ptr, False), "shape": array.shape, "strides": array.strides}
+    holder = SimpleNamespace(__array_interface__={**interface, "typestr": code.str, "version": 3}, owner=array)
+    return np.asarray(holder).view(array.dtype) if array.size else np.zeros(array.shape, array.dtype)
+
+
+def device(values):
+    """An array of CuPy with these values, in the memory order that they have."""
+    values = np.asarray(values)
+    order = sorted(range(values.ndim), key=lambda axis: -values.strides[axis])
+    array = cupy.empty([values.shape[axis] for axis in order], values.dtype)
+    array = array.transpose([order.index(axis) for axis in range(values.ndim)])
+    host(array)[...] = values
+    return array
+
+
+class Device:
+    """Stands for the only device."""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        return None
+
+
+class StandIn:
+    """What was launched since the beginning: the names of our kernels, and the arguments of each."""
+
+    def __init__(self):
+        self.launches = []
+        self.size = None
+        self.blas = HostBlas()
+
+    def install(self, monkeypatch):
+        the_device = Device()
+
+        def launch(_, kernel, *arguments, **options):
+            return self.launch(kernel, *arguments, **options)
+
+        class Kernel(cupy.ElementwiseKernel):
+            """Keeps the number of threads, which CuPy does not hand on to the hook."""
+
+            def __call__(kernel, *arguments, size=None):
+                self.size = size
+                return super().__call__(*arguments, size=-1 if size is None else size)
+
+        monkeypatch.setattr(cupy, "ElementwiseKernel", Kernel)
+        self.forget()
+        monkeypatch.setattr(_cupy, "_texts", _cupy._Texts())
+        monkeypatch.setattr(cupy.ndarray, "__cupy_override_elementwise_kernel__", launch, raising=False)
+        monkeypatch.setattr(cupy.ndarray, "device", property(lambda _: the_device))
+        monkeypatch.setattr(cupy.ndarray, "copy", lambda a, order="C": device(host(a).copy(order)))
+        monkeypatch.setattr(cupy.ndarray, "sum", lambda a, *rest, **options: device(host(a).sum(*rest, **options)))
+        for name, function in (("matmul", np.matmul), ("concat", np.concat)):
+            monkeypatch.setattr(namespace, name, by_numpy(function))
+        monkeypatch.setitem(vars(libraries), "cublas", self.blas)
+        monkeypatch.setattr(cupy.cuda.device, "get_cublas_handle", lambda: self.blas.HANDLE)
+        cupy.cuda.set_allocator(allocate)
+
+    def remove(self):
+        self.forget()
+        cupy.cuda.set_allocator(cupy.get_default_memory_pool().malloc)
+
+    def forget(self):
+        """Empty the caches that hold what is replaced."""
+        for cached in (_cupy._general, _cupy._elementwise, _cublas._cublas):
+            cached.cache_clear()
+
+    def launch(self, kernel, *arguments, out=None, dtype=None):
+        arguments += () if out is None else (out,)
+        size, self.size = self.size, None
+        if not kernel.name.startswith("xconv_"):
+            return by_cupy(kernel, arguments, dtype)
+        assert len(arguments) == kernel.nargs
+        self.launches.append((kernel.name, arguments))
+        arrays = [host(a) for a in arguments if isinstance(a, cupy.ndarray)]
+        if size is None:  # an array after another, element by element
+            arrays = [*(np.broadcast_to(a, arrays[-1].shape) for a in arrays[:-1]), arrays[-1]]
+            flats = [np.ascontiguousarray(a).ravel() for a in arrays]
+            harness().launch(Text(kernel, (), arrays[-1].size), *flats)
+            arrays[-1][...] = flats[-1].reshape(arrays[-1].shape)
+        else:
+            numbers = tuple(a for a in arguments if not isinstance(a, cupy.ndarray))
+            harness().launch(Text(kernel, numbers, size), *arrays)
+        return arguments[-1]
+
+    @property
+    def names(self):
+        """Our kernels in the order of their launches, without what they are specialised to."""
+        return [name for name, _ in self.launches]
+
+
+class Text:
+    """An ElementwiseKernel of CuPy in the form that the harness takes."""
+
+    def __init__(self, kernel, numbers, size):
+        self.name, self.operation, self.numbers, self.size = kernel.name, kernel.operation, numbers, size
+        self.inputs, self.outputs = (
+            ", ".join(f"{'raw ' * p.raw}{p.ctype if p.dtype is None else p.dtype.name} {p.name}" for p in parameters)
+            for parameters in (kernel.in_params, kernel.out_params)
+        )
+
+
+def by_numpy(function):
+    """What CuPy does with a library or a reduction."""
+
+    def run(*arguments, **options):
+        arguments = [[host(b) for b in a] if isinstance(a, list | tuple) else host(a) for a in arguments]
+        return device(function(*arguments, **options))
+
+    return run
+
+
+def by_cupy(kernel, arguments, dtype):
+    """A kernel of CuPy's own: a ufunc, or one that copies or fills."""
+    verb = kernel.name.removeprefix("cupy_")
+    inputs = [host(a) for a in arguments]
+    if verb in {"copy", "fill"} and len(arguments) == 2:
+        np.copyto(inputs[1], inputs[0], casting="unsafe")
+        return arguments[1]
+    result = getattr(np, verb)(*inputs[: kernel.nin], dtype=dtype)
+    if len(arguments) == kernel.nargs:
+        np.copyto(inputs[-1], result, casting="same_kind")
+        return arguments[-1]
+    return device(result)

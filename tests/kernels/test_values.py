@@ -1,0 +1,137 @@
+"""The kernels' own texts, on the CPU, against plain loops."""
+
+from itertools import product
+
+import numpy as np
+import pytest
+
+from kernels.cases import DTYPES, VERBS, Placed, case, geometries, normal
+from kernels.cpu import KernelError, harness
+from xconv._geometry import Axis, Geometry
+from xconv.backends import _kernels as texts
+
+
+def check(cases):
+    cases = list(cases)
+    harness().prepare([(c.kernel, c.flats) for c in cases if c.kernel.size])
+    for c in cases:
+        c.check(harness())
+    return cases
+
+
+@pytest.mark.parametrize(("literal", "count"), [(False, 600), (True, 100)])
+def test_any_geometry(literal, count):
+    cases = check(
+        case(verb, g, ("float32", "complex64")[i % 2], literal=literal, seed=i // 2, scattered=i % 3 > 0)
+        for i, g in enumerate(geometries(count, seed=literal))
+        for verb in VERBS
+    )
+    packed = {c.kernel.name.split("_")[1] for c in cases if not c.kernel.name.endswith("_1")}
+    assert packed >= {"im2col", "col2im", "depthwise"}  # those that read several channels at once were among them
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_any_dtype(dtype):
+    check(
+        case(verb, g, dtype, literal=i % 2 == 0, seed=i, scattered=i > 1)
+        for i, g in enumerate(geometries(4, seed=7))
+        for verb in VERBS
+    )
+
+
+def test_more_taps_than_are_written_out():
+    """Sizes are literals, and the taps are still in a loop."""
+    g = Geometry(2, 2, 2, 1, (Axis(17, 8, 2, 1, 3, 3), Axis(14, 7, 1, 2, 6, 6)))
+    cases = check(case(verb, g, literal=True, seed=seed) for verb in VERBS for seed in range(2))
+    assert all("for (I t0" in c.kernel.operation for c in cases if "weight" not in c.kernel.name)
+    assert all(not c.kernel.numbers for c in cases)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_types_are_summed_in_float32(dtype):
+    """Sums of odd numbers above 256 and 2048, which neither of the types can hold, come out as float32."""
+
+    def odd(rng, shape, dtype):
+        return 2.0 * rng.integers(32, 64, shape) + 1
+
+    g = Geometry(2, 4, 4, 1, (Axis(9, 3, 1, 1, 1, 1), Axis(8, 3, 2, 1, 1, 1)))
+    verbs = ("col2im", "depthwise", "depthwise_input_grad", "depthwise_weight_grad")
+    check(
+        case(verb, g, dtype, literal=literal, seed=seed, values=odd, scattered=seed > 1, wide=True)
+        for verb, literal, seed in product(verbs, (True, False), range(4))
+    )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "complex64", "float16"])
+@pytest.mark.parametrize("literal", [True, False])
+def test_col2im_adds_in_the_order_of_the_taps(dtype, literal):
+    """Bit for bit what NumPy makes of the taps one after the other."""
+    cases = [
+        case("col2im", g, dtype, literal=literal, seed=i, values=normal, wide=dtype == "float16")
+        for i, g in enumerate(geometries(60, seed=2))
+    ]
+    harness().prepare([(c.kernel, c.flats) for c in cases if c.kernel.size])
+    for c in cases:
+        result, _ = c.run(harness())
+        expected = tap_by_tap(c.geometry, c.arrays[0].view.astype(result.dtype))
+        assert expected.tobytes() == np.ascontiguousarray(result).tobytes()
+
+
+def tap_by_tap(g, cols):
+    padded = np.zeros((g.batch, g.c_in, *g.padded), cols.dtype)
+    for taps in product(*map(range, g.kernel)):
+        ranges = (
+            slice(t * a.dilation, t * a.dilation + (a.out - 1) * a.stride + 1, a.stride)
+            for t, a in zip(taps, g.axes, strict=True)
+        )
+        padded[(..., *ranges)] += cols[(slice(None), slice(None), *taps)]
+    x = np.zeros(g.x_shape, cols.dtype)
+    outer, inner = zip(*(a.kept for a in g.axes), strict=True)
+    x[(..., *inner)] = padded[(..., *outer)]
+    return x
+
+
+# Beyond 32 bits: memory that is never touched costs nothing.
+
+PLANE = Geometry(3, 2, 2, 1, (Axis(5, 3, 2, 1, 1, 1), Axis(6, 2, 1, 2, 0, 1)))
+
+
+def far_apart(verb, side, *, literal):
+    """Three images, each of some 100 elements, in 2.4e9 elements of memory."""
+    apart = (1_200_000_000, 0) if side == "input" else (0, 1_200_000_000)
+    return case(verb, PLANE, "int8", literal=literal, seed=0, scattered=False, apart=apart)
+
+
+@pytest.mark.parametrize("literal", [True, False])
+@pytest.mark.parametrize("side", ["input", "result"])
+@pytest.mark.parametrize("verb", VERBS)
+def test_offsets_above_32_bits(verb, side, literal):
+    c = far_apart(verb, side, literal=literal)
+    assert max(flat.size for flat in c.flats) > 2**31
+    assert "_i64_" in c.kernel.name
+    c.check(harness())
+    narrow = c.kernel._replace(
+        operation=c.kernel.operation.replace("long long I", "int I").replace("unsigned long long N", "unsigned int N"),
+    )
+    with pytest.raises((KernelError, AssertionError)):
+        c.check(harness(), narrow)
+
+
+@pytest.mark.parametrize("literal", [True, False])
+def test_more_than_2_31_column_elements(literal):
+    """Contiguous columns of 2.4e9 elements; the threads of the last image alone are run."""
+    g = Geometry(2700, 1, 1, 1, (Axis(300, 3, 1, 1, 1, 1), Axis(330, 3, 1, 1, 1, 1)))
+    one = Geometry(1, 1, 1, 1, g.axes)
+    x, cols, dx = Placed(g.x_shape, "int8"), Placed(g.columns_shape, "int8"), Placed(g.x_shape, "int8")
+    assert cols.flat.size > 2**31
+    x.view[-1] = np.random.default_rng(0).integers(-9, 10, g.x_shape[1:])
+    fold = case("im2col", one, "int8", seed=0, scattered=False)
+    fold.arrays[0].view[...] = x.view[-1:]
+    expected, _ = fold.run(harness())
+    unfold = texts.im2col(g, x.memory, cols.memory, literal=literal)
+    harness().launch(unfold, x.flat, cols.flat, threads=range(unfold.size - g.pixels, unfold.size))
+    assert np.array_equal(cols.view[-1:], expected)
+    back = texts.col2im(g, cols.memory, dx.memory, literal=literal)
+    harness().launch(back, cols.flat, dx.flat, threads=range(back.size - 300 * 330, back.size))
+    counts = tap_by_tap(one, np.ones(one.columns_shape, np.int8))
+    assert np.array_equal(dx.view[-1:], x.view[-1:] * counts)

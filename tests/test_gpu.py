@@ -1,0 +1,247 @@
+"""CuPy on a CUDA device: what cannot be seen without one. For --backend=cupy."""
+
+import importlib
+
+import numpy as np
+import pytest
+from libraries import Backend
+from oracle import Oracle
+
+import xconv
+
+LAYER = (8, 16, 30, 28), (32, 16, 3, 3), {"padding": 1}
+GEOMETRIES = {
+    "layer": LAYER,
+    "strided": ((8, 16, 31, 28), (24, 16, 3, 5), {"padding": (1, 2), "stride": (2, 1)}),
+    "dilated": ((4, 8, 33, 30), (8, 4, 3, 3), {"dilation": 2, "padding": ((0, 3), 1), "groups": 2}),
+    "last": ((8, 30, 28, 16), (32, 16, 3, 3), {"padding": 1, "layout": "channels_last"}),
+    "depthwise": ((8, 16, 30, 28), (16, 1, 3, 3), {"padding": 1, "groups": 16}),
+    "pointwise": ((8, 16, 30, 28), (32, 16, 1, 1), {}),
+    "reflected": ((4, 8, 20, 20), (8, 8, 5, 5), {"padding": 4, "pad_mode": "reflect"}),
+    "line": ((4, 6, 1000), (6, 2, 9), {"groups": 3, "stride": 2}),
+    "volume": ((2, 4, 9, 10, 11), (6, 4, 3, 2, 3), {"padding": 1}),
+}
+
+
+@pytest.fixture(autouse=True)
+def cupy(request):
+    """The library; its absence, or that of a device, is an error where it was asked for."""
+    if Backend.CUPY not in (request.config.getoption("backend") or ()):
+        pytest.skip("runs with --backend=cupy")
+    Backend.CUPY.library()
+    return importlib.import_module("cupy")
+
+
+@pytest.fixture(params=GEOMETRIES)
+def convolution(request, cupy, rng):
+    """Arrays of normal numbers in float32, and the options."""
+    return draw(cupy, rng, *GEOMETRIES[request.param])
+
+
+def draw(cupy, rng, x_shape, w_shape, options, dtype="float32", values=None):
+    values = values or rng.standard_normal
+    x, w = (cupy.asarray(values(shape).astype(dtype)) for shape in (x_shape, w_shape))
+    dy = cupy.asarray(values(xconv.plan(x, w, **options).y_shape).astype(dtype))
+    return x, w, dy, options
+
+
+def functions(x, w, dy, options):
+    return (
+        lambda: xconv.conv(x, w, **options),
+        lambda: xconv.conv_input_grad(dy, w, x.shape, **options),
+        lambda: xconv.conv_weight_grad(dy, x, w.shape, **options),
+    )
+
+
+def same_bits(a, b):
+    return a.get().tobytes() == b.get().tobytes()
+
+
+def need(cupy, gigabytes):
+    free = cupy.cuda.runtime.memGetInfo()[0] / 2**30
+    if free < gigabytes:
+        pytest.skip(f"needs {gigabytes} GiB of free memory, and there are {free:.1f}")
+
+
+def test_the_same_bits_every_time(convolution):
+    """With general and with specialised kernels."""
+    for function in functions(*convolution):
+        first = function()
+        assert all(same_bits(function(), first) for _ in range(20))
+
+
+def test_numpy_gets_the_same(cupy, rng):
+    """Small integers in float64: sums are exact in any order."""
+    for x_shape, w_shape, options in GEOMETRIES.values():
+        arrays = draw(cupy, rng, x_shape, w_shape, options, "float64", values=lambda shape: rng.integers(-4, 5, shape))
+        on_host = [array.get() for array in arrays[:3]]
+        for function, reference in zip(functions(*arrays), functions(*on_host, options), strict=True):
+            for _ in range(4):  # the fourth is done by a specialised kernel
+                assert np.array_equal(function().get(), reference())
+
+
+def test_memory_of_any_order(convolution):
+    x, w, dy, options = convolution
+    expected = [function() for function in functions(x, w, dy, options)]
+
+    def elsewhere(a):
+        big = cupy_like(a).zeros([2 * n + 3 for n in a.shape[::-1]], a.dtype).transpose()
+        part = big[tuple(slice(2 * n, None, -2) for n in a.shape)]
+        part = part[tuple(slice(0, n) for n in a.shape)]
+        part[...] = a
+        assert not part.flags.c_contiguous
+        return part
+
+    for function, plain in zip(functions(*map(elsewhere, (x, w, dy)), options), expected, strict=True):
+        assert np.allclose(function().get(), plain.get(), rtol=1e-4, atol=1e-4)
+
+
+def cupy_like(a):
+    return importlib.import_module(type(a).__module__.partition(".")[0])
+
+
+def test_more_than_2_31_column_elements(cupy):
+    """Each element comes back as often as a window has seen it."""
+    need(cupy, 12)
+    side = 2100
+    x = cupy.arange(64 * side * side, dtype="int32").reshape(1, 64, side, side) % 9 - 4
+    x = x.astype("int8")
+    cols = xconv.im2col(x, 3, padding=1)
+    assert cols.size > 2**31
+    assert bool((cols[0, -1, 1, 1] == x[0, -1]).all())
+    assert bool((cols[0, -1, 0, 0, 1:, 1:] == x[0, -1, :-1, :-1]).all())
+    assert not bool(cols[0, -1, 2, 2, -1].any())
+    along = np.full(side, 3, np.int8)
+    along[[0, -1]] = 2
+    seen = cupy.asarray(along[:, None] * along)
+    assert bool((xconv.col2im(cols, side, padding=1) == x * seen).all())
+
+
+def test_more_than_2_31_inputs_and_outputs(cupy):
+    need(cupy, 24)
+    x = cupy.ones((3, 1, 27000, 27000), "float16")
+    assert x.size > 2**31
+    x[-1, 0, -2:, -2:] = 5
+    w = cupy.asarray([[[[1.0, 2, 3], [4, 5, 6], [7, 8, 9]]]], "float16")
+    y = xconv.conv(x, w)
+    assert y.size > 2**31
+    corner = xconv.conv(x[-1:, :, -8:, -8:].get(), w.get())
+    assert np.array_equal(y[-1:, :, -6:, -6:].get(), corner)
+    del y
+    dx = xconv.conv_input_grad(x, w, (3, 1, 27002, 27002))
+    corner = xconv.conv_input_grad(x[-1:, :, -8:, -8:].get(), w.get(), (1, 1, 10, 10))
+    assert np.array_equal(dx[-1:, :, -8:, -8:].get(), corner[..., -8:, -8:])
+
+
+def test_the_current_stream(cupy):
+    """Work waits for what was put into the caller's stream before it, and for nothing else."""
+    spin = cupy.RawKernel(
+        """extern "C" __global__ void late(float* x, int n) {
+          long long begin = clock64();
+          while (clock64() - begin < 300000000LL) {}
+          for (int i = 0; i < n; ++i) x[i] = 1;
+        }""",
+        "late",
+    )
+    x, w = cupy.full((1, 4, 16, 16), cupy.nan, "float32"), cupy.ones((4, 4, 3, 3), "float32")
+    dy = cupy.ones((1, 4, 14, 14), "float32")
+    cupy.cuda.Device().synchronize()
+    for function, expected in (
+        (lambda: xconv.conv(x, w), 36),
+        (lambda: xconv.conv_weight_grad(dy, x, w.shape), 196),
+        (lambda: xconv.im2col(x, 3), 1),
+    ):
+        for _ in range(4):  # until all kernels are compiled
+            function()
+        x.fill(cupy.nan)
+        cupy.cuda.Device().synchronize()
+        stream = cupy.cuda.Stream(non_blocking=True)
+        with stream:
+            spin((1,), (1,), (x, np.int32(x.size)))
+            result = function()
+            waits = not stream.done
+        stream.synchronize()
+        assert waits  # the call came back before the device had done it
+        assert bool((result == expected).all())
+
+
+def test_nothing_waits_for_the_device(convolution):
+    from cupyx import allow_synchronize
+
+    for function in functions(*convolution):
+        for _ in range(4):
+            function()
+        with allow_synchronize(False):
+            function()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_types_are_summed_in_float32(cupy, rng, dtype):
+    """Rounded once at the end: ``eps / 2 |y|``, beside ``K eps conv(|x|, |w|)`` of the sum in float32."""
+    if dtype == "bfloat16":
+        pytest.importorskip("ml_dtypes")
+    eps, eps32 = {"float16": 2.0**-10, "bfloat16": 2.0**-7}[dtype], 2.0**-23
+    x_shape, w_shape, options = LAYER
+    x, w, dy, _ = draw(cupy, rng, x_shape, w_shape, options, dtype)
+    hx, hw, hdy = (a.astype("float64").get() for a in (x, w, dy))
+    oracle = Oracle(x_shape, w_shape, **options)
+    pairs = ((oracle.conv, (hx, hw), 16 * 9), (oracle.input_grad, (hdy, hw), 32 * 9))
+    pairs += ((oracle.weight_grad, (hdy, hx), 8 * 30 * 28),)
+    for function, (reference, operands, products) in zip(functions(x, w, dy, options), pairs, strict=True):
+        expected = reference(*operands)
+        bound = eps / 2 * abs(expected) + products * eps32 * reference(*map(abs, operands)) + 2.0**-25
+        result = function()
+        assert result.dtype == x.dtype
+        assert np.all(abs(result.astype("float64").get() - expected) <= bound)
+
+
+def test_tf32_only_on_request(cupy, rng):
+    x_shape, w_shape, options = LAYER
+    x, w, _, _ = draw(cupy, rng, x_shape, w_shape, options)
+    oracle = Oracle(x_shape, w_shape, **options)
+    exact, size = oracle.conv(x.get(), w.get()), oracle.conv(abs(x.get()), abs(w.get()))
+    options = {**options, "algorithm": "gemm"}
+    errors = {}
+    for precision, eps in (("ieee", 16 * 9 * 2.0**-23), ("tf32", 2.0**-9 + 16 * 9 * 2.0**-23)):
+        with xconv.config(precision=precision):
+            errors[precision] = abs(xconv.conv(x, w, **options).get() - exact)
+        assert np.all(errors[precision] <= eps * size), precision
+    if int(cupy.cuda.Device().compute_capability) >= 80:
+        assert errors["tf32"].max() > 4 * errors["ieee"].max()  # it was in fact used
+
+
+def test_the_workspace_is_a_bound(cupy, rng):
+    """All memory comes from a pool that has no more than the results and the workspace."""
+    x_shape, w_shape, options = (4, 32, 200, 180), (32, 32, 3, 3), {"padding": 1}
+    x, w, dy, _ = draw(cupy, rng, x_shape, w_shape, options)
+    workspace = 8 * 2**20
+    for function, result in zip(functions(x, w, dy, options), (dy, x, w), strict=True):
+        function()
+        pool = cupy.cuda.MemoryPool()
+        pool.set_limit(size=result.nbytes + workspace + 2**20)  # CuPy rounds what it takes from the device
+        with cupy.cuda.using_allocator(pool.malloc), xconv.config(workspace=workspace):
+            made = function()
+            cupy.cuda.Device().synchronize()
+            del made
+
+
+def test_two_devices(cupy):
+    if cupy.cuda.runtime.getDeviceCount() < 2:
+        pytest.skip("there is one device")
+    x = cupy.ones((1, 1, 4, 4), "float32")
+    with cupy.cuda.Device(1):
+        there, w = cupy.ones((1, 1, 4, 4), "float32"), cupy.ones((1, 1, 3, 3), "float32")
+    with pytest.raises(TypeError, match="`x` and `w` must be on one device"):
+        xconv.conv(x, w)
+    y = xconv.conv(there, w)  # from the other device
+    assert y.device.id == 1
+    assert bool((y == 9).all())
+
+
+def test_the_names_of_cublas():
+    """What the tests without a device put in its place has the same numbers."""
+    from cupy_backends.cuda.libs import cublas
+    from kernels.blas import HostBlas
+
+    names = [name for name in vars(HostBlas) if name.startswith("CUBLAS")]
+    assert {name: getattr(cublas, name) for name in names} == {name: getattr(HostBlas, name) for name in names}
