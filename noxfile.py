@@ -57,8 +57,8 @@ def interop(session: nox.Session) -> None:
     # JAX compiles every new shape: what depends on the dtypes runs at both precisions, the rest at the higher one.
     names = ("jax", "fuzz", "conv", "classic", "plan")
     files = [f"tests/test_{name}.py" for name in names]
-    session.run("pytest", "--backend=jax64", *files, *session.posargs)
-    session.run("pytest", "--backend=jax", *files[:2], *session.posargs)
+    session.run("pytest", "--backend=jax64", "--numprocesses=auto", *files, *session.posargs)
+    session.run("pytest", "--backend=jax", "--numprocesses=auto", *files[:2], *session.posargs)
 
 
 @nox.session
