@@ -91,6 +91,18 @@ def test_a_geometry_that_returns_gets_a_kernel_of_its_own(standin):
     assert len(standin.launches[-1][1]) == 2
 
 
+def test_a_kernel_belongs_to_a_memory_order(standin):
+    """Arrays of one shape, one after the other, until all have kernels of their own."""
+    values = numbers((2, 3, 5, 6))
+    orders = [(0, 1, 2, 3), (0, 2, 3, 1), (3, 2, 1, 0)]
+    arrays = [device(values.transpose(order).copy().transpose(np.argsort(order))) for order in orders]
+    arrays.append(device(values.astype("float64")))
+    for _ in range(5):
+        for x in arrays:
+            same(xconv.im2col(x, 3, padding=1), Oracle(x.shape, (1, 3, 3, 3), padding=1).im2col(values), x.dtype)
+    assert len(set(standin.names)) > 1
+
+
 def test_there_are_only_so_many_kernels(standin, monkeypatch):
     monkeypatch.setattr(_cupy, "MOST_TEXTS", 0)
     x = device(numbers((2, 3, 5, 6)))
