@@ -9,7 +9,10 @@ import numpy as np
 
 
 class Backend(Enum):
-    """What ``--backend`` accepts. The strictest array-api-strict has no extensions and no data-dependent shapes."""
+    """What ``--backend`` accepts.
+
+    The strictest array-api-strict has no extensions and no data-dependent shapes; CuPy on the host needs no GPU.
+    """
 
     NUMPY = "numpy"
     STRICT = "strict"
@@ -18,10 +21,11 @@ class Backend(Enum):
     JAX = "jax"
     JAX64 = "jax64"
     CUPY = "cupy"
+    CUPY_ON_HOST = "cupy-on-host"
 
     @property
     def module(self):
-        names = {"strict": "array_api_strict", "strictest": "array_api_strict", "jax64": "jax", "jax": "jax"}
+        names = {"strict": "array_api_strict", "strictest": "array_api_strict", "jax64": "jax", "cupy-on-host": "cupy"}
         return names.get(self.value, self.value)
 
     def library(self):
@@ -39,12 +43,14 @@ class Library:
             msg = "--backend=cupy needs a CUDA device, and CuPy finds none: see `nvidia-smi` and `cupy.show_config()`"
             raise RuntimeError(msg)
         spelled = {"numpy": "numpy", "torch": "array_api_compat.torch"}
-        spelled |= {"jax": "jax.numpy", "jax64": "jax.numpy", "cupy": "array_api_compat.cupy"}
+        spelled |= {"jax": "jax.numpy", "jax64": "jax.numpy"}
+        spelled |= {"cupy": "array_api_compat.cupy", "cupy-on-host": "array_api_compat.cupy"}
         self.xp = importlib.import_module(spelled.get(self.name, backend.module))
         #: Widest real dtype of the library as it is set up.
         self.real = "float32" if self.name == "jax" else "float64"
         #: How many hypothesis examples are worth their time, of a hundred: JAX compiles every new shape.
-        self.share = {"numpy": 100, "strict": 15, "strictest": 15, "torch": 20, "cupy": 20}.get(self.name, 1)
+        shares = {"numpy": 100, "strict": 15, "strictest": 15, "torch": 20, "cupy": 20, "cupy-on-host": 4}
+        self.share = shares.get(self.name, 1)
 
     def __repr__(self):
         return self.name
@@ -56,6 +62,11 @@ class Library:
             with self.xp.ArrayAPIStrictFlags(
                 api_version="2023.12", boolean_indexing=False, data_dependent_shapes=False, enabled_extensions=()
             ):
+                yield
+        elif self.backend is Backend.CUPY_ON_HOST:
+            from kernels.standin import StandIn
+
+            with StandIn().installed():
                 yield
         elif self.module_is("jax"):
             import jax
@@ -91,7 +102,7 @@ class Library:
 
     def numpy(self, array):
         """The elements of an array of this library; only here a test leaves the library."""
-        if self.name == "cupy":
+        if self.module_is("cupy"):
             return array.get()
         if self.name == "torch":
             return array.detach().cpu().numpy()

@@ -4,11 +4,13 @@ import inspect
 import re
 import subprocess
 import sys
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
 import xconv
 from xconv import __main__ as program
+from xconv import backends
 
 pytestmark = pytest.mark.numpy_only
 
@@ -31,6 +33,19 @@ def test_public_names():
 def test_import_loads_no_array_library():
     loaded = run("import sys, xconv; print(*sys.modules)").split()
     assert not {"numpy", "cupy", "torch", "jax", "dask", "array_api_strict", "scipy", "xconv.__main__"} & set(loaded)
+
+
+def test_cupy_has_a_backend(monkeypatch):
+    """It is looked for as array-api-compat finds CuPy's arrays, with whatever goes by that name."""
+    cupy, backend = ModuleType("cupy"), ModuleType("xconv.backends._cupy")
+    cupy.ndarray, backend.CupyBackend = type("ndarray", (), {}), SimpleNamespace
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    monkeypatch.setitem(sys.modules, backend.__name__, backend)
+    for known in ("_by_type", "_by_namespace"):
+        monkeypatch.setattr(backends, known, {})
+    found = backends._discover("x", cupy.ndarray())
+    assert isinstance(found, SimpleNamespace)
+    assert backends._by_namespace == {"cupy": found}
 
 
 def test_import_is_quick():

@@ -5,16 +5,19 @@ device is replaced in these places, and nowhere else:
 
 - CuPy's allocator, by one that hands out memory of the host, whose pointer can copy and fill;
 - the launch of kernels, by the hook that CuPy has for it: ours go to the harness, CuPy's own to NumPy;
+- the ways between the two memories, `asarray` and `get`;
 - what CuPy does by a reduction or a library: `sum`, `copy`, `concat` and `matmul` of integers, by NumPy;
 - cuBLAS, by a function after its documentation (`blas`);
 - an array's `device`, which has no context to switch to.
 """
 
+import contextlib
 import ctypes
 from types import SimpleNamespace
 
 import cupy
 import numpy as np
+import pytest
 from array_api_compat import cupy as namespace
 from cupy.cuda import memory
 from cupy_backends.cuda import libs as libraries
@@ -85,7 +88,19 @@ class StandIn:
         self.size = None
         self.blas = HostBlas()
 
-    def install(self, monkeypatch):
+    @contextlib.contextmanager
+    def installed(self):
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            self._install(monkeypatch)
+            self._forget()
+            cupy.cuda.set_allocator(allocate)
+            try:
+                yield self
+            finally:
+                cupy.cuda.set_allocator(cupy.get_default_memory_pool().malloc)
+                self._forget()
+
+    def _install(self, monkeypatch):
         the_device = Device()
 
         def launch(_, kernel, *arguments, **options):
@@ -99,23 +114,19 @@ class StandIn:
                 return super().__call__(*arguments, size=-1 if size is None else size)
 
         monkeypatch.setattr(cupy, "ElementwiseKernel", Kernel)
-        self.forget()
         monkeypatch.setattr(_cupy, "_texts", _cupy._Texts())
         monkeypatch.setattr(cupy.ndarray, "__cupy_override_elementwise_kernel__", launch, raising=False)
         monkeypatch.setattr(cupy.ndarray, "device", property(lambda _: the_device))
+        monkeypatch.setattr(cupy.ndarray, "get", lambda a: host(a).copy())
+        monkeypatch.setattr(namespace, "asarray", lambda values, **options: device(np.asarray(values, **options)))
         monkeypatch.setattr(cupy.ndarray, "copy", lambda a, order="C": device(host(a).copy(order)))
         monkeypatch.setattr(cupy.ndarray, "sum", lambda a, *rest, **options: device(host(a).sum(*rest, **options)))
         for name, function in (("matmul", np.matmul), ("concat", np.concat)):
             monkeypatch.setattr(namespace, name, by_numpy(function))
         monkeypatch.setitem(vars(libraries), "cublas", self.blas)
         monkeypatch.setattr(cupy.cuda.device, "get_cublas_handle", lambda: self.blas.HANDLE)
-        cupy.cuda.set_allocator(allocate)
 
-    def remove(self):
-        self.forget()
-        cupy.cuda.set_allocator(cupy.get_default_memory_pool().malloc)
-
-    def forget(self):
+    def _forget(self):
         """Empty the caches that hold what is replaced."""
         for cached in (_cupy._general, _cupy._elementwise, _cublas._cublas):
             cached.cache_clear()

@@ -35,8 +35,10 @@ def compiled(cases, architecture=90):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_dtype(dtype):
-    """Specialised texts, with the channels first or last, and general ones."""
-    forms = [(True, 1), (False, 0)] + [(True, 0)] * (dtype == "float32")
+    """Specialised texts, and for some dtypes general ones."""
+    forms = [(True, 1)]
+    if dtype in {"float32", "float16", "complex64", "int8"}:
+        forms += [(True, 0), (False, 0)]
     cases = (
         case(verb, LAYER, dtype, literal=form, seed=seed, scattered=False) for form, seed in forms for verb in VERBS
     )
