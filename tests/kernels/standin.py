@@ -117,6 +117,7 @@ class StandIn:
         monkeypatch.setattr(_cupy, "_texts", _cupy._Texts())
         monkeypatch.setattr(cupy.ndarray, "__cupy_override_elementwise_kernel__", launch, raising=False)
         monkeypatch.setattr(cupy.ndarray, "device", property(lambda _: the_device))
+        monkeypatch.setattr(_cupy, "_available", lambda: True)
         monkeypatch.setattr(cupy.ndarray, "get", lambda a: host(a).copy())
         monkeypatch.setattr(namespace, "asarray", lambda values, **options: device(np.asarray(values, **options)))
         monkeypatch.setattr(cupy.ndarray, "copy", lambda a, order="C": device(host(a).copy(order)))

@@ -193,8 +193,7 @@ def test_arrays_of_two_libraries(standin):
 
 @pytest.mark.skipif(cupy.is_available(), reason="there is a driver")
 def test_a_missing_driver():
-    """CuPy says so itself, as soon as anything is asked of the device."""
     with StandIn().installed():
         x, w = device(numbers((1, 1, 4, 4))), device(numbers((1, 1, 3, 3)))
-    with pytest.raises(cupy.cuda.runtime.CUDARuntimeError, match="driver version is insufficient"):
+    with pytest.raises(RuntimeError, match="^CuPy finds no CUDA device to compute on"):
         xconv.conv(x, w)

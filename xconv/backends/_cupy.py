@@ -10,7 +10,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib import import_module
 from typing import Any, TypeAlias
 
@@ -63,6 +63,9 @@ class CupyBackend(DtypesOfNumpy):
         return 230 if precision == "tf32" and dtype == np.float32 else 32
 
     def on_device_of(self, x: Array) -> AbstractContextManager[object]:
+        if not _available():
+            msg = "CuPy finds no CUDA device to compute on: is the driver installed, and recent enough for this CuPy?"
+            raise RuntimeError(msg)
         return x.device  # type: ignore[no-any-return]
 
     def zeros(self, shape: Shape, dtype: DType, like: Array) -> Array:
@@ -201,6 +204,11 @@ class CupyBackend(DtypesOfNumpy):
             if made is not target:
                 _copy(made, target)
         return result
+
+
+@cache
+def _available() -> bool:
+    return bool(cupy.is_available())
 
 
 def _tf32() -> bool:
