@@ -195,5 +195,5 @@ def test_arrays_of_two_libraries(standin):
 def test_a_missing_driver():
     with StandIn().installed():
         x, w = device(numbers((1, 1, 4, 4))), device(numbers((1, 1, 3, 3)))
-    with pytest.raises(RuntimeError, match="^CuPy finds no CUDA device to compute on"):
+    with pytest.raises(RuntimeError, match=r"^CuPy finds no CUDA device to compute on"):
         xconv.conv(x, w)
