@@ -1,10 +1,11 @@
 """Every algorithm by its name, in the order in which ``"auto"`` considers them."""
 
-from ._bilinear import Algorithm
+from ._algorithm import Algorithm
+from ._depthwise import Depthwise
 from ._gemm import Gemm
 from ._pointwise import Pointwise
 from ._tiled import Schedule
 
 __all__ = ["ALGORITHMS", "Algorithm", "Schedule"]
 
-ALGORITHMS: dict[str, Algorithm] = {algorithm.name: algorithm for algorithm in (Pointwise(), Gemm())}
+ALGORITHMS: dict[str, Algorithm] = {algorithm.name: algorithm for algorithm in (Pointwise(), Depthwise(), Gemm())}

@@ -16,38 +16,16 @@ The shapes of U(w), V(x) and the product are in `backends.Backend`: ``u (blocks,
 ``v (n, blocks, depth, pixels)`` and ``p (n, blocks, rows, pixels)``.
 """
 
-from abc import ABC, abstractmethod
-from typing import ClassVar
+from abc import abstractmethod
 
 from .._geometry import Geometry
-from .._typing import Array, Kind, Shape
+from .._typing import Array, Shape
 from ..backends import Backend
+from ._algorithm import Algorithm
 
 
-class Algorithm(ABC):
-    """An algorithm for a convolution under zero padding, on arrays of the accumulating dtype. Stateless."""
-
-    name: ClassVar[str]
-    #: Whether it takes half types as they are, where the backend's products of them are summed in float32.
-    takes_half: ClassVar[bool] = False
-    #: Whether ``|err| <= K * eps * conv(|x|, |w|)`` holds for every element, and NaN stays in the windows that see it.
-    componentwise: ClassVar[bool] = True
-
-    @abstractmethod
-    def refusal(self, g: Geometry, kind: Kind) -> str | None:
-        """Why this algorithm cannot serve the geometry, or a dtype of this kind; None where it can."""
-
-    @abstractmethod
-    def scratch(self, g: Geometry, backend: Backend) -> int:
-        """Elements of temporary memory that any of the three functions takes for `g`, at most."""
-
-    @abstractmethod
-    def traffic(self, g: Geometry) -> int:
-        """Elements that a forward pass reads and writes, its temporary arrays included."""
-
-    @abstractmethod
-    def multiplications(self, g: Geometry) -> int:
-        """Multiply-adds of a forward pass."""
+class Bilinear(Algorithm):
+    """An algorithm that is three linear maps."""
 
     @abstractmethod
     def transform(self, backend: Backend, g: Geometry, w: Array) -> Array:
@@ -79,18 +57,19 @@ class Algorithm(ABC):
 
     # What the maps add up to.
 
+    def adjoint_operand(self, backend: Backend, g: Geometry, w: Array) -> Array:
+        """``U(conj(w))^H``."""
+        return backend.adjoint(self.transform(backend, g, backend.conj(w)))
+
     def forward(self, backend: Backend, g: Geometry, x: Array, u: Array, out: Array | None) -> Array:
-        """``conv(x, w)`` for ``u = U(w)``, written into `out` where that saves a copy."""
         landing = backend.view(out, self.product_shape(g), u.dtype)
         p = backend.product(u, self.analysis(backend, g, x), landing)
         return out if p is landing else self.synthesis(backend, g, p)
 
-    def input_grad(self, backend: Backend, g: Geometry, dy: Array, u_adjoint: Array, out: Array | None) -> Array:
-        """The adjoint in x, for the (conjugate) transpose of ``U(w)``; written into `out` where that saves a copy."""
+    def input_grad(self, backend: Backend, g: Geometry, dy: Array, u: Array, out: Array | None) -> Array:
         p = self.synthesis_adjoint(backend, g, dy)
-        return self.analysis_adjoint(backend, g, backend.product(u_adjoint, p), out)
+        return self.analysis_adjoint(backend, g, backend.product(u, p), out)
 
     def weight_grad(self, backend: Backend, g: Geometry, dy: Array, x: Array) -> Array:
-        """The adjoint in w."""
         p = self.synthesis_adjoint(backend, g, dy)
         return self.transform_adjoint(backend, g, backend.outer(p, self.analysis(backend, g, x)))

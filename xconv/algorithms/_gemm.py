@@ -10,10 +10,10 @@ import math
 from .._geometry import Geometry
 from .._typing import Array, Kind, Shape
 from ..backends import Backend
-from ._bilinear import Algorithm
+from ._bilinear import Bilinear
 
 
-class Gemm(Algorithm):
+class Gemm(Bilinear):
     name = "gemm"
     takes_half = True
 

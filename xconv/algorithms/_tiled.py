@@ -13,7 +13,7 @@ from typing import Concatenate, ParamSpec
 from .._geometry import Border, Geometry, Run, Tile
 from .._typing import Array, DType, Index, Shape
 from ..backends import Backend, Piece, Team
-from ._bilinear import Algorithm
+from ._algorithm import Algorithm
 
 P = ParamSpec("P")
 
@@ -63,7 +63,7 @@ class Schedule:
     @_on_its_device
     def forward(self, x: Array, w: Array, b: Array | None) -> Array:
         backend, x = self.backend, self._channels_first(x)
-        u, bias = self._transform(w), self._bias(b)
+        u, bias = self.algorithm.transform(backend, self.geometry, backend.astype(w, self.operand)), self._bias(b)
         rounded_once = bias is None or self.dtype == self.accumulator
 
         def piece(tile: Tile, out: Array | None) -> Array:
@@ -80,8 +80,8 @@ class Schedule:
         if self.reflection:
             return self.reflection.forward(dy, self._reflected(w, conjugate=conjugate), b)
         backend, dy = self.backend, self._channels_first(dy)
-        transpose = backend.adjoint if conjugate else backend.xp.matrix_transpose
-        u_adjoint, bias = transpose(self._transform(w)), self._bias(b)
+        w = backend.astype(backend.conj(w) if conjugate else w, self.operand)
+        u, bias = self.algorithm.adjoint_operand(backend, self.geometry, w), self._bias(b)
 
         rounded_once = bias is None or self.dtype == self.accumulator
 
@@ -89,7 +89,7 @@ class Schedule:
             g = tile.geometry.zero_padded()
             if g.pixels == 0:  # a gap that no window sees
                 return backend.zeros(g.x_shape, self.accumulator, dy)
-            return self.algorithm.input_grad(backend, g, self._operand(dy[tile.y]), u_adjoint, out)
+            return self.algorithm.input_grad(backend, g, self._operand(dy[tile.y]), u, out)
 
         def retracted(tile: Tile, runs: tuple[Run, ...]) -> Array:
             return backend.retract(part(tile, None), runs)
@@ -141,9 +141,6 @@ class Schedule:
         g = self.geometry
         order = tuple(range(len(g.x_shape)))
         return self._assembled(g.x_shape, self.input_tiles, _input, piece, self.dtype, order)
-
-    def _transform(self, w: Array) -> Array:
-        return self.algorithm.transform(self.backend, self.geometry, self.backend.astype(w, self.operand))
 
     def _reflected(self, w: Array, *, conjugate: bool) -> Array:
         """The filters with which the adjoint of a convolution of stride 1 is a convolution, too."""

@@ -6,6 +6,7 @@ image: a stack of products writes the result in place. With small planes the ima
 serves all, and its result is put in order as it is written out.
 """
 
+import math
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -123,6 +124,9 @@ class CupyBackend(DtypesOfNumpy):
         parts = _ordered((g.c_out, *g.kernel, lanes), self.accumulator(dy.dtype), order)
         sums = self.xp.sum(_made(_kernels.depthwise_weight_grad, g, dy, x, out=parts), axis=-1, dtype=parts.dtype)
         return self.xp.reshape(sums, g.w_shape)
+
+    def depthwise_spare(self, g: Geometry) -> int:
+        return math.prod(g.y_shape)  # partial sums of the filters' gradient
 
     def _image(self, g: Geometry, shape: Shape, like: Array) -> Array:
         """Memory for an image, in the caller's layout and the dtype of sums."""

@@ -6,10 +6,10 @@ afterwards. The other backends override what their library does better.
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
-from itertools import islice
+from itertools import islice, product
 from typing import Any
 
 import array_api_compat
@@ -236,6 +236,50 @@ class Backend:
                 part = self.xp.broadcast_to(part, (*part.shape[:at], run.length, *part.shape[at + 1 :]))
             parts.append(self.xp.flip(part, axis=at) if run.step < 0 else part)
         return self.xp.concat(parts, axis=at) if len(parts) > 1 else parts[0]
+
+    # depthwise: x (n, c_in, *size), w (c_out, 1, *kernel), y (n, c_out, *out)
+
+    def depthwise(self, x: Array, w: Array, g: Geometry, out: Array | None = None) -> Array:
+        """The convolution of every channel with its own filters; in `out` if possible."""
+        del out
+        parts = self._by_channel(w, g)
+        y = None
+        for tap, seen in self._seen(x, g):
+            term = parts[(..., *tap, *(None for _ in g.axes))] * seen
+            y = term if y is None else y + term
+        return self.xp.reshape(y, g.y_shape)
+
+    def depthwise_input_grad(self, dy: Array, w: Array, g: Geometry, out: Array | None = None) -> Array:
+        """The transpose of `depthwise` in x."""
+        rank = len(g.axes)
+        dy = self.xp.reshape(dy, (g.batch, g.c_in, -1, *(1 for _ in g.axes), *g.out))
+        cols = dy * self._by_channel(w, g)[(..., *(None for _ in g.axes))]
+        cols = self.xp.sum(cols, axis=2, dtype=cols.dtype) if g.c_out > g.c_in else cols[:, :, 0]
+        return self.col2im(self.xp.reshape(cols, (g.batch, g.c_in, *cols.shape[-2 * rank :])), g, out)
+
+    def depthwise_weight_grad(self, dy: Array, x: Array, g: Geometry) -> Array:
+        """The adjoint of `depthwise` in w."""
+        dy = self.xp.reshape(dy, (g.batch, g.c_in, -1, *g.out))
+        axes = (0, *range(3, dy.ndim))
+        sums = [self.xp.sum(dy * self.conj(seen), axis=axes, dtype=dy.dtype) for _, seen in self._seen(x, g)]
+        return self.xp.reshape(self.xp.stack(sums, axis=-1), g.w_shape)
+
+    def depthwise_spare(self, g: Geometry) -> int:
+        """Elements that the three need at once beside what they take and make, at most."""
+        filters = g.c_out // max(1, g.c_in)
+        return 2 * filters * math.prod(g.columns_shape) + self.spare(g) + 2 * math.prod(g.y_shape)
+
+    def _by_channel(self, w: Array, g: Geometry) -> Array:
+        return self.xp.reshape(w, (1, g.c_in, -1, *g.kernel))
+
+    def _seen(self, x: Array, g: Geometry) -> Iterator[tuple[tuple[int, ...], Array]]:
+        """Every tap, and what it sees for all outputs, ``(n, c, 1, *out)``."""
+        for at, axis in enumerate(g.axes, start=2):
+            x = self.pad(x, at, axis.lo, axis.hi)
+        for tap in product(*(range(axis.kernel) for axis in g.axes)):
+            starts = [t * a.dilation for t, a in zip(tap, g.axes, strict=True)]
+            spans = (slice(s, s + (a.out - 1) * a.stride + 1, a.stride) for s, a in zip(starts, g.axes, strict=True))
+            yield tap, x[(slice(None), slice(None), None, *spans)]
 
     def retract(self, dx: Array, runs: tuple[Run, ...]) -> Array:
         """The adjoint of what `runs` read: the gradient of the padding, brought to where it was taken from."""

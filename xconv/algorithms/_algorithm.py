@@ -1,0 +1,54 @@
+"""What every algorithm is asked."""
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+from .._geometry import Geometry
+from .._typing import Array, Kind
+from ..backends import Backend
+
+
+class Algorithm(ABC):
+    """An algorithm for a convolution under zero padding, on arrays of the accumulating dtype. Stateless."""
+
+    name: ClassVar[str]
+    #: Whether it takes half types as they are, where the backend's products of them are summed in float32.
+    takes_half: ClassVar[bool] = False
+    #: Whether ``|err| <= K * eps * conv(|x|, |w|)`` holds for every element, and NaN stays in the windows that see it.
+    componentwise: ClassVar[bool] = True
+
+    @abstractmethod
+    def refusal(self, g: Geometry, kind: Kind) -> str | None:
+        """Why this algorithm cannot serve the geometry, or a dtype of this kind; None where it can."""
+
+    @abstractmethod
+    def scratch(self, g: Geometry, backend: Backend) -> int:
+        """Elements of temporary memory that any of the three functions takes for `g`, at most."""
+
+    @abstractmethod
+    def traffic(self, g: Geometry) -> int:
+        """Elements that a forward pass reads and writes, its temporary arrays included."""
+
+    @abstractmethod
+    def multiplications(self, g: Geometry) -> int:
+        """Multiply-adds of a forward pass."""
+
+    @abstractmethod
+    def transform(self, backend: Backend, g: Geometry, w: Array) -> Array:
+        """The filters as `forward` takes them; made once for all tiles."""
+
+    @abstractmethod
+    def adjoint_operand(self, backend: Backend, g: Geometry, w: Array) -> Array:
+        """The filters as `input_grad` takes them, which does not conjugate: `w` has been, where it must be."""
+
+    @abstractmethod
+    def forward(self, backend: Backend, g: Geometry, x: Array, u: Array, out: Array | None) -> Array:
+        """``conv(x, w)``, written into `out` where that saves a copy."""
+
+    @abstractmethod
+    def input_grad(self, backend: Backend, g: Geometry, dy: Array, u: Array, out: Array | None) -> Array:
+        """The transpose of `forward` in x, written into `out` where that saves a copy."""
+
+    @abstractmethod
+    def weight_grad(self, backend: Backend, g: Geometry, dy: Array, x: Array) -> Array:
+        """The adjoint in w: x is conjugated."""

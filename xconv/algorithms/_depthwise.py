@@ -1,0 +1,49 @@
+"""Depthwise convolution without columns: one multiply-add per tap on whole planes.
+
+Where every group has one input channel, im2col would write each element once per tap, for one multiplication each. Here
+each tap's number multiplies the plane as it lies. The error is that of the plain sum of K taps, element by element:
+``|err| <= K * eps * conv(|x|, |w|)``.
+"""
+
+import math
+
+from .._geometry import Geometry
+from .._typing import Array, Kind
+from ..backends import Backend
+from ._algorithm import Algorithm
+
+
+class Depthwise(Algorithm):
+    name = "depthwise"
+    takes_half = True
+
+    def refusal(self, g: Geometry, kind: Kind) -> str | None:
+        del kind
+        if g.c_in != g.groups or g.c_in == 0:
+            return f"it takes one input channel per group, and there are {g.c_in} in {g.groups}"
+        return None
+
+    def scratch(self, g: Geometry, backend: Backend) -> int:
+        return math.prod(g.x_shape) + math.prod(g.y_shape) + backend.depthwise_spare(g)
+
+    def traffic(self, g: Geometry) -> int:
+        return math.prod(g.x_shape) + math.prod(g.y_shape) + math.prod(g.w_shape)
+
+    def multiplications(self, g: Geometry) -> int:
+        return g.macs
+
+    def transform(self, backend: Backend, g: Geometry, w: Array) -> Array:
+        del backend, g
+        return w
+
+    def adjoint_operand(self, backend: Backend, g: Geometry, w: Array) -> Array:
+        return self.transform(backend, g, w)
+
+    def forward(self, backend: Backend, g: Geometry, x: Array, u: Array, out: Array | None) -> Array:
+        return backend.depthwise(x, u, g, out)
+
+    def input_grad(self, backend: Backend, g: Geometry, dy: Array, u: Array, out: Array | None) -> Array:
+        return backend.depthwise_input_grad(dy, u, g, out)
+
+    def weight_grad(self, backend: Backend, g: Geometry, dy: Array, x: Array) -> Array:
+        return backend.depthwise_weight_grad(dy, x, g)
