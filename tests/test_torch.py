@@ -436,5 +436,5 @@ def test_refuses_what_torch_cannot_multiply(torch, name):
 
 def test_refuses_sparse_tensors(torch):
     x = torch.ones(1, 1, 4)
-    with pytest.raises(TypeError, match=r"`w` must be a dense array, got one of layout torch\\.sparse_coo"):
+    with pytest.raises(TypeError, match=r"`w` must be a dense array, got one of layout torch\.sparse_coo"):
         xconv.conv(x, x.to_sparse())

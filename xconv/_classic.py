@@ -52,6 +52,10 @@ def conv_forward(X: Array, W: Array, b: Array, stride: int = 1, padding: int = 1
     TypeError
         For arguments that are no arrays of one library.
 
+    Notes
+    -----
+    Unlike :func:`conv`, this takes integers together with floating-point numbers, and converts them.
+
     Examples
     --------
     >>> import numpy as np, xconv
