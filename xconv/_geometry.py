@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from ._typing import Index, Shape
 
@@ -311,10 +311,10 @@ class Geometry:
                 strip = flat.part("inputs", slice(0, self.batch), ranges)
                 yield Border(strip, strip.geometry.tiles("inputs", budget, cost))
 
-    def reads(self, ranges: tuple[slice, ...]) -> Iterator[tuple[Index, tuple[Run, ...], Index]]:
+    def reads(self, ranges: tuple[slice, ...]) -> Iterator[tuple[tuple[Any, ...], tuple[Run, ...], Index]]:
         """What a part of the padded input reads, block by block.
 
-        The index of the block within the part, its runs, and the index of the inputs that they read.
+        The index of the block within the part, its runs, and the places on every axis that they read.
         """
         choices: list[list[tuple[slice, Run]]] = []
         for axis, part in zip(self.axes, ranges, strict=True):
@@ -323,10 +323,9 @@ class Geometry:
                 begin, position = position, position + run.repeats * run.period
                 choice.append((slice(begin, position), run))
             choices.append(choice)
-        all_of = (slice(None), slice(None))
         for blocks in product(*choices):
             runs = tuple(run for _, run in blocks)
-            yield (*all_of, *(block for block, _ in blocks)), runs, (*all_of, *(run.source for run in runs))
+            yield (..., *(block for block, _ in blocks)), runs, tuple(run.source for run in runs)
 
 
 @dataclass(frozen=True, slots=True)

@@ -165,10 +165,9 @@ def _cut(
         target *= 2
         input_tiles = g.tiles("inputs", target, cost)
     largest = max(cost(tiles.largest), cost(input_tiles.largest))
-    if g.pad_mode != "constant":  # whatever the parts of the padding are, their tiles are cut down to `target`, or one
-        flat = g.extended()
-        one = flat.largest("inputs", [min(1, g.batch), *(1 for _ in g.axes)])
-        largest = max(largest, border_cost(one), int(min(target, border_cost(flat))))
+    if g.pad_mode != "constant":  # the tiles of the padding are cut until they are no larger than this
+        one = g.extended().largest("inputs", [min(1, g.batch), *(1 for _ in g.axes)])
+        largest = max(largest, border_cost(one))
     if largest > room:
         msg = f"`workspace` must be at least {fixed + largest} bytes for this convolution, got {settings.workspace}"
         raise ValueError(msg)
@@ -189,7 +188,7 @@ def _cut(
         workspace=fixed + largest,
         tiles=tuple(tiles) if len(tiles) <= KEPT else tiles,
         input_tiles=tuple(input_tiles) if len(input_tiles) <= KEPT else input_tiles,
-        find_borders=partial(g.borders, target, border_cost),
+        find_borders=partial(g.borders, largest, border_cost),
     )
 
 

@@ -97,7 +97,7 @@ class Schedule:
         def retracted(tile: Tile) -> Iterator[tuple[Index, Array]]:
             strip = part(tile, None)
             for block, runs, source in g.reads(tile.x[2:]):
-                yield source, backend.retract(strip[block], runs)
+                yield (*tile.x[:2], *source), backend.retract(strip[block], runs)
 
         def piece(tile: Tile, out: Array | None) -> Array:
             dx = part(tile, out if rounded_once else None)

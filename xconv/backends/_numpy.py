@@ -202,7 +202,11 @@ class NumpyBackend(DtypesOfNumpy):
     def outer(self, s: Array, v: Array) -> Array:
         s, v = self._images_last(s), self._images_last(v)
         out = self.scratch.take((s.shape[0], s.shape[1], v.shape[1]), v.dtype)
-        return np.matmul(s, self.adjoint(v), out=out)
+        if v.dtype.kind != "c":
+            return np.matmul(s, v.mT, out=out)
+        # s @ v^H is the conjugate of conj(s) @ v^T, and s is the smaller one
+        conjugate = np.conj(s, out=self.scratch.take(s.shape, s.dtype))
+        return np.conj(np.matmul(conjugate, v.mT, out=out), out=out)
 
     def assemble(
         self,
