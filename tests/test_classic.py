@@ -77,3 +77,17 @@ def test_bias_gradient_sums_half_in_single():
     _, _, db = xconv.conv_backward(np.ones_like(out), cache)
     assert db.dtype == np.float16
     assert np.all(db == np.float16(5000))
+
+
+def test_integers_take_the_dtype_of_the_others(lib, rng):
+    """As in the tutorial's own code, images of bytes meet filters of floats."""
+    X, W, b = (rng.integers(0, 9, shape) for shape in ((2, 3, 5, 5), (4, 3, 3, 3), (4, 1)))
+    given = lib.array(X, "uint8"), lib.array(W, "float32"), lib.array(b, "int64" if lib.has("int64") else "int32")
+    out, cache = xconv.conv_forward(*given)
+    whole = [lib.array(a, "float32") for a in (X, W, b)]
+    expected, all_float = xconv.conv_forward(*whole)
+    lib.check(out, lib.numpy(expected), dtype="float32")
+    for gradient, same in zip(xconv.conv_backward(out, cache), xconv.conv_backward(out, all_float), strict=True):
+        lib.check(gradient, lib.numpy(same), dtype="float32")
+    columns, _ = xconv.conv_forward(*(lib.array(a, "int32") for a in (X, W, b)))
+    lib.check(columns, lib.numpy(expected).astype(int), dtype="int32")

@@ -440,3 +440,27 @@ def test_col2im_of_one_tap_is_a_copy(lib):
         return  # its arrays cannot be written to
     image[...] = 7
     lib.check(cols, np.ones((1, 1, 1, 4)))
+
+
+def test_steps_far_beyond_the_array(lib, rng):
+    """One output takes any stride, and one tap any dilation."""
+    x, w = integers(rng, (1, 2, 5, 4), (3, 2, 3, 1))
+    options = {"stride": (2**70, 1), "dilation": (1, 2**70)}
+    y = xconv.conv(lib.array(x), lib.array(w), **options)
+    oracle = Oracle(x.shape, w.shape, stride=(9, 1))
+    lib.check(y, oracle.conv(x, w))
+    lib.check(xconv.conv_input_grad(y, lib.array(w), x.shape, **options), oracle.input_grad(lib.numpy(y), w))
+
+
+def test_dtypes_by_name(lib, rng):
+    x, w = integers(rng, (1, 2, 5), (3, 2, 3))
+    y = xconv.conv(lib.array(x, "int8"), lib.array(w, "int8"), dtype="int32")
+    lib.check(y, Oracle(x.shape, w.shape).conv(x, w), dtype="int32")
+
+
+@pytest.mark.numpy_only
+def test_byte_orders(rng):
+    x, w = integers(rng, (1, 2, 5), (3, 2, 3))
+    y = xconv.conv(x.astype(">f4"), w.astype("<f4"), dtype=">f8")
+    assert y.dtype == np.float64
+    assert np.array_equal(y, xconv.conv(x, w))

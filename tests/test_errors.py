@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -109,7 +110,33 @@ BAD = {
         ValueError,
         "`x_shape` must be a sequence",
     ),
-    "w_shape": (lambda: xconv.conv_weight_grad(DY, X, (6, 4, 3)), ValueError, "`w` must have as many axes"),
+    "w_shape": (lambda: xconv.conv_weight_grad(DY, X, (6, 4, 3)), ValueError, "`w_shape` must have as many axes"),
+    "w_shape channels": (
+        lambda: xconv.conv_weight_grad(DY, X, (6, 3, 3, 3)),
+        ValueError,
+        "`w_shape` must have 4 input channels",
+    ),
+    "x_shape rank": (lambda: xconv.conv_input_grad(DY, W, (6, 4)), ValueError, "`x_shape` must have a batch"),
+    "x_shape empty": (
+        lambda: xconv.conv_input_grad(DY, W, (2, 4, 0, 7), padding=2, pad_mode="edge"),
+        ValueError,
+        "got `x_shape` of size (0, 7)",
+    ),
+    "x_shape beyond memory": (lambda: xconv.conv_input_grad(DY, W, (2, 4, 10**30, 7)), ValueError, "be addressed"),
+    "padding beyond memory": (conv(X, W, padding=10**12, pad_mode="wrap"), ValueError, "`padding`"),
+    "padding beyond numbers": (conv(X, W, padding=10**30), ValueError, "be addressed"),
+    "padding dict": (conv(X, W, padding={1: 2, 3: 4}), TypeError, "`padding` must be made of integers"),
+    "stride set": (conv(X, W, stride={1, 2}), TypeError, "`stride` must be made of integers"),
+    "rank 32": (
+        conv(ones(1, 1, 2, *[1] * 31), ones(1, 1, 2, *[1] * 31)),
+        ValueError,
+        "gemm: `x` has more than 31 spatial axes",
+    ),
+    "half of another kind": (
+        conv(X.astype("f2"), W.astype("f2"), dtype=ml_dtypes.bfloat16),
+        TypeError,
+        "`dtype` must be able to hold float16",
+    ),
     "w_shape nested": (
         lambda: xconv.conv_weight_grad(DY, X, (6, 4, (3, 3), 3)),
         ValueError,
@@ -173,6 +200,17 @@ BAD = {
     ),
     "size -1": (lambda: xconv.col2im(ones(1, 1, 3, 3), -1), ValueError, "`size` must be at least 0"),
     # the classic four
+    "classic channels": (
+        lambda: xconv.conv_forward(X, ones(6, 3, 3, 3), B),
+        ValueError,
+        "`W` must have the 4 channels",
+    ),
+    "classic no taps": (lambda: xconv.conv_forward(X, ones(6, 4, 0, 3), B), ValueError, "`W` must have"),
+    "classic fields": (
+        lambda: xconv.col2im_indices(ones(9, 25), (1, 1, 5, 5), -3, -3),
+        ValueError,
+        "`field_height` must be at least 1, got -3",
+    ),
     "classic stride": (lambda: xconv.conv_forward(X, W, B, stride=4), ValueError, "Invalid output dimension!"),
     "classic width": (lambda: xconv.conv_forward(ones(1, 4, 7, 8), W, B, stride=2), ValueError, "8 + 2 * 1 - 3 = 7"),
     "classic columns": (lambda: xconv.im2col_indices(X, 3, 3, stride=4), ValueError, "Invalid output dimension!"),
@@ -270,7 +308,7 @@ def test_dtypes_of_other_libraries():
     with pytest.raises(
         TypeError, match="`dtype` must be an integer, real or complex floating dtype of array_api_strict"
     ):
-        xconv.conv(x, w, dtype="float64")
+        xconv.conv(x, w, dtype="nonsense")
     for narrow in (
         "float8_e4m3fn",
         "float4_e2m1fn",

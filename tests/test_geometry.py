@@ -22,15 +22,29 @@ def test_runs_are_numpys_padding(mode, size):
             if size + lo + hi < 1:
                 continue
             axis = Axis(size, 1, lo=lo, hi=hi)
-            read = [run.start + i * run.step for run in axis.runs(mode) for i in range(run.length)]
+            read = [i for run in axis.runs(mode, slice(0, axis.padded)) for i in elements(run)]
             extended = np.pad(np.arange(size), (max(lo, 0), max(hi, 0)), mode=mode)
             assert read == list(extended[max(-lo, 0) : len(extended) - max(-hi, 0)])
+            for begin, end in ((1, axis.padded), (0, axis.padded // 2)):
+                assert [i for run in axis.runs(mode, slice(begin, end)) for i in elements(run)] == read[begin:end]
+
+
+def elements(run):
+    """What a run reads, element by element."""
+    once = [run.start + i * (run.step or 1) for i in range(run.length)]
+    return (once if run.step else once + once[-2:0:-1]) * run.repeats
 
 
 def test_runs_are_few():
-    assert Axis(10, 3, lo=3, hi=2).runs("reflect") == [Run(3, 3, -1), Run(0, 10, 1), Run(8, 2, -1)]
-    assert Axis(10, 3, lo=3, hi=2).runs("wrap") == [Run(7, 3, 1), Run(0, 10, 1), Run(0, 2, 1)]
-    assert Axis(10, 3, lo=3, hi=2).runs("edge") == [Run(0, 3, 0), Run(0, 10, 1), Run(9, 2, 0)]
+    def runs(mode, size=10, lo=3, hi=2):
+        axis = Axis(size, 3, lo=lo, hi=hi)
+        return list(axis.runs(mode, slice(0, axis.padded)))
+
+    assert runs("reflect") == [Run(3, 3, -1), Run(0, 10, 1), Run(8, 2, -1)]
+    assert runs("wrap") == [Run(7, 3, 1), Run(0, 10, 1), Run(0, 2, 1)]
+    assert runs("edge") == [Run(0, 1, 1, 3), Run(0, 10, 1), Run(9, 1, 1, 2)]
+    assert runs("wrap", 4, 10**12 + 1, 0) == [Run(3, 1, 1), Run(0, 4, 1, 10**12 // 4), Run(0, 4, 1)]
+    assert len(runs("reflect", 3, 10**12, 10**12)) <= 8
 
 
 def meetings(g, tile=None):

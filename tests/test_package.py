@@ -89,9 +89,12 @@ def test_program_tells_of_wrong_results(monkeypatch):
 
 
 def test_program_tells_of_what_is_missing_or_broken(monkeypatch):
-    assert list(program._report("no_such_library", "no_such_library")) == ["no_such_library not installed"]
+    assert list(program._report("no_such_library", "no_such_library")) == ["no_such_library  not installed"]
     (line,) = program._report("numpy", "numpy.no_such_part")
-    assert "does not work: No module named" in line
+    assert "does not work: ModuleNotFoundError No module named" in line
+    monkeypatch.setattr(program, "_samples", lambda *_: (_ for _ in ()).throw(RuntimeError))
+    (line,) = program._report("numpy", "numpy")
+    assert line.split() == ["numpy", "does", "not", "work:", "RuntimeError"]
 
 
 class Fake:
@@ -141,4 +144,4 @@ def test_program_tells_of_a_missing_device(monkeypatch):
     fake.__version__ = "14.2"
     monkeypatch.setattr(program, "find_spec", lambda _: True)
     monkeypatch.setattr(program.importlib, "import_module", lambda _: fake)
-    assert list(program._report("cupy", "cupy")) == ["cupy   14.2, no device"]
+    assert list(program._report("cupy", "cupy")) == ["cupy             14.2, no device"]

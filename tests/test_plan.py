@@ -1,5 +1,9 @@
 """Plans: what they say, and that they run."""
 
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
@@ -76,7 +80,7 @@ def test_refuses_other_arrays(lib, arrays):
 def test_refuses_another_library():
     strict = pytest.importorskip("array_api_strict")
     p = xconv.plan(np.ones((1, 1, 3)), np.ones((1, 1, 2)))
-    with pytest.raises(TypeError, match="the plan is for arrays of numpy"):
+    with pytest.raises(TypeError, match="`x` and `w` must be of numpy, the array library of the plan"):
         p.conv(strict.ones((1, 1, 3)), strict.ones((1, 1, 2)))
 
 
@@ -135,6 +139,66 @@ def test_config_nests_and_ends():
     with pytest.raises(ValueError, match="groups"), xconv.config(precision="tf32"):
         xconv.conv(np.ones((1, 1, 1)), np.ones((1, 1, 1)), groups=0)
     assert _config.current().precision == "ieee"
+
+
+def test_config_none_is_the_default():
+    from xconv import _config
+
+    with xconv.config(workspace=100, precision="tf32", numerics="strict", threads=2):
+        with xconv.config(workspace=None, precision=None, numerics=None, threads=None):
+            assert _config.current() == _config.Settings()
+        with xconv.config(threads=...):
+            assert _config.current().threads == 2
+
+
+def test_one_config_for_many_threads():
+    """Threads enter and leave it in any order; each has its own settings."""
+    from xconv import _config
+
+    shared, entered, left = xconv.config(workspace=100), threading.Event(), threading.Event()
+
+    def other():
+        with shared:
+            entered.set()
+            assert left.wait(10)
+            return _config.current().workspace
+
+    with ThreadPoolExecutor(1) as pool:
+        with shared:
+            result = pool.submit(other)
+            assert entered.wait(10)
+        assert _config.current().workspace is None
+        left.set()
+        assert result.result() == 100
+
+
+def test_config_left_without_being_entered():
+    with pytest.raises(RuntimeError, match="had not been entered"):
+        xconv.config().__exit__(None, None, None)
+
+
+def test_workspace_of_a_plan_is_enough(rng):
+    """And it counts the copies of the filters."""
+    x, w = rng.standard_normal((1, 64, 8, 8)), rng.standard_normal((64, 64, 3, 3))
+    p = xconv.plan(x, w)
+    assert p.workspace >= 2 * w.nbytes
+    with xconv.config(workspace=p.workspace):
+        xconv.conv(x, w)
+
+
+@pytest.mark.numpy_only
+@pytest.mark.parametrize("mode", ["edge", "reflect", "wrap"])
+def test_a_long_padding_is_planned_and_run_quickly(rng, mode):
+    """Its repetitions are never walked through one by one."""
+    x, w = rng.integers(-5, 6, (1, 1, 2, 3)).astype(float), rng.integers(-5, 6, (2, 1, 3, 3)).astype(float)
+    padded = np.pad(x, ((0, 0), (0, 0), (300, 301), (300, 299)), mode=mode)
+    options = {"padding": ((300, 301), (300, 299)), "pad_mode": mode}
+    begin = time.perf_counter()
+    y = xconv.conv(x, w, **options)
+    dx = xconv.conv_input_grad(y, w, x.shape, **options)
+    assert time.perf_counter() - begin < 1
+    assert np.array_equal(y, xconv.conv(padded, w))
+    assert np.vdot(dx, x) == np.vdot(y, y)
 
 
 def test_a_large_kernel_gets_large_tiles(rng):

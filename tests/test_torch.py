@@ -424,3 +424,17 @@ def test_any_memory(torch, integers):
         last = xconv.conv(x.movedim(1, -1), taps, padding=1, layout="channels_last")
         assert_equal(torch, last, expected.movedim(1, -1))
     assert base._version == 0
+
+
+@pytest.mark.parametrize("name", ["uint16", "uint32", "uint64", "complex32"])
+@pytest.mark.filterwarnings("ignore:ComplexHalf")
+def test_refuses_what_torch_cannot_multiply(torch, name):
+    x = torch.ones(1, 1, 4).to(getattr(torch, name))
+    with pytest.raises(TypeError, match=f"`x` torch.{name}"):
+        xconv.conv(x, x)
+
+
+def test_refuses_sparse_tensors(torch):
+    x = torch.ones(1, 1, 4)
+    with pytest.raises(TypeError, match=r"`w` must be a dense array, got one of layout torch\.sparse_coo"):
+        xconv.conv(x, x.to_sparse())

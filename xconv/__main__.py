@@ -13,7 +13,14 @@ from threadpoolctl import threadpool_info
 from . import __version__, conv, conv_input_grad, conv_weight_grad
 from ._typing import Array, Namespace
 
-LIBRARIES = {"numpy": "numpy", "cupy": "cupy", "torch": "torch", "jax": "jax.numpy"}
+LIBRARIES = {
+    "numpy": "numpy",
+    "cupy": "cupy",
+    "torch": "torch",
+    "jax": "jax.numpy",
+    "dask": "dask.array",
+    "array_api_strict": "array_api_strict",
+}
 
 
 def main() -> None:
@@ -32,22 +39,22 @@ def main() -> None:
 def _report(name: str, module: str) -> Iterator[str]:
     """One line per device of a library."""
     if find_spec(name) is None:
-        yield f"{name:<6} not installed"
+        yield f"{name:<16} not installed"
         return
     try:
         xp = importlib.import_module(module)
         version = importlib.import_module(name).__version__
         placed = list(_samples(name, xp))
     except Exception as error:  # noqa: BLE001  (a broken library is what this program is there to tell of)
-        yield f"{name:<6} does not work: {str(error).splitlines()[0]}"
+        yield f"{name:<16} does not work: {type(error).__name__} {error}".splitlines()[0]
         return
     if not placed:
-        yield f"{name:<6} {version}, no device"
+        yield f"{name:<16} {version}, no device"
     for device, x in placed:
         verdict = "ok" if _works(x) else "WRONG RESULTS"
         begin = time.perf_counter()
         _works(x)  # once more, now that everything is loaded and compiled
-        yield f"{name:<6} {version} on {device}: {verdict}, {(time.perf_counter() - begin) * 1e3:.1f} ms"
+        yield f"{name:<16} {version} on {device}: {verdict}, {(time.perf_counter() - begin) * 1e3:.1f} ms"
 
 
 def _samples(name: str, xp: Namespace) -> Iterator[tuple[str, Array]]:
@@ -65,7 +72,7 @@ def _samples(name: str, xp: Namespace) -> Iterator[tuple[str, Array]]:
         for device in importlib.import_module("jax").devices():
             yield str(device), xp.asarray(image, device=device)
     else:
-        yield "cpu", image
+        yield "cpu", xp.asarray(image)
 
 
 def _works(x: Array) -> bool:

@@ -1,13 +1,18 @@
 """From what callers write to a Geometry: defaults, strings and broadcasting end here, and shape errors start here."""
 
+import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 from ._geometry import Axis, Geometry
 from ._typing import Shape
+
+#: More than any memory holds, and still countable by `len`.
+MOST_ELEMENTS = 2**62
 
 PAD_MODES = ("constant", "edge", "reflect", "wrap")
 
@@ -21,16 +26,18 @@ def geometry(
     dilation: object = 1,
     groups: int = 1,
     pad_mode: str = "constant",
+    names: tuple[str, str] = ("x", "w"),
 ) -> Geometry:
-    """Check shapes (channels first) and options, and resolve the padding. Raises ValueError, naming the argument."""
-    if len(x_shape) < 3:
-        msg = f"`x` must have a batch, a channel and at least one spatial axis, got shape {x_shape}"
-        raise ValueError(msg)
-    _check_rank(x_shape, w_shape)
+    """Check shapes (channels first) and options, and resolve the padding. Raises ValueError, naming the argument.
+
+    The `names` are those of the arguments that the shapes of `x` and `w` came from.
+    """
+    x, w = names
+    _check_ranks(x_shape, w_shape, x, w)
     (batch, c_in, *size), (c_out, c_group, *kernel) = x_shape, w_shape
     _check_groups(groups, c_in, c_out)
     if c_group * groups != c_in:
-        msg = f"`w` must have {c_in // groups} input channels ({c_in} over {groups} groups), got shape {w_shape}"
+        msg = f"`{w}` must have {c_in // groups} input channels ({c_in} over {groups} groups), got shape {w_shape}"
         raise ValueError(msg)
     if pad_mode not in PAD_MODES:
         msg = f"`pad_mode` must be one of {PAD_MODES}, got {pad_mode!r}"
@@ -44,9 +51,11 @@ def geometry(
         )
         raise ValueError(msg)
     if pad_mode != "constant" and any(a.size == 0 and a.is_padded for a in axes):
-        msg = f"`pad_mode` {pad_mode!r} needs an element to pad from, got `x` of size {tuple(size)}"
+        msg = f"`pad_mode` {pad_mode!r} needs an element to pad from, got `{x}` of size {tuple(size)}"
         raise ValueError(msg)
-    return Geometry(batch, c_in, c_out, groups, axes, pad_mode if any(a.is_padded for a in axes) else "constant")
+    return _settled(
+        Geometry(batch, c_in, c_out, groups, axes, pad_mode if any(a.is_padded for a in axes) else "constant")
+    )
 
 
 def transposed_geometry(
@@ -60,10 +69,7 @@ def transposed_geometry(
     output_padding: object = 0,
 ) -> Geometry:
     """The convolution whose input gradient is this transposed convolution: its output is `x`, its input the result."""
-    if len(x_shape) < 3:
-        msg = f"`x` must have a batch, a channel and at least one spatial axis, got shape {x_shape}"
-        raise ValueError(msg)
-    _check_rank(x_shape, w_shape)
+    _check_ranks(x_shape, w_shape)
     (batch, c_in, *size), (filters, c_group, *kernel) = x_shape, w_shape
     _check_groups(groups, c_in, c_group * groups)
     if filters != c_in:
@@ -89,7 +95,19 @@ def transposed_geometry(
     if any(a.size < 1 for a in axes):
         msg = f"`padding` must leave some output, got {padding!r} for outputs of size {tuple(a.size for a in axes)}"
         raise ValueError(msg)
-    return Geometry(batch, c_group * groups, c_in, groups, tuple(axes))
+    return _settled(Geometry(batch, c_group * groups, c_in, groups, tuple(axes)))
+
+
+def _settled(g: Geometry) -> Geometry:
+    """The geometry with no step larger than what it steps over; ValueError where no memory could hold its arrays."""
+    for shape_ in (g.x_shape, g.y_shape):
+        if math.prod(max(1, length) for length in shape_) > MOST_ELEMENTS:
+            msg = (
+                f"`padding` {tuple((a.lo, a.hi) for a in g.axes)} and the sizes must lead to arrays that can be "
+                f"addressed, got {g.x_shape} to {g.y_shape} (channels first)"
+            )
+            raise ValueError(msg)
+    return replace(g, axes=tuple(axis.settled() for axis in g.axes))
 
 
 def integer(name: str, value: object) -> int:
@@ -107,6 +125,8 @@ def frozen(name: str, value: Any) -> Any:
         return value
     with suppress(TypeError):
         return operator.index(value)  # before iterating: an array without axes is an integer, and looks iterable
+    if isinstance(value, (Mapping, AbstractSet)):  # these have no order of axes
+        return integer(name, value)
     try:
         entries = tuple(value)
     except TypeError:
@@ -135,9 +155,12 @@ def per_axis(name: str, value: object, rank: int, *, least: int) -> Shape:
     return numbers
 
 
-def _check_rank(x_shape: Shape, w_shape: Shape) -> None:
+def _check_ranks(x_shape: Shape, w_shape: Shape, x: str = "x", w: str = "w") -> None:
+    if len(x_shape) < 3:
+        msg = f"`{x}` must have a batch, a channel and at least one spatial axis, got shape {x_shape}"
+        raise ValueError(msg)
     if len(w_shape) != len(x_shape):
-        msg = f"`w` must have as many axes as `x`, got shapes {w_shape} and {x_shape}"
+        msg = f"`{w}` must have as many axes as `{x}`, got shapes {w_shape} and {x_shape}"
         raise ValueError(msg)
 
 

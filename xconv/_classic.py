@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 from ._api import col2im, conv, conv_input_grad, conv_weight_grad, unfolded
 from ._arguments import integer, shape
+from ._geometry import Axis
 from ._typing import Array, Shape
-from .backends import backend_of
+from .backends import Backend, backend_of
 
 
 class Cache(NamedTuple):
@@ -51,6 +52,10 @@ def conv_forward(X: Array, W: Array, b: Array, stride: int = 1, padding: int = 1
     TypeError
         For arguments that are no arrays of one library.
 
+    Notes
+    -----
+    Unlike :func:`conv`, this takes integers together with floating-point numbers, and converts them.
+
     Examples
     --------
     >>> import numpy as np, xconv
@@ -66,9 +71,12 @@ def conv_forward(X: Array, W: Array, b: Array, stride: int = 1, padding: int = 1
     if tuple(b.shape) not in {(filters, 1), (filters,)}:
         msg = f"`b` must have shape ({filters}, 1) or ({filters},), got {tuple(b.shape)}"
         raise ValueError(msg)
-    stride, padding = _exact(X.shape, W.shape[2], W.shape[3], padding, stride)
-    out = conv(X, W, backend.xp.reshape(b, (filters,)), stride=stride, padding=padding)
-    return out, Cache(X, W, b, stride, padding)
+    if W.shape[1] != X.shape[1] or 0 in W.shape[2:]:
+        msg = f"`W` must have the {X.shape[1]} channels of `X`, and a size, got shape {tuple(W.shape)}"
+        raise ValueError(msg)
+    stride, padding, _ = _windows(X.shape, W.shape[2], W.shape[3], padding, stride)
+    operands = _floating(backend, X, W, backend.xp.reshape(b, (filters,)))
+    return conv(*operands, stride=stride, padding=padding), Cache(X, W, b, stride, padding)
 
 
 def conv_backward(dout: Array, cache: tuple[Any, ...]) -> tuple[Array, Array, Array]:
@@ -104,12 +112,13 @@ def conv_backward(dout: Array, cache: tuple[Any, ...]) -> tuple[Array, Array, Ar
         raise TypeError(msg)
     X, W, b, stride, padding = cache
     backend = backend_of({"dout": dout, "X": X, "W": W})
-    height, width = _out_size(X.shape, W.shape[2], W.shape[3], padding, stride)
+    height, width = _windows(X.shape, W.shape[2], W.shape[3], padding, stride).out
     if tuple(dout.shape) != (X.shape[0], W.shape[0], height, width):
         msg = f"`dout` must have shape {(X.shape[0], W.shape[0], height, width)}, got {tuple(dout.shape)}"
         raise ValueError(msg)
-    dX = conv_input_grad(dout, W, X.shape, stride=stride, padding=padding)
-    dW = conv_weight_grad(dout, X, W.shape, stride=stride, padding=padding)
+    dout, images, filters = _floating(backend, dout, X, W)
+    dX = conv_input_grad(dout, filters, X.shape, stride=stride, padding=padding)
+    dW = conv_weight_grad(dout, images, W.shape, stride=stride, padding=padding)
     sums = backend.xp.sum(dout, axis=(0, 2, 3), dtype=backend.accumulator(dout.dtype))
     db = backend.xp.reshape(backend.astype(sums, dout.dtype), b.shape)
     return dX, dW, db
@@ -148,7 +157,7 @@ def im2col_indices(X: Array, field_height: int, field_width: int, padding: int =
     """
     backend = backend_of({"X": X})
     _check_images("X", X)
-    stride, padding = _exact(X.shape, field_height, field_width, padding, stride)
+    stride, padding, _ = _windows(X.shape, field_height, field_width, padding, stride)
     cols = unfolded(X, (field_height, field_width), stride, padding, images_last=True)
     n, c, kh, kw, oh, ow = cols.shape
     return backend.xp.reshape(backend.xp.permute_dims(cols, (1, 2, 3, 4, 5, 0)), (c * kh * kw, oh * ow * n))
@@ -196,9 +205,8 @@ def col2im_indices(
     if len(x_shape) != 4:
         msg = f"`x_shape` must be (D, C, H, W), got {x_shape}"
         raise ValueError(msg)
-    stride, padding = _exact(x_shape, field_height, field_width, padding, stride)
+    stride, padding, (oh, ow) = _windows(x_shape, field_height, field_width, padding, stride)
     n, c, height, width = x_shape
-    oh, ow = _out_size(x_shape, field_height, field_width, padding, stride)
     expected = (c * field_height * field_width, oh * ow * n)
     if tuple(cols.shape) != expected:
         msg = f"`cols` must have shape {expected} for images of shape {tuple(x_shape)}, got {tuple(cols.shape)}"
@@ -214,23 +222,42 @@ def _check_images(name: str, array: Array) -> None:
         raise ValueError(msg)
 
 
-def _exact(x_shape: Shape, field_height: int, field_width: int, padding: int, stride: int) -> tuple[int, int]:
-    """The stride and the padding as ints; ValueError unless the windows tile the padded images exactly."""
-    stride, padding = integer("stride", stride), integer("padding", padding)
-    field_height, field_width = integer("field_height", field_height), integer("field_width", field_width)
-    if stride < 1:
-        msg = f"`stride` must be at least 1, got {stride}"
-        raise ValueError(msg)
-    for size, field in zip(x_shape[2:], (field_height, field_width), strict=True):
-        if (size + 2 * padding - field) % stride:
+class _Windows(NamedTuple):
+    """How the windows lie: the options as ints, and how many there are on both axes."""
+
+    stride: int
+    padding: int
+    out: tuple[int, ...]
+
+
+def _windows(x_shape: Shape, field_height: int, field_width: int, padding: int, stride: int) -> _Windows:
+    """ValueError unless the windows tile the padded images exactly."""
+    given = {"stride": stride, "field_height": field_height, "field_width": field_width}
+    numbers = {name: integer(name, value) for name, value in given.items()}
+    for name, number in numbers.items():
+        if number < 1:
+            msg = f"`{name}` must be at least 1, got {number}"
+            raise ValueError(msg)
+    stride, *fields = numbers.values()
+    padding = integer("padding", padding)
+    axes = [Axis(*sizes, stride, 1, padding, padding) for sizes in zip(x_shape[2:], fields, strict=True)]
+    for axis in axes:
+        if (axis.padded - axis.extent) % stride:
             msg = (
                 f"Invalid output dimension! `stride` {stride} must divide the room of the window, "
-                f"{size} + 2 * {padding} - {field} = {size + 2 * padding - field}"
+                f"{axis.size} + 2 * {padding} - {axis.kernel} = {axis.padded - axis.extent}"
             )
             raise ValueError(msg)
-    return stride, padding
+    return _Windows(stride, padding, tuple(axis.out for axis in axes))
 
 
-def _out_size(x_shape: Shape, field_height: int, field_width: int, padding: int, stride: int) -> tuple[int, int]:
-    height, width = x_shape[2:]
-    return (height + 2 * padding - field_height) // stride + 1, (width + 2 * padding - field_width) // stride + 1
+def _floating(backend: Backend, *arrays: Array) -> list[Array]:
+    """The arrays, with integers converted to the floating-point dtype of the others, if there is one."""
+    kinds = [backend.kind(array.dtype) for array in arrays]
+    dtypes = [array.dtype for array, kind in zip(arrays, kinds, strict=True) if kind in {"real", "complex"}]
+    if not dtypes:
+        return list(arrays)
+    common = backend.xp.result_type(*dtypes)
+    return [
+        backend.astype(array, common) if kind == "integer" else array for array, kind in zip(arrays, kinds, strict=True)
+    ]

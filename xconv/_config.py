@@ -1,6 +1,7 @@
 """The settings of a block of code, kept in a context variable: each thread and each asyncio task has its own."""
 
-from contextvars import ContextVar, Token
+from contextvars import ContextVar
+from types import EllipsisType
 from typing import Literal, NamedTuple, Self
 
 from ._arguments import integer
@@ -13,15 +14,19 @@ class Settings(NamedTuple):
     threads: int | None = None
 
 
-_current: ContextVar[Settings] = ContextVar("xconv.settings", default=Settings())  # noqa: B039
-current = _current.get
+#: The settings of the blocks that surround a line of code, the innermost last; before them, the defaults.
+_blocks: ContextVar[tuple[Settings, ...]] = ContextVar("xconv.settings", default=(Settings(),))
+
+
+def current() -> Settings:
+    return _blocks.get()[-1]
 
 
 class config:  # noqa: N801
     """Change how convolutions run inside a ``with`` block.
 
-    What is not named keeps the value of the surrounding block. The settings hold for the current thread and
-    asyncio task.
+    What is not named keeps the value of the surrounding block, and None brings back the default. The settings hold for
+    the current thread and asyncio task. A ``config`` may be used many times, and by several threads.
 
     Parameters
     ----------
@@ -58,31 +63,36 @@ class config:  # noqa: N801
     def __init__(
         self,
         *,
-        workspace: int | None = None,
-        precision: Literal["ieee", "tf32"] | None = None,
-        numerics: Literal["fast", "strict"] | None = None,
-        threads: int | None = None,
+        workspace: int | EllipsisType | None = ...,
+        precision: Literal["ieee", "tf32"] | EllipsisType | None = ...,
+        numerics: Literal["fast", "strict"] | EllipsisType | None = ...,
+        threads: int | EllipsisType | None = ...,
     ) -> None:
-        changes: dict[str, int | str] = {}
+        changes: dict[str, object] = {}
         for name, number in (("workspace", workspace), ("threads", threads)):
-            if number is not None:
-                changes[name] = integer(name, number)
-                if changes[name] < 1:  # type: ignore[operator]
-                    msg = f"`{name}` must be at least 1, got {number}"
-                    raise ValueError(msg)
+            if isinstance(number, EllipsisType):
+                continue
+            changes[name] = number if number is None else integer(name, number)
+            if number is not None and number < 1:
+                msg = f"`{name}` must be at least 1, got {number}"
+                raise ValueError(msg)
         choices = (("precision", precision, ("ieee", "tf32")), ("numerics", numerics, ("fast", "strict")))
         for name, choice, known in choices:
-            if choice is not None:
-                if choice not in known:
-                    msg = f"`{name}` must be one of {known}, got {choice!r}"
-                    raise ValueError(msg)
-                changes[name] = choice
+            if isinstance(choice, EllipsisType):
+                continue
+            changes[name] = known[0] if choice is None else choice
+            if changes[name] not in known:
+                msg = f"`{name}` must be one of {known}, got {choice!r}"
+                raise ValueError(msg)
         self._changes = changes
-        self._tokens: list[Token[Settings]] = []
 
     def __enter__(self) -> Self:
-        self._tokens.append(_current.set(current()._replace(**self._changes)))  # type: ignore[arg-type]
+        _blocks.set((*_blocks.get(), current()._replace(**self._changes)))  # type: ignore[arg-type]
         return self
 
     def __exit__(self, *error: object) -> None:
-        _current.reset(self._tokens.pop())
+        outer = _blocks.get()[:-1]
+        if not outer:
+            msg = "a `config` block was left that had not been entered"
+            raise RuntimeError(msg)
+        _blocks.set(outer)

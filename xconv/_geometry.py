@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from ._typing import Index, Shape
 
@@ -25,20 +25,28 @@ HALOS = 8
 
 
 class Run(NamedTuple):
-    """Neighbours on an extended axis, read from `start` onwards in steps of 1, -1 or 0 (one element, repeated)."""
+    """Neighbours that the padding of an axis reads, `repeats` times in a row.
+
+    They are `length` elements from `start` in steps of 1 or -1; or, with a `step` of 0, there and back: all of them
+    upwards, and downwards again without the two at the ends.
+    """
 
     start: int
     length: int
     step: int
+    repeats: int = 1
+
+    @property
+    def period(self) -> int:
+        """How many elements are read before they repeat."""
+        return self.length if self.step else 2 * (self.length - 1)
 
     @property
     def source(self) -> slice:
         """The elements that are read, in ascending order."""
-        if self.step > 0:
-            return slice(self.start, self.start + self.length)
         if self.step < 0:
             return slice(self.start - self.length + 1, self.start + 1)
-        return slice(self.start, self.start + 1)
+        return slice(self.start, self.start + self.length)
 
 
 @dataclass(frozen=True)
@@ -76,6 +84,11 @@ class Axis:
     def is_padded(self) -> bool:
         return self.lo != 0 or self.hi != 0
 
+    def settled(self) -> "Axis":
+        """The same axis with no step that is larger than needed: one output takes any stride, one tap any dilation."""
+        stride = min(self.stride, max(1, self.padded - self.extent + 1))
+        return replace(self, stride=stride, dilation=1 if self.kernel == 1 else self.dilation)
+
     def narrowed(self, out: int) -> "Axis":
         """An axis of the same kernel that makes `out` outputs from exactly the inputs they read."""
         return replace(self, size=max(0, (out - 1) * self.stride + self.extent), lo=0, hi=0)
@@ -105,26 +118,34 @@ class Axis:
         hi = (end - begin - 1) * self.stride + self.extent - lo - size
         return replace(self, size=size, lo=lo, hi=hi), slice(begin, end)
 
-    def runs(self, mode: str) -> list[Run]:
-        """What each position of the padded axis reads, for a `mode` other than "constant", as few runs in order."""
-        runs: list[Run] = []
-        position, stop = -self.lo, self.size + self.hi
-        period = {"edge": self.size, "wrap": self.size, "reflect": 2 * (self.size - 1)}[mode]
+    @cached_property
+    def zones(self) -> tuple[slice, ...]:
+        """The parts of the padded axis: before the elements of the axis, these elements, and behind them."""
+        kept = self.kept[0]
+        zones = (slice(0, kept.start), kept, slice(kept.stop, self.padded))
+        return tuple(zone for zone in zones if zone.start < zone.stop)
+
+    def runs(self, mode: str, part: slice) -> Iterator[Run]:
+        """What a part of the padded axis reads, for a `mode` other than "constant", as a handful of runs in order."""
+        position, stop = part.start - self.lo, part.stop - self.lo
+        period = {"edge": 1, "wrap": self.size, "reflect": max(1, 2 * (self.size - 1))}[mode]
         while position < stop:
+            room = min(stop, 0 if position < 0 else stop) - position
+            phase = position % period
             if 0 <= position < self.size:
-                run = Run(position, self.size - position, 1)
-            elif mode == "edge" or self.size == 1:
-                run = Run(0, -position, 0) if position < 0 else Run(self.size - 1, stop - position, 0)
+                run = Run(position, min(self.size - position, room), 1)
+            elif period == 1:
+                run = Run(0 if position < 0 else self.size - 1, 1, 1, room)
+            elif phase == 0 and room >= period:
+                run = Run(0, self.size, 1 if mode == "wrap" else 0, room // period)
             elif mode == "wrap":
-                run = Run(position % period, period - position % period, 1)
+                run = Run(phase, min(period - phase, room), 1)
+            elif phase < self.size - 1:
+                run = Run(phase, min(self.size - 1 - phase, room), 1)
             else:
-                phase = position % period
-                up = phase < self.size - 1
-                run = Run(phase, self.size - 1 - phase, 1) if up else Run(period - phase, period - phase, -1)
-            run = run._replace(length=min(run.length, stop - position))
-            runs.append(run)
-            position += run.length
-        return runs
+                run = Run(period - phase, min(period - phase, room), -1)
+            yield run
+            position += run.repeats * run.period
 
 
 class Tile(NamedTuple):
@@ -278,26 +299,33 @@ class Geometry:
         return replace(self, batch=batch, axes=axes)
 
     def borders(self, budget: float, cost: Callable[["Geometry"], float]) -> Iterator["Border"]:
-        """The parts of a padding that is not zeros.
+        """The parts of a padding that is not zeros, made one by one.
 
         With their gradients added where they were read, the gradient under zero padding becomes the adjoint of the
         padded convolution.
         """
-        if self.pad_mode == "constant":
-            return
         flat = self.extended()
+        inside = tuple(axis.kept[0] for axis in self.axes)
+        for ranges in product(*(axis.zones for axis in self.axes)):
+            if ranges != inside:
+                strip = flat.part("inputs", slice(0, self.batch), ranges)
+                yield Border(strip, strip.geometry.tiles("inputs", budget, cost))
+
+    def reads(self, ranges: tuple[slice, ...]) -> Iterator[tuple[tuple[Any, ...], tuple[Run, ...], Index]]:
+        """What a part of the padded input reads, block by block.
+
+        The index of the block within the part, its runs, and the places on every axis that they read.
+        """
         choices: list[list[tuple[slice, Run]]] = []
-        for axis in self.axes:
+        for axis, part in zip(self.axes, ranges, strict=True):
             position, choice = 0, []
-            for run in axis.runs(self.pad_mode):
-                choice.append((slice(position, position + run.length), run))
-                position += run.length
+            for run in axis.runs(self.pad_mode, part):
+                begin, position = position, position + run.repeats * run.period
+                choice.append((slice(begin, position), run))
             choices.append(choice)
-        for parts in product(*choices):
-            if all(run.start + a.lo == place.start for (place, run), a in zip(parts, self.axes, strict=True)):
-                continue  # the array itself, not its padding
-            strip = flat.part("inputs", slice(0, self.batch), tuple(place for place, _ in parts))
-            yield Border(tuple(run for _, run in parts), strip, strip.geometry.tiles("inputs", budget, cost))
+        for blocks in product(*choices):
+            runs = tuple(run for _, run in blocks)
+            yield (..., *(block for block, _ in blocks)), runs, tuple(run.source for run in runs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -334,24 +362,16 @@ class Tiling(Sequence[Tile]):
         return self.geometry.largest(self.over, steps)
 
 
-@dataclass(frozen=True, slots=True)
-class Border:
-    """A part of the padding that mirrors, repeats or shifts some of the inputs, and the convolution from it."""
+class Border(NamedTuple):
+    """A part of the padding, with the convolution from it, and that convolution in tiles."""
 
-    runs: tuple[Run, ...]
     strip: Tile
     tiles: Tiling
 
-    def parts(self) -> Iterator[tuple[Tile, tuple[Run, ...], Index]]:
-        """Tile by tile: the convolution, the runs of its input, and the index of the inputs that they read."""
+    def parts(self) -> Iterator[Tile]:
+        """The tiles, with their places in the padded input and in the output."""
         for tile in self.tiles:
-            runs = tuple(_subrun(run, cut) for run, cut in zip(self.runs, tile.x[2:], strict=True))
-            source = (*tile.x[:2], *(run.source for run in runs))
-            yield Tile(tile.geometry, tile.x, _within(self.strip.y, tile.y)), runs, source
-
-
-def _subrun(run: Run, cut: slice) -> Run:
-    return Run(run.start + run.step * cut.start, cut.stop - cut.start, run.step)
+            yield Tile(tile.geometry, _within(self.strip.x, tile.x), _within(self.strip.y, tile.y))
 
 
 def _within(outer: Index, inner: Index) -> Index:

@@ -6,7 +6,7 @@ which each costs as much time as so many multiply-adds as the backend says (`Bac
 
 import math
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 from ._arguments import geometry, transposed_geometry
@@ -73,7 +73,9 @@ def scheduled(
         x_shape = (x_shape[0], *x_shape[-1:], *x_shape[1:-1])
     sizes = {"stride": options.stride, "padding": options.padding, "dilation": options.dilation}
     if options.output_padding is None:
-        g = geometry(x_shape, w_shape, **sizes, groups=options.groups, pad_mode=options.pad_mode)
+        given = dict(dtypes)
+        names = ("x" if "x" in given else "x_shape", "w" if "w" in given else "w_shape")
+        g = geometry(x_shape, w_shape, **sizes, groups=options.groups, pad_mode=options.pad_mode, names=names)
     else:
         g = transposed_geometry(x_shape, w_shape, **sizes, groups=options.groups, output_padding=options.output_padding)
     dtype = _result_dtype(backend, dtypes, options.dtype)
@@ -105,7 +107,11 @@ def candidates(g: Geometry, backend: Backend, dtype: DType, settings: Settings) 
 
 def _choice(found: tuple[Candidate, ...], algorithm: str) -> Algorithm:
     if algorithm == "auto":
-        return ALGORITHMS[found[0].name]
+        if found[0].refusal is None:
+            return ALGORITHMS[found[0].name]
+        reasons = "; ".join(f"{candidate.name}: {candidate.refusal}" for candidate in found)
+        msg = f"no `algorithm` can serve this convolution: {reasons}"
+        raise ValueError(msg)
     for candidate in found:
         if candidate.name == algorithm:
             if candidate.refusal is None:
@@ -142,6 +148,9 @@ def _cut(
             scratch = backend.spare(part) + (math.prod(part.columns_shape) if operand != dtype else 0)
         return itemsize * (scratch + written_out)
 
+    def border_cost(part: Geometry) -> int:
+        return cost(part) + 3 * itemsize * math.prod(part.x_shape)
+
     heavy = g.macs >= HEAVY
     target = backend.tile_size(cost(g), heavy=heavy)
     # A tile of the weight gradient holds its own result, and adds it to a sum; an input gradient whose padding is added
@@ -155,8 +164,10 @@ def _cut(
     while input_tiles.repetition > REPETITION and 0 < 2 * target <= min(room, MOST_TILE):
         target *= 2
         input_tiles = g.tiles("inputs", target, cost)
-    borders = tuple(g.borders(target, cost))
-    largest = max(cost(cut.largest) for cut in (tiles, input_tiles, *(border.tiles for border in borders)))
+    largest = max(cost(tiles.largest), cost(input_tiles.largest))
+    if g.pad_mode != "constant":  # the tiles of the padding are cut until they are no larger than this
+        one = g.extended().largest("inputs", [min(1, g.batch), *(1 for _ in g.axes)])
+        largest = max(largest, border_cost(one))
     if largest > room:
         msg = f"`workspace` must be at least {fixed + largest} bytes for this convolution, got {settings.workspace}"
         raise ValueError(msg)
@@ -174,9 +185,10 @@ def _cut(
         accumulator=accumulator,
         team=Team(settings.threads, limit, heavy, largest),
         lanes=min(max(1, lanes), LANES),
+        workspace=fixed + largest,
         tiles=tuple(tiles) if len(tiles) <= KEPT else tiles,
         input_tiles=tuple(input_tiles) if len(input_tiles) <= KEPT else input_tiles,
-        borders=borders,
+        find_borders=partial(g.borders, largest, border_cost),
     )
 
 
@@ -190,26 +202,35 @@ def _result_dtype(backend: Backend, dtypes: tuple[tuple[str, DType], ...], wante
     if len(kinds) > 1 and "integer" in kinds:
         msg = f"integers and floating-point numbers do not mix, got {given}: convert one side"
         raise TypeError(msg)
-    try:
-        common = backend.xp.result_type(*(dtype for _, dtype in dtypes))
-    except (TypeError, RuntimeError) as error:
+    common = _common(backend, *(dtype for _, dtype in dtypes))
+    if common is None:
         msg = f"the dtypes must have a common one, got {given}"
-        raise TypeError(msg) from error
+        raise TypeError(msg)
     if "integer" in kinds and backend.kind(common) != "integer":
         msg = f"the dtypes must have a common integer dtype, got {given}"
         raise TypeError(msg)
     if wanted is None:
         return common
     wanted = backend.to_dtype(wanted)
-    if backend.kind(wanted) != backend.kind(common) or backend.xp.result_type(common, wanted) != wanted:
+    if backend.kind(wanted) != backend.kind(common) or _common(backend, common, wanted) != wanted:
         msg = f"`dtype` must be able to hold {common}, the common dtype of {given}, got {wanted}"
         raise TypeError(msg)
     return wanted
 
 
+def _common(backend: Backend, *dtypes: DType) -> DType | None:
+    """The dtype that all of these promote to; None where the library has none."""
+    try:
+        return backend.xp.result_type(*dtypes)
+    except (TypeError, RuntimeError):
+        return None
+
+
 @dataclass(frozen=True, eq=False)
 class Plan:
     """How one convolution is run, and the means to run it; made by :func:`plan`.
+
+    A plan belongs to its process and cannot be pickled; to plan again elsewhere is cheap.
 
     Attributes
     ----------
@@ -224,7 +245,7 @@ class Plan:
     bytes_moved : int
         Bytes that the algorithm reads and writes in a forward pass, its temporary arrays included.
     workspace : int
-        Most bytes of temporary memory that one thread takes.
+        Most bytes of temporary memory that a call takes on one thread, the filters' copies included.
     tiles : int
         Parts in which the forward pass is computed.
     candidates : tuple
@@ -281,7 +302,7 @@ class Plan:
 
     @property
     def workspace(self) -> int:
-        return self.schedule.team.memory
+        return self.schedule.workspace
 
     @property
     def tiles(self) -> int:
@@ -308,7 +329,8 @@ class Plan:
 
     def _check(self, given: dict[str, tuple[Array, Shape, DType]]) -> None:
         if backend_of({name: array for name, (array, _, _) in given.items()}) is not self.schedule.backend:
-            msg = f"the plan is for arrays of {self.schedule.backend.name}"
+            names = " and ".join(f"`{name}`" for name in given)
+            msg = f"{names} must be of {self.schedule.backend.name}, the array library of the plan"
             raise TypeError(msg)
         for name, (array, shape, dtype) in given.items():
             if tuple(array.shape) != shape:
@@ -324,7 +346,7 @@ class Plan:
             f"Plan: {self.x_shape} * {self.w_shape} -> {self.y_shape}, {self.dtype} on {self.schedule.backend.name}",
             f"  algorithm  {self.algorithm}",
             f"  work       {_metric(self.flops, 'FLOP')}, {_metric(self.bytes_moved, 'B')} moved",
-            f"  tiles      {self.tiles} of at most {_metric(self.workspace, 'B')} of workspace"
+            f"  tiles      {self.tiles}, within {_metric(self.workspace, 'B')} of workspace"
             + (", in parallel" if team.heavy and team.limit > 1 and self.schedule.backend.parallel else ""),
         ]
         for name, cost, refusal, note in self.candidates:

@@ -18,8 +18,12 @@ class Gemm(Bilinear):
     takes_half = True
 
     def refusal(self, g: Geometry, kind: Kind) -> str | None:
-        del g, kind
-        return None
+        del kind
+        return (
+            "`x` has more than 31 spatial axes, and its columns more than the 64 that arrays have"
+            if len(g.axes) > 31
+            else None
+        )
 
     def scratch(self, g: Geometry, backend: Backend) -> int:
         sides = g.batch * (g.c_in * math.prod(g.size) + 2 * g.c_out * g.pixels)

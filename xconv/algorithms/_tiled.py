@@ -5,12 +5,12 @@ no two of them write to one place. Padding that is read from the array itself is
 in; on the way back its gradient is computed like that of any other part of the input, and added where it was read.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial, wraps
+from functools import cached_property, wraps
 from typing import Concatenate, ParamSpec
 
-from .._geometry import Border, Geometry, Run, Tile
+from .._geometry import Border, Geometry, Tile
 from .._typing import Array, DType, Index, Shape
 from ..backends import Backend, Piece, Team
 from ._algorithm import Algorithm
@@ -46,9 +46,12 @@ class Schedule:
     team: Team
     #: Partial sums of the weight gradient that may grow side by side.
     lanes: int
+    #: Bytes of temporary memory on one thread, at most.
+    workspace: int
     tiles: Sequence[Tile]
     input_tiles: Sequence[Tile]
-    borders: tuple[Border, ...]
+    #: Makes the parts of a padding that is not zeros, for the input gradient.
+    find_borders: Callable[[], Iterator[Border]]
     #: The convolution with reflected filters that makes the input gradient, where that is cheaper than folding back.
     reflection: "Schedule | None" = None
 
@@ -91,19 +94,23 @@ class Schedule:
                 return backend.zeros(g.x_shape, self.accumulator, dy)
             return self.algorithm.input_grad(backend, g, self._operand(dy[tile.y]), u, out)
 
-        def retracted(tile: Tile, runs: tuple[Run, ...]) -> Array:
-            return backend.retract(part(tile, None), runs)
+        def retracted(tile: Tile) -> Iterator[tuple[Index, Array]]:
+            strip = part(tile, None)
+            for block, runs, source in g.reads(tile.x[2:]):
+                yield (*tile.x[:2], *source), backend.retract(strip[block], runs)
 
         def piece(tile: Tile, out: Array | None) -> Array:
             dx = part(tile, out if rounded_once else None)
             return dx if bias is None else backend.add(dx, bias, out)
 
         # What is added to later is not rounded before.
-        dtype = self.accumulator if self.borders else self.dtype
-        dx = self._assembled(self.geometry.x_shape, self.input_tiles, _input, piece, dtype, self._order)
-        for border in self.borders:
-            for tile, runs, source in border.parts():
-                dx = backend.add_at(dx, source, partial(retracted, tile, runs))
+        g = self.geometry
+        dtype = self.dtype if g.pad_mode == "constant" else self.accumulator
+        dx = self._assembled(g.x_shape, self.input_tiles, _input, piece, dtype, self._order)
+        if g.pad_mode != "constant":
+            for border in self._borders:
+                for tile in border.parts():
+                    dx = backend.add_at(dx, retracted(tile))
         return self._callers_layout(backend.astype(dx, self.dtype))
 
     @_on_its_device
@@ -141,6 +148,14 @@ class Schedule:
         g = self.geometry
         order = tuple(range(len(g.x_shape)))
         return self._assembled(g.x_shape, self.input_tiles, _input, piece, self.dtype, order)
+
+    @property
+    def _borders(self) -> Iterable[Border]:
+        return self._few_borders if len(self.geometry.axes) <= 3 else self.find_borders()
+
+    @cached_property
+    def _few_borders(self) -> tuple[Border, ...]:
+        return tuple(self.find_borders())
 
     def _reflected(self, w: Array, *, conjugate: bool) -> Array:
         """The filters with which the adjoint of a convolution of stride 1 is a convolution, too."""

@@ -21,8 +21,8 @@ from ._threads import Team
 
 MIB = 2**20
 
-#: Numbers of 8 bits and less that some libraries can store, and hardly compute with.
-NARROW = re.compile(r"u?int[124]$|float[468](_|$)")
+#: Numbers that some libraries can store, and hardly compute with.
+STORED = re.compile(r"u?int[124]$|float[468](_|$)|torch\.(uint(16|32|64)|complex32)$")
 
 #: Makes the part of a result that belongs to a tile. It is handed the memory where the part will lie, or None; it
 #: may write there and return that, or return an array of its own.
@@ -57,7 +57,7 @@ class Backend:
 
     def kind(self, dtype: DType) -> Kind:
         """What the numbers of this dtype are; None where they have no sums of products."""
-        if NARROW.match(_name(dtype)):
+        if STORED.match(_name(dtype)) or STORED.match(str(dtype)):
             return None
         if self.xp.isdtype(dtype, "integral"):
             return "integer"
@@ -68,15 +68,16 @@ class Backend:
         return None
 
     def to_dtype(self, dtype: object) -> DType:
-        """`dtype` if it is one of this library that can be summed; TypeError otherwise."""
+        """`dtype`, or the one of that name, if it is of this library and can be summed; TypeError otherwise."""
+        found = getattr(self.xp, dtype, None) if isinstance(dtype, str) else dtype
         try:
-            known = self.kind(dtype) is not None
+            known = self.kind(found) is not None
         except (TypeError, ValueError, AttributeError):
             known = False
         if not known:
             msg = f"`dtype` must be an integer, real or complex floating dtype of {self.name}, got {dtype!r}"
             raise TypeError(msg)
-        return dtype
+        return found
 
     def accumulator(self, dtype: DType) -> DType:
         """The dtype in which products of `dtype` are summed: float32 for the half types."""
@@ -97,7 +98,12 @@ class Backend:
         return array_api_compat.device(x)
 
     def check_devices(self, arrays: dict[str, Array]) -> None:
-        """TypeError unless all arrays are on one device, as far as the library tells."""
+        """TypeError unless all arrays are dense and on one device, as far as the library tells."""
+        for name, a in arrays.items():
+            layout = str(getattr(a, "layout", "torch.strided"))  # of PyTorch
+            if layout.startswith("torch.") and layout != "torch.strided":
+                msg = f"`{name}` must be a dense array, got one of layout {layout}"
+                raise TypeError(msg)
         known = {name: self.device(a) for name, a in arrays.items()}
         # JAX does not tell under jit, and looks after sharded arrays itself.
         known = {name: d for name, d in known.items() if d is not None and not hasattr(d, "device_set")}
@@ -150,9 +156,11 @@ class Backend:
         del out
         return y + b
 
-    def add_at(self, x: Array, index: Index, make: Callable[[], Array]) -> Array:
-        """`x` with what `make` makes added at `index`; `x` itself may be changed."""
-        return xpx.at(x)[index].add(self.astype(make(), x.dtype), xp=self.xp)
+    def add_at(self, x: Array, parts: Iterator[tuple[Index, Array]]) -> Array:
+        """`x` with each of the parts added at its index; `x` itself may be changed."""
+        for index, part in parts:
+            x = xpx.at(x)[index].add(self.astype(part, x.dtype), xp=self.xp)
+        return x
 
     # windows and their adjoint
 
@@ -224,18 +232,24 @@ class Backend:
 
     def extend(self, x: Array, g: Geometry) -> Array:
         """`x` with its padding written out, for the pad modes that read it from the array."""
-        return self._extended(x, g, 2)
+        for at, axis in enumerate(g.axes, start=2):
+            runs = axis.runs(g.pad_mode, slice(0, axis.padded))
+            parts = [self._follow(x[along(at, run.source)], run, at) for run in runs]
+            x = self.xp.concat(parts, axis=at) if len(parts) > 1 else parts[0]
+        return x
 
-    def _extended(self, x: Array, g: Geometry, at: int) -> Array:
-        if at == 2 + len(g.axes):
-            return x
-        parts = []
-        for run in g.axes[at - 2].runs(g.pad_mode):
-            part = self._extended(x[along(at, run.source)], g, at + 1)
-            if run.step == 0:
-                part = self.xp.broadcast_to(part, (*part.shape[:at], run.length, *part.shape[at + 1 :]))
-            parts.append(self.xp.flip(part, axis=at) if run.step < 0 else part)
-        return self.xp.concat(parts, axis=at) if len(parts) > 1 else parts[0]
+    def _follow(self, x: Array, run: Run, at: int) -> Array:
+        """What a run reads, from its source `x`."""
+        if run.step < 0:
+            x = self.xp.flip(x, axis=at)
+        elif run.step == 0:
+            back = x[along(at, slice(1, run.length - 1))]
+            x = self.xp.concat([x, self.xp.flip(back, axis=at)], axis=at)
+        if run.repeats > 1:
+            before, behind = x.shape[:at], x.shape[at + 1 :]
+            x = self.xp.broadcast_to(self.xp.expand_dims(x, axis=at), (*before, run.repeats, run.period, *behind))
+            x = self.xp.reshape(x, (*before, run.repeats * run.period, *behind))
+        return x
 
     # depthwise: x (n, c_in, *size), w (c_out, 1, *kernel), y (n, c_out, *out)
 
@@ -284,10 +298,14 @@ class Backend:
     def retract(self, dx: Array, runs: tuple[Run, ...]) -> Array:
         """The adjoint of what `runs` read: the gradient of the padding, brought to where it was taken from."""
         for at, run in enumerate(runs, start=2):
-            if run.step == 0:
-                dx = self.xp.sum(dx, axis=at, keepdims=True, dtype=dx.dtype)
-            elif run.step < 0:
+            if run.repeats > 1:
+                dx = self.xp.reshape(dx, (*dx.shape[:at], run.repeats, run.period, *dx.shape[at + 1 :]))
+                dx = self.xp.sum(dx, axis=at, dtype=dx.dtype)
+            if run.step < 0:
                 dx = self.xp.flip(dx, axis=at)
+            elif run.step == 0:
+                there, back = (dx[along(at, part)] for part in (slice(run.length), slice(run.length, run.period)))
+                dx = there + self.pad(self.xp.flip(back, axis=at), at, 1, 1)
         return dx
 
     # products

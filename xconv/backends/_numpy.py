@@ -2,7 +2,7 @@
 
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from itertools import product as index_product
@@ -72,7 +72,7 @@ class DtypesOfNumpy(Backend):
 
     def to_dtype(self, dtype: object) -> DType:
         with suppress(TypeError):
-            dtype = np.dtype(dtype)  # type: ignore[call-overload]
+            dtype = np.dtype(dtype).newbyteorder("=")  # type: ignore[call-overload]
         return super().to_dtype(dtype)
 
     def itemsize(self, dtype: DType) -> int:
@@ -118,9 +118,10 @@ class NumpyBackend(DtypesOfNumpy):
         del out
         return np.add(y, b, out=y)
 
-    def add_at(self, x: Array, index: Index, make: Callable[[], Array]) -> Array:
+    def add_at(self, x: Array, parts: Iterator[tuple[Index, Array]]) -> Array:
         self.scratch.reset()
-        x[index] += make()
+        for index, part in parts:
+            x[index] += part
         return x
 
     def im2col(self, x: Array, g: Geometry, out: Array | None = None) -> Array:
@@ -165,13 +166,16 @@ class NumpyBackend(DtypesOfNumpy):
         if at == x.ndim:
             made[...] = x
             return
-        end = 0
-        for run in g.axes[at - 2].runs(g.pad_mode):
-            begin, end = end, end + run.length
-            part = x[along(at, run.source)]
-            self._extend(
-                made[along(at, slice(begin, end))], part[along(at, slice(None, None, run.step or 1))], g, at + 1
-            )
+        axis, end = g.axes[at - 2], 0
+        for run in axis.runs(g.pad_mode, slice(0, axis.padded)):
+            begin, middle = end, end + run.period
+            end += run.repeats * run.period
+            once = made[along(at, slice(begin, middle))]
+            self._extend(once, self._follow(x[along(at, run.source)], run._replace(repeats=1), at), g, at + 1)
+            if run.repeats > 1:
+                again = made[along(at, slice(middle, end))]
+                shape = (*made.shape[:at], run.repeats - 1, run.period, *made.shape[at + 1 :])
+                again.reshape(shape, copy=False)[...] = np.expand_dims(once, at)
 
     def spare(self, g: Geometry) -> int:
         return g.batch * g.c_in * (math.prod(g.padded) + math.prod(g.size))
@@ -221,7 +225,11 @@ class NumpyBackend(DtypesOfNumpy):
     def outer(self, s: Array, v: Array) -> Array:
         s, v = self._images_last(s), self._images_last(v)
         out = self.scratch.take((s.shape[0], s.shape[1], v.shape[1]), v.dtype)
-        return np.matmul(s, self.adjoint(v), out=out)
+        if v.dtype.kind != "c":
+            return np.matmul(s, v.mT, out=out)
+        # s @ v^H is the conjugate of conj(s) @ v^T, and s is the smaller one
+        conjugate = np.conj(s, out=self.scratch.take(s.shape, s.dtype))
+        return np.conj(np.matmul(conjugate, v.mT, out=out), out=out)
 
     def assemble(
         self,
