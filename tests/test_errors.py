@@ -84,7 +84,7 @@ BAD = {
     "algorithm": (
         conv(X, W, algorithm="magic"),
         ValueError,
-        "`algorithm` must be one of ('auto', 'pointwise', 'gemm')",
+        "`algorithm` must be one of ('auto', 'pointwise', 'depthwise', 'gemm')",
     ),
     "algorithm type": (conv(X, W, algorithm=None), TypeError, "`algorithm` must be a string, got None"),
     "pointwise 3x3": (conv(X, W, algorithm="pointwise"), ValueError, "has more than one tap"),
@@ -128,7 +128,7 @@ BAD = {
     "padding dict": (conv(X, W, padding={1: 2, 3: 4}), TypeError, "`padding` must be made of integers"),
     "stride set": (conv(X, W, stride={1, 2}), TypeError, "`stride` must be made of integers"),
     "rank 32": (
-        conv(ones(1, 1, 2, *[1] * 31), ones(1, 1, 2, *[1] * 31)),
+        conv(ones(1, 2, 2, *[1] * 31), ones(1, 2, 2, *[1] * 31)),
         ValueError,
         "gemm: `x` has more than 31 spatial axes",
     ),

@@ -1,17 +1,20 @@
 """Any geometry, against plain loops: both sides compute with small integers in floats, so they must be equal."""
 
+from dataclasses import replace
+
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
+from hypothesis.strategies import integers
 from oracle import Oracle
 from strategies import cases
 
 import xconv
 
 
-def check_geometry(lib, case, workspace=None):
+def check_geometry(lib, case, **forced):
     oracle = Oracle(case.x_shape, case.w_shape, **case.options)
     x, w, dy = case.integers(case.x_shape, case.w_shape, oracle.y_shape)
-    options = {**case.options, "layout": case.layout}
+    options = {**case.options, "layout": case.layout, **forced}
     x_, w_, dy_ = lib.array(case.in_layout(x)), lib.array(w), lib.array(case.in_layout(dy))
     y = oracle.conv(x, w)
     lib.check(xconv.conv(x_, w_, **options), case.in_layout(y), dtype=lib.real)
@@ -41,6 +44,19 @@ def test_any_geometry_in_tiles(lib):
     def check(case):
         with xconv.config(workspace=least_workspace(lib, case)):
             check_geometry(lib, case)
+
+    check()
+
+
+def test_any_depthwise_geometry(lib):
+    @settings(max_examples=max(10, settings().max_examples * lib.share // 400))
+    @given(case=cases(), filters=integers(1, 3))
+    def check(case, filters):
+        channels = case.x_shape[1]
+        assume(channels > 0)
+        case = replace(case, w_shape=(channels * filters, 1, *case.w_shape[2:]))
+        case.options["groups"] = channels
+        check_geometry(lib, case, algorithm="depthwise")
 
     check()
 

@@ -100,7 +100,8 @@ def candidates(g: Geometry, backend: Backend, dtype: DType, settings: Settings) 
         refusal = algorithm.refusal(g, backend.kind(dtype))
         unfit = settings.numerics == "strict" and not algorithm.componentwise
         note = 'its error bound is not componentwise, and `numerics` is "strict"' if unfit else None
-        cost = 0 if refusal else algorithm.multiplications(g) + balance * algorithm.traffic(g)
+        each = backend.loose if algorithm.elementwise else 1
+        cost = 0 if refusal else each * algorithm.multiplications(g) + balance * algorithm.traffic(g)
         found.append(Candidate(name, cost, refusal, note))
     return tuple(sorted(found, key=lambda c: (c.refusal is not None, c.note is not None, c.cost)))
 

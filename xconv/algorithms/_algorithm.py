@@ -14,6 +14,8 @@ class Algorithm(ABC):
     name: ClassVar[str]
     #: Whether it takes half types as they are, where the backend's products of them are summed in float32.
     takes_half: ClassVar[bool] = False
+    #: Whether it multiplies element by element, and not in matrix products.
+    elementwise: ClassVar[bool] = False
     #: Whether ``|err| <= K * eps * conv(|x|, |w|)`` holds for every element, and NaN stays in the windows that see it.
     componentwise: ClassVar[bool] = True
 

@@ -1,8 +1,10 @@
-"""Depthwise convolution without columns: one multiply-add per tap on whole planes.
+"""Depthwise convolution without columns: one multiply-add per tap on the planes as they lie.
 
-Where every group has one input channel, im2col would write each element once per tap, for one multiplication each. Here
-each tap's number multiplies the plane as it lies. The error is that of the plain sum of K taps, element by element:
-``|err| <= K * eps * conv(|x|, |w|)``.
+Where every group has one input channel, im2col would write each element once per tap, for one multiplication each. The
+error is that of the plain sum of K taps, element by element: ``|err| <= K * eps * conv(|x|, |w|)``.
+
+NumPy's matrix products are so much faster than its other operations that columns pay there all the same: this is for
+kernels of our own, for compilers that join operations, and for a small workspace.
 """
 
 import math
@@ -16,6 +18,7 @@ from ._algorithm import Algorithm
 class Depthwise(Algorithm):
     name = "depthwise"
     takes_half = True
+    elementwise = True
 
     def refusal(self, g: Geometry, kind: Kind) -> str | None:
         del kind

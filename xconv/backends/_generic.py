@@ -41,6 +41,8 @@ class Backend:
 
     #: The temporary memory of a tile where nothing else is asked for.
     tile_bytes = 256 * MIB
+    #: Multiply-adds of a matrix product in the time of one that is computed element by element.
+    loose = 16
     #: Whether tiles can run in parallel.
     parallel = False
     #: Whether arrays of this library can live on different devices.

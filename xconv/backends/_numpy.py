@@ -14,7 +14,6 @@ from .._geometry import Geometry, Tile
 from .._typing import Array, DType, Index, Kind, Shape
 from . import _threads
 from ._generic import MIB, Backend, Piece, along, inverse
-from ._planes import Planes
 from ._threads import Team
 
 KINDS: dict[str, Kind] = {"i": "integer", "u": "integer", "f": "real", "c": "complex"}
@@ -85,6 +84,7 @@ class NumpyBackend(DtypesOfNumpy):
     tile_bytes = 4 * MIB
     #: No smaller tile is worth its own call, and so many are enough for every processor to get its share.
     least_tile, shares = MIB, 4
+    loose = 40
     parallel = True
     has_devices = False
 
@@ -179,28 +179,6 @@ class NumpyBackend(DtypesOfNumpy):
 
     def spare(self, g: Geometry) -> int:
         return g.batch * g.c_in * (math.prod(g.padded) + math.prod(g.size))
-
-    # depthwise
-
-    def depthwise(self, x: Array, w: Array, g: Geometry, out: Array | None = None) -> Array:
-        y = self.scratch.take(g.y_shape, x.dtype) if out is None else out
-        Planes(g).forward(self.scratch.take, x, w, y)
-        return y
-
-    def depthwise_input_grad(self, dy: Array, w: Array, g: Geometry, out: Array | None = None) -> Array:
-        dx = self.scratch.take(g.x_shape, dy.dtype) if out is None else out
-        Planes(g).input_grad(self.scratch.take, dy, w, dx)
-        return dx
-
-    def depthwise_weight_grad(self, dy: Array, x: Array, g: Geometry) -> Array:
-        dw = self.scratch.take(g.w_shape, x.dtype)
-        Planes(g).weight_grad(self.scratch.take, dy, x, dw)
-        return dw
-
-    def depthwise_spare(self, g: Geometry) -> int:
-        return Planes(g).spare
-
-    # products
 
     def product(self, u: Array, v: Array, out: Array | None = None) -> Array:
         (n, blocks, _, pixels), rows = v.shape, u.shape[-2]
