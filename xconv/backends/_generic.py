@@ -268,14 +268,15 @@ class Backend:
     def depthwise_input_grad(self, dy: Array, w: Array, g: Geometry, out: Array | None = None) -> Array:
         """The transpose of `depthwise` in x."""
         rank = len(g.axes)
-        dy = self.xp.reshape(dy, (g.batch, g.c_in, -1, *(1 for _ in g.axes), *g.out))
+        filters = g.c_out // g.c_in
+        dy = self.xp.reshape(dy, (g.batch, g.c_in, filters, *(1 for _ in g.axes), *g.out))
         cols = dy * self._by_channel(w, g)[(..., *(None for _ in g.axes))]
-        cols = self.xp.sum(cols, axis=2, dtype=cols.dtype) if g.c_out > g.c_in else cols[:, :, 0]
+        cols = cols[:, :, 0, ...] if filters == 1 else self.xp.sum(cols, axis=2, dtype=cols.dtype)
         return self.col2im(self.xp.reshape(cols, (g.batch, g.c_in, *cols.shape[-2 * rank :])), g, out)
 
     def depthwise_weight_grad(self, dy: Array, x: Array, g: Geometry) -> Array:
         """The adjoint of `depthwise` in w."""
-        dy = self.xp.reshape(dy, (g.batch, g.c_in, -1, *g.out))
+        dy = self.xp.reshape(dy, (g.batch, g.c_in, g.c_out // g.c_in, *g.out))
         axes = (0, *range(3, dy.ndim))
         sums = [self.xp.sum(dy * self.conj(seen), axis=axes, dtype=dy.dtype) for _, seen in self._seen(x, g)]
         return self.xp.reshape(self.xp.stack(sums, axis=-1), g.w_shape)
@@ -286,7 +287,7 @@ class Backend:
         return 2 * filters * math.prod(g.columns_shape) + self.spare(g) + 2 * math.prod(g.y_shape)
 
     def _by_channel(self, w: Array, g: Geometry) -> Array:
-        return self.xp.reshape(w, (1, g.c_in, -1, *g.kernel))
+        return self.xp.reshape(w, (1, g.c_in, g.c_out // g.c_in, *g.kernel))
 
     def _seen(self, x: Array, g: Geometry) -> Iterator[tuple[tuple[int, ...], Array]]:
         """Every tap, and what it sees for all outputs, ``(n, c, 1, *out)``."""
