@@ -186,14 +186,14 @@ class Winograd(Bilinear):
 
     def transform(self, backend: Backend, g: Geometry, w: Array) -> Array:
         xp, everything = backend.xp, sides(g)
-        u = backend.spectra(w, *everything.filters, lasting=True)  # (c_out, frequencies, depth, 1)
+        u = backend.spectra(w, *everything.filters, lasting=True)  # (1, frequencies, depth, c_out)
         shape = (everything.frequencies * g.groups, g.c_out // g.groups, g.c_in // g.groups)
-        return xp.reshape(xp.permute_dims(u, (1, 0, 2, 3)), shape)
+        return xp.reshape(xp.matrix_transpose(u), shape)
 
     def transform_adjoint(self, backend: Backend, g: Geometry, u: Array) -> Array:
         xp, everything = backend.xp, sides(g)
-        u = xp.reshape(u, (everything.frequencies, g.c_out, g.c_in // g.groups, 1))
-        return backend.spectra_adjoint(xp.permute_dims(u, (1, 0, 2, 3)), *everything.filters, lasting=True)
+        u = xp.reshape(u, (1, everything.frequencies, g.c_out, g.c_in // g.groups))
+        return backend.spectra_adjoint(xp.matrix_transpose(u), *everything.filters, lasting=True)
 
     def analysis(self, backend: Backend, g: Geometry, x: Array) -> Array:
         return backend.spectra(x, *sides(g).image)

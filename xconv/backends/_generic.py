@@ -318,7 +318,7 @@ class Backend:
     def spectra(self, x: Array, g: Geometry, matrices: Matrices, *, lasting: bool = False) -> Array:
         """Every window of `x` under the matrices ``(frequencies, kernel)`` of its axes, as the right side of a product.
 
-        Of the shape ``(n, frequencies * groups, depth, pixels)``. With `lasting` it outlives the tile.
+        Of the shape ``(1, frequencies * groups, depth, n * pixels)``: all images share a product. With `lasting` it outlives the tile.
         """
         del lasting
         xp, rank = self.xp, len(matrices)
@@ -328,8 +328,8 @@ class Backend:
             v = xp.tensordot(constant, v, axes=((1,), (1 + rank,)))
         frequencies = v.shape[:rank]
         v = xp.reshape(v, (*frequencies, g.batch, g.groups, g.c_in // g.groups, g.pixels))
-        v = xp.permute_dims(v, (rank, *range(rank), rank + 1, rank + 2, rank + 3))
-        return xp.reshape(v, (g.batch, math.prod(frequencies) * g.groups, g.c_in // g.groups, g.pixels))
+        v = xp.permute_dims(v, (*range(rank), rank + 1, rank + 2, rank, rank + 3))
+        return xp.reshape(v, (1, math.prod(frequencies) * g.groups, g.c_in // g.groups, g.batch * g.pixels))
 
     def spectra_adjoint(
         self, v: Array, g: Geometry, matrices: Matrices, out: Array | None = None, *, lasting: bool = False
@@ -338,8 +338,8 @@ class Backend:
         del lasting
         xp, rank = self.xp, len(matrices)
         frequencies = tuple(len(matrix) for matrix in matrices)
-        v = xp.reshape(v, (g.batch, *frequencies, g.c_in, *g.out))
-        v = xp.permute_dims(v, (*range(1, 1 + rank), 0, *range(1 + rank, 2 + 2 * rank)))
+        v = xp.reshape(v, (*frequencies, g.c_in, g.batch, *g.out))
+        v = xp.permute_dims(v, (*range(rank), rank + 1, rank, *range(2 + rank, 2 + 2 * rank)))
         for matrix in matrices:  # v is (*frequencies left, n, c, *out, *kernel done)
             constant = xp.asarray(matrix, dtype=v.dtype, device=self.device(v))
             v = xp.tensordot(v, constant, axes=((0,), (0,)))

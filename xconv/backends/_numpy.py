@@ -194,18 +194,17 @@ class NumpyBackend(DtypesOfNumpy):
             for part in layout.parts:
                 self.scratch.used = mark
                 _numpy_spectra.spread(self.scratch.take, images[:, part], g, layout, layout.images_of(v, part))
-        return v.reshape(layout.blocks, g.batch, g.pixels, layout.spectra[-1]).transpose(1, 0, 3, 2)
+        return v.reshape(1, layout.blocks, g.batch * g.pixels, layout.spectra[-1]).transpose(0, 1, 3, 2)
 
     def spectra_adjoint(
         self, v: Array, g: Geometry, matrices: Matrices, out: Array | None = None, *, lasting: bool = False
     ) -> Array:
-        layout, rank = _numpy_spectra.layout(g, matrices, v.dtype), len(matrices)
+        layout = _numpy_spectra.layout(g, matrices, v.dtype)
         if lasting:
             self.scratch.reset(layout.spare * v.itemsize)
         x = (np.empty if lasting else self.scratch.take)(g.x_shape, v.dtype) if out is None else out
         if x.size:
-            v = v.reshape(g.batch, *layout.spectra[: 1 + rank], layout.spectra[-1], *g.out)
-            v = v.transpose(*range(1, 2 + rank), 0, *range(3 + rank, 3 + 2 * rank), 2 + rank)
+            v = v.transpose(0, 1, 3, 2).reshape(layout.spectra)
             images, mark = _channels_behind(x, g), self.scratch.used
             for part in layout.parts:
                 self.scratch.used = mark
