@@ -158,6 +158,7 @@ def test_half(rng, biased):
         ((9, 9), (3, 3), {"dilation": 2}, "float32", "the dilation is above 1"),
         ((9, 9), (1, 1), {}, "float32", "a kernel of one tap has nothing to save"),
         ((9, 9), (3, 8), {}, "float32", "more than 7 taps"),
+        ((9,) + 30 * (1,), (3,) + 30 * (1,), {}, "float32", "more than the 64 axes"),
         ((9, 9, 9), (7, 7, 7), {}, "float32", "its error would be too large"),
         ((9, 9), (3, 3), {}, "int32", "the numbers are integers"),
     ],

@@ -29,6 +29,7 @@ from ._bilinear import Bilinear
 POINTS = tuple(Fraction(*ratio) for ratio in ((0, 1), (1, 1), (-1, 1), (1, 2), (-2, 1), (-1, 2), (2, 1)))
 #: As many taps as the points are good for, with two outputs.
 MOST_TAPS = 7
+MOST_AXES = 30
 #: How many times as large the error becomes with every axis of so many frequencies, and with all axes at most.
 GROWTH = {1: 1, 3: 1, 4: 1, 5: 3, 6: 3, 7: 8, 8: 8}
 MOST_GROWTH = 64
@@ -159,6 +160,8 @@ class Winograd(Bilinear):
             return "a kernel of one tap has nothing to save"
         if max(g.kernel) > MOST_TAPS:
             return f"the kernel {g.kernel} has more than {MOST_TAPS} taps on an axis"
+        if len(g.axes) > MOST_AXES:
+            return f"its spectra of {len(g.axes)} spatial axes have more than the 64 axes of an array"
         if outputs(g.kernel) is None:
             return f"its error would be too large for a kernel {g.kernel}"
         return None

@@ -318,7 +318,8 @@ class Backend:
     def spectra(self, x: Array, g: Geometry, matrices: Matrices, *, lasting: bool = False) -> Array:
         """Every window of `x` under the matrices ``(frequencies, kernel)`` of its axes, as the right side of a product.
 
-        Of the shape ``(1, frequencies * groups, depth, n * pixels)``: all images share a product. With `lasting` it outlives the tile.
+        Of the shape ``(1, frequencies * groups, depth, n * pixels)``: all images share a product. With `lasting` it
+        outlives the tile.
         """
         del lasting
         xp, rank = self.xp, len(matrices)
