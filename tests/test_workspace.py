@@ -13,6 +13,15 @@ import xconv
 pytestmark = pytest.mark.numpy_only
 
 MIB = 2**20
+
+
+@pytest.fixture(autouse=True)
+def exact():
+    """Only the algorithms whose sums of small integers are exact."""
+    with xconv.config(numerics="strict"):
+        yield
+
+
 #: What is not arrays: tiles and views, a thread.
 OBJECTS = 100_000
 

@@ -83,7 +83,7 @@ def scheduled(
     g = replace(g, channels_last=channels_last)
     schedule = _cut(algorithm, backend, g, dtype, settings, multiplies=options.multiplies)
     reflected = g.reflected() if options.multiplies else None
-    if reflected is None or 0 in (*reflected.x_shape, *reflected.w_shape):
+    if reflected is None or 0 in (*reflected.x_shape, *reflected.w_shape, *reflected.y_shape):
         return schedule
     found = [c for c in candidates(reflected, backend, dtype, settings) if options.algorithm in {"auto", c.name}]
     other = ALGORITHMS[found[0].name]
@@ -136,7 +136,7 @@ def _cut(
     accumulator = backend.accumulator(dtype)
     operand = backend.operand(dtype) if algorithm.takes_half else accumulator
     itemsize = backend.itemsize(accumulator)
-    filters = itemsize * math.prod(g.w_shape)
+    filters = itemsize * algorithm.filters(g)
 
     def cost(part: Geometry) -> int:
         written_out = 0
@@ -154,6 +154,7 @@ def _cut(
 
     heavy = g.macs >= HEAVY
     target = backend.tile_size(cost(g), heavy=heavy)
+    target = max(target, itemsize * algorithm.least_tile(g, backend))
     # A tile of the weight gradient holds its own result, and adds it to a sum; an input gradient whose padding is added
     # to it afterwards is kept in the wider dtype until then.
     fixed = 2 * filters
@@ -259,7 +260,7 @@ class Plan:
     >>> x, w = np.ones((8, 64, 56, 56), np.float32), np.ones((64, 64, 3, 3), np.float32)
     >>> p = xconv.plan(x, w, padding=1)
     >>> p.algorithm, p.y_shape, p.flops
-    ('gemm', (8, 64, 56, 56), 1849688064)
+    ('winograd', (8, 64, 56, 56), 585203712)
     >>> p.conv(x, w).shape
     (8, 64, 56, 56)
     """

@@ -5,7 +5,10 @@ from ._depthwise import Depthwise
 from ._gemm import Gemm
 from ._pointwise import Pointwise
 from ._tiled import Schedule
+from ._winograd import Winograd
 
 __all__ = ["ALGORITHMS", "Algorithm", "Schedule"]
 
-ALGORITHMS: dict[str, Algorithm] = {algorithm.name: algorithm for algorithm in (Pointwise(), Depthwise(), Gemm())}
+ALGORITHMS: dict[str, Algorithm] = {
+    algorithm.name: algorithm for algorithm in (Pointwise(), Depthwise(), Winograd(), Gemm())
+}

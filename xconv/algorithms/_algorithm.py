@@ -1,5 +1,6 @@
 """What every algorithm is asked."""
 
+import math
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
@@ -27,6 +28,15 @@ class Algorithm(ABC):
     def scratch(self, g: Geometry, backend: Backend) -> int:
         """Elements of temporary memory that any of the three functions takes for `g`, at most."""
 
+    def filters(self, g: Geometry) -> int:
+        """Elements of the filters as `forward` takes them, and of what else it takes to make these, at most."""
+        return math.prod(g.w_shape)
+
+    def least_tile(self, g: Geometry, backend: Backend) -> int:
+        """Elements of temporary memory under which a tile is too small for what it reads of the filters."""
+        del g, backend
+        return 0
+
     @abstractmethod
     def traffic(self, g: Geometry) -> int:
         """Elements that a forward pass reads and writes, its temporary arrays included."""
@@ -53,4 +63,9 @@ class Algorithm(ABC):
 
     @abstractmethod
     def weight_grad(self, backend: Backend, g: Geometry, dy: Array, x: Array) -> Array:
-        """The adjoint in w: x is conjugated."""
+        """The adjoint in what `transform` makes of w: x is conjugated."""
+
+    def transform_adjoint(self, backend: Backend, g: Geometry, u: Array) -> Array:
+        """The adjoint of `transform`, for the sum of `weight_grad` over all tiles."""
+        del backend, g
+        return u

@@ -44,16 +44,17 @@ class Bilinear(Algorithm):
         """Its adjoint, written into `out` where that saves a copy."""
 
     @abstractmethod
-    def synthesis(self, backend: Backend, g: Geometry, p: Array) -> Array:
-        """S: the result from the product."""
+    def synthesis(self, backend: Backend, g: Geometry, p: Array, out: Array | None) -> Array:
+        """S: the result from the product, written into `out` where that saves a copy."""
 
     @abstractmethod
     def synthesis_adjoint(self, backend: Backend, g: Geometry, dy: Array) -> Array:
         """Its adjoint."""
 
-    @abstractmethod
-    def product_shape(self, g: Geometry) -> Shape:
+    def product_shape(self, g: Geometry) -> Shape | None:
         """The product's shape, where S leaves every element in its place, so that it can be written into the result."""
+        del g
+        return None
 
     # What the maps add up to.
 
@@ -62,14 +63,16 @@ class Bilinear(Algorithm):
         return backend.adjoint(self.transform(backend, g, backend.conj(w)))
 
     def forward(self, backend: Backend, g: Geometry, x: Array, u: Array, out: Array | None) -> Array:
-        landing = backend.view(out, self.product_shape(g), u.dtype)
+        shape = self.product_shape(g)
+        landing = None if shape is None else backend.view(out, shape, u.dtype)
         p = backend.product(u, self.analysis(backend, g, x), landing)
-        return out if p is landing else self.synthesis(backend, g, p)
+        return out if p is landing else self.synthesis(backend, g, p, out)
 
     def input_grad(self, backend: Backend, g: Geometry, dy: Array, u: Array, out: Array | None) -> Array:
         p = self.synthesis_adjoint(backend, g, dy)
         return self.analysis_adjoint(backend, g, backend.product(u, p), out)
 
     def weight_grad(self, backend: Backend, g: Geometry, dy: Array, x: Array) -> Array:
+        """The adjoint in ``U(w)``, whose sum over all tiles is brought back to w by `transform_adjoint`."""
         p = self.synthesis_adjoint(backend, g, dy)
-        return self.transform_adjoint(backend, g, backend.outer(p, self.analysis(backend, g, x)))
+        return backend.outer(p, self.analysis(backend, g, x))

@@ -57,7 +57,8 @@ class Gemm(Bilinear):
             return backend.col2im(backend.xp.moveaxis(cols, 1 + len(g.kernel), 1), g, out)
         return backend.col2im(backend.xp.reshape(v, g.columns_shape), g, out)
 
-    def synthesis(self, backend: Backend, g: Geometry, p: Array) -> Array:
+    def synthesis(self, backend: Backend, g: Geometry, p: Array, out: Array | None) -> Array:
+        del out
         return backend.xp.reshape(p, g.y_shape)
 
     def synthesis_adjoint(self, backend: Backend, g: Geometry, dy: Array) -> Array:

@@ -121,8 +121,8 @@ class Schedule:
             g, part = self._read(tile, x)
             return self.algorithm.weight_grad(backend, g, self._operand(dy[tile.y]), self._operand(part))
 
-        shape = self.geometry.w_shape
-        return backend.total(shape, self.dtype, self.tiles, piece, team=self.team, lanes=self.lanes)
+        total = backend.total(self.accumulator, self.tiles, piece, team=self.team, lanes=self.lanes)
+        return backend.astype(self.algorithm.transform_adjoint(backend, self.geometry, total), self.dtype)
 
     @_on_its_device
     def im2col(self, x: Array, *, images_last: bool) -> Array:

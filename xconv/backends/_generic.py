@@ -28,6 +28,9 @@ STORED = re.compile(r"u?int[124]$|float[468](_|$)|torch\.(uint(16|32|64)|complex
 #: may write there and return that, or return an array of its own.
 Piece = Callable[[Tile, Array | None], Array]
 
+#: One small matrix per axis, in plain numbers.
+Matrices = tuple[tuple[tuple[float, ...], ...], ...]
+
 
 _NOTHING = nullcontext()
 
@@ -311,6 +314,45 @@ class Backend:
                 dx = there + self.pad(self.xp.flip(back, axis=at), at, 1, 1)
         return dx
 
+    # tiles of windows, each under a small matrix per axis
+
+    def spectra(self, x: Array, g: Geometry, matrices: Matrices, *, lasting: bool = False) -> Array:
+        """Every window of `x` under the matrices ``(frequencies, kernel)`` of its axes, as the right side of a product.
+
+        Of the shape ``(1, frequencies * groups, depth, n * pixels)``: all images share a product. With `lasting` it
+        outlives the tile.
+        """
+        del lasting
+        xp, rank = self.xp, len(matrices)
+        v = self.im2col(x, g)  # (*frequencies done, n, c, *kernel left, *out)
+        for matrix in reversed(matrices):
+            constant = xp.asarray(matrix, dtype=v.dtype, device=self.device(x))
+            v = xp.tensordot(constant, v, axes=((1,), (1 + rank,)))
+        frequencies = v.shape[:rank]
+        v = xp.reshape(v, (*frequencies, g.batch, g.groups, g.c_in // g.groups, g.pixels))
+        v = xp.permute_dims(v, (*range(rank), rank + 1, rank + 2, rank, rank + 3))
+        return xp.reshape(v, (1, math.prod(frequencies) * g.groups, g.c_in // g.groups, g.batch * g.pixels))
+
+    def spectra_adjoint(
+        self, v: Array, g: Geometry, matrices: Matrices, out: Array | None = None, *, lasting: bool = False
+    ) -> Array:
+        """The adjoint of `spectra`, for the real matrices that they are; in `out` if possible."""
+        del lasting
+        xp, rank = self.xp, len(matrices)
+        frequencies = tuple(len(matrix) for matrix in matrices)
+        v = xp.reshape(v, (*frequencies, g.c_in, g.batch, *g.out))
+        v = xp.permute_dims(v, (*range(rank), rank + 1, rank, *range(2 + rank, 2 + 2 * rank)))
+        for matrix in matrices:  # v is (*frequencies left, n, c, *out, *kernel done)
+            constant = xp.asarray(matrix, dtype=v.dtype, device=self.device(v))
+            v = xp.tensordot(v, constant, axes=((0,), (0,)))
+        v = xp.permute_dims(v, (0, 1, *range(2 + rank, 2 + 2 * rank), *range(2, 2 + rank)))
+        return self.col2im(v, g, out)
+
+    def spectra_spare(self, g: Geometry, matrices: Matrices) -> int:
+        """Elements that `spectra` and its adjoint need at once beside what they take and make, at most."""
+        each = math.prod(max(len(matrix), len(matrix[0])) for matrix in matrices)
+        return self.spare(g) + math.prod(g.columns_shape) + 2 * g.batch * g.c_in * g.pixels * each
+
     # products
 
     def product(self, u: Array, v: Array, out: Array | None = None) -> Array:
@@ -364,7 +406,6 @@ class Backend:
 
     def total(
         self,
-        shape: Shape,
         dtype: DType,
         tiles: Sequence[Tile],
         piece: Piece,
@@ -376,7 +417,7 @@ class Backend:
 
         Tiles are dealt out to `lanes`, which may be added up side by side and are then added in order.
         """
-        del shape, team, lanes
+        del team, lanes
         result = piece(tiles[0], None)
         for tile in islice(tiles, 1, None):
             result = result + piece(tile, None)

@@ -12,8 +12,8 @@ import numpy as np
 
 from .._geometry import Geometry, Tile
 from .._typing import Array, DType, Index, Kind, Shape
-from . import _threads
-from ._generic import MIB, Backend, Piece, along, inverse
+from . import _numpy_spectra, _threads
+from ._generic import MIB, Backend, Matrices, Piece, along, inverse
 from ._threads import Team
 
 KINDS: dict[str, Kind] = {"i": "integer", "u": "integer", "f": "real", "c": "complex"}
@@ -33,7 +33,7 @@ class Scratch(threading.local):
     """
 
     #: The most memory that is kept.
-    KEEP = 16 * MIB
+    KEEP = 32 * MIB
     #: Bytes of a cache line, and of the widest registers.
     LINE = 64
 
@@ -180,8 +180,48 @@ class NumpyBackend(DtypesOfNumpy):
     def spare(self, g: Geometry) -> int:
         return g.batch * g.c_in * (math.prod(g.padded) + math.prod(g.size))
 
+    # spectra
+
+    def spectra(self, x: Array, g: Geometry, matrices: Matrices, *, lasting: bool = False) -> Array:
+        layout = _numpy_spectra.layout(g, matrices, x.dtype)
+        if lasting:
+            self.scratch.reset(layout.spare * x.itemsize)
+        v = (np.empty if lasting else self.scratch.take)(layout.spectra, x.dtype)
+        if x.size == 0:
+            v.fill(0)
+        else:
+            images, mark = _channels_behind(x, g), self.scratch.used
+            for part in layout.parts:
+                self.scratch.used = mark
+                _numpy_spectra.spread(self.scratch.take, images[:, part], g, layout, layout.images_of(v, part))
+        return v.reshape(1, layout.blocks, g.batch * g.pixels, layout.spectra[-1]).transpose(0, 1, 3, 2)
+
+    def spectra_adjoint(
+        self, v: Array, g: Geometry, matrices: Matrices, out: Array | None = None, *, lasting: bool = False
+    ) -> Array:
+        layout = _numpy_spectra.layout(g, matrices, v.dtype)
+        if lasting:
+            self.scratch.reset(layout.spare * v.itemsize)
+        x = (np.empty if lasting else self.scratch.take)(g.x_shape, v.dtype) if out is None else out
+        if x.size:
+            v = v.transpose(0, 1, 3, 2).reshape(layout.spectra)
+            images, mark = _channels_behind(x, g), self.scratch.used
+            for part in layout.parts:
+                self.scratch.used = mark
+                _numpy_spectra.gather(self.scratch.take, layout.images_of(v, part), g, layout, images[:, part])
+        return x
+
+    def spectra_spare(self, g: Geometry, matrices: Matrices) -> int:
+        return _numpy_spectra.layout(g, matrices, np.dtype(np.float32)).spare
+
+    # products
+
     def product(self, u: Array, v: Array, out: Array | None = None) -> Array:
         (n, blocks, _, pixels), rows = v.shape, u.shape[-2]
+        if v.strides[2] <= v.strides[3] and out is None:  # channels last, and so is the result
+            together = self.scratch.take((blocks, n * pixels, rows), v.dtype)
+            np.matmul(np.matrix_transpose(self._images_last(v)), np.matrix_transpose(u), out=together)
+            return together.reshape(blocks, n, pixels, rows).transpose(1, 0, 3, 2)
         if n > 1 and v.strides[0] == pixels * v.strides[3]:  # the images lie next to each other: one product
             together = self.scratch.take((blocks, rows, n * pixels), v.dtype)
             np.matmul(u, self._images_last(v), out=together)
@@ -235,7 +275,6 @@ class NumpyBackend(DtypesOfNumpy):
 
     def total(
         self,
-        shape: Shape,
         dtype: DType,
         tiles: Sequence[Tile],
         piece: Piece,
@@ -251,7 +290,7 @@ class NumpyBackend(DtypesOfNumpy):
                 self.scratch.reset(team.memory)
                 made = piece(tiles[i], None)
                 if i == lane:
-                    sums[lane] = made.reshape(shape).copy()
+                    sums[lane] = made.copy()
                 else:
                     sums[lane] += made
 
@@ -260,6 +299,12 @@ class NumpyBackend(DtypesOfNumpy):
         for lane in sums[1:]:
             result += lane
         return self.astype(result, dtype)
+
+
+def _channels_behind(x: Array, g: Geometry) -> Array:
+    """Images ``(n, c, *size)`` as ``(groups, n, *size, channels of a group)``."""
+    x = x.reshape(g.batch, g.groups, g.c_in // g.groups, *g.size)
+    return x.transpose(1, 0, *range(3, x.ndim), 2)
 
 
 class _Images(NamedTuple):
