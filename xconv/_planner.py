@@ -5,6 +5,7 @@ which each costs as much time as so many multiply-adds as the backend says (`Bac
 """
 
 import math
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import NamedTuple
@@ -79,17 +80,18 @@ def scheduled(
     else:
         g = transposed_geometry(x_shape, w_shape, **sizes, groups=options.groups, output_padding=options.output_padding)
     dtype = _result_dtype(backend, dtypes, options.dtype)
-    algorithm = _choice(candidates(g, backend, dtype, settings), options.algorithm)
+    able = _choices(candidates(g, backend, dtype, settings), options.algorithm)
     g = replace(g, channels_last=channels_last)
-    schedule = _cut(algorithm, backend, g, dtype, settings, multiplies=options.multiplies)
+    schedule = _first_that_fits(able, backend, g, dtype, settings, multiplies=options.multiplies)
     reflected = g.reflected() if options.multiplies else None
     if reflected is None or 0 in (*reflected.x_shape, *reflected.w_shape, *reflected.y_shape):
         return schedule
-    found = [c for c in candidates(reflected, backend, dtype, settings) if options.algorithm in {"auto", c.name}]
-    other = ALGORITHMS[found[0].name]
-    if found[0].refusal or other.traffic(reflected) > FOLDING * algorithm.traffic(g):
-        return schedule
-    return replace(schedule, reflection=_cut(other, backend, reflected, dtype, settings, multiplies=True))
+    with suppress(ValueError):  # what cannot be reflected, or not within the workspace, is folded back
+        able = _choices(candidates(reflected, backend, dtype, settings), options.algorithm)
+        reflection = _first_that_fits(able, backend, reflected, dtype, settings)
+        if reflection.algorithm.traffic(reflected) <= FOLDING * schedule.algorithm.traffic(g):
+            return replace(schedule, reflection=reflection)
+    return schedule
 
 
 def candidates(g: Geometry, backend: Backend, dtype: DType, settings: Settings) -> tuple[Candidate, ...]:
@@ -98,29 +100,55 @@ def candidates(g: Geometry, backend: Backend, dtype: DType, settings: Settings) 
     balance = backend.balance(dtype, settings.precision)
     for name, algorithm in ALGORITHMS.items():
         refusal = algorithm.refusal(g, backend.kind(dtype))
-        unfit = settings.numerics == "strict" and not algorithm.componentwise
-        note = 'its error bound is not componentwise, and `numerics` is "strict"' if unfit else None
+        note = None
+        if settings.numerics == "strict" and not algorithm.componentwise:
+            note = 'its error bound is not componentwise, and `numerics` is "strict"'
+        elif name in backend.unproven:
+            note = f"it has not been measured on {backend.name}; ask for it by name"
         each = backend.loose if algorithm.elementwise else 1
         cost = 0 if refusal else each * algorithm.multiplications(g) + balance * algorithm.traffic(g)
         found.append(Candidate(name, cost, refusal, note))
     return tuple(sorted(found, key=lambda c: (c.refusal is not None, c.note is not None, c.cost)))
 
 
-def _choice(found: tuple[Candidate, ...], algorithm: str) -> Algorithm:
+def _choices(found: tuple[Candidate, ...], algorithm: str) -> list[str]:
+    """The algorithms that may serve, the best first."""
     if algorithm == "auto":
-        if found[0].refusal is None:
-            return ALGORITHMS[found[0].name]
-        reasons = "; ".join(f"{candidate.name}: {candidate.refusal}" for candidate in found)
+        names = [c.name for c in found if c.refusal is None and c.note is None]
+        if names:
+            return names
+        reasons = "; ".join(f"{c.name}: {c.refusal or c.note}" for c in found)
         msg = f"no `algorithm` can serve this convolution: {reasons}"
         raise ValueError(msg)
     for candidate in found:
         if candidate.name == algorithm:
             if candidate.refusal is None:
-                return ALGORITHMS[algorithm]
+                return [algorithm]
             msg = f"`algorithm` {algorithm!r} cannot serve this convolution: {candidate.refusal}"
             raise ValueError(msg)
     msg = f"`algorithm` must be one of {('auto', *ALGORITHMS)}, got {algorithm!r}"
     raise ValueError(msg)
+
+
+class WorkspaceError(ValueError):
+    """The workspace has no room for one tile of an algorithm, which takes `least` bytes."""
+
+    def __init__(self, least: int, given: int | None) -> None:
+        super().__init__(f"`workspace` must be at least {least} bytes for this convolution, got {given}")
+        self.least = least
+
+
+def _first_that_fits(
+    names: list[str], backend: Backend, g: Geometry, dtype: DType, settings: Settings, *, multiplies: bool = True
+) -> Schedule:
+    """The best algorithm that the workspace has room for; or the error of the one that is content with least."""
+    errors = []
+    for name in names:
+        try:
+            return _cut(ALGORITHMS[name], backend, g, dtype, settings, multiplies=multiplies)
+        except WorkspaceError as error:
+            errors.append(error)
+    raise min(errors, key=lambda error: error.least)
 
 
 def _cut(
@@ -171,8 +199,7 @@ def _cut(
         one = g.extended().largest("inputs", [min(1, g.batch), *(1 for _ in g.axes)])
         largest = max(largest, border_cost(one))
     if largest > room:
-        msg = f"`workspace` must be at least {fixed + largest} bytes for this convolution, got {settings.workspace}"
-        raise ValueError(msg)
+        raise WorkspaceError(fixed + largest, settings.workspace)
     if settings.workspace is None:
         limit, lanes = 1024, LANE_BYTES // max(1, filters)
     else:

@@ -44,6 +44,8 @@ class Backend:
 
     #: The temporary memory of a tile where nothing else is asked for.
     tile_bytes = 256 * MIB
+    #: Names of algorithms that are not chosen by themselves, because nobody has seen that they pay.
+    unproven: frozenset[str] = frozenset()
     #: Multiply-adds of a matrix product in the time of one that is computed element by element.
     loose = 16
     #: Whether tiles can run in parallel.
