@@ -206,3 +206,19 @@ def test_a_large_kernel_gets_large_tiles(rng):
     p = xconv.plan(np.ones((1, 1, 512, 512), np.float32), np.ones((1, 1, 31, 31), np.float32), padding=15)
     computed = sum(tile.geometry.pixels for tile in p.schedule.input_tiles)
     assert computed < 2 * 512 * 512
+
+
+def test_runs_with_the_settings_it_was_made_with(monkeypatch):
+    from xconv import _config
+    from xconv.algorithms import Schedule
+
+    x, w = np.ones((1, 1, 4)), np.ones((1, 1, 2))
+    with xconv.config(precision="tf32"):
+        p = xconv.plan(x, w)
+    seen = []
+    for name in ("forward", "input_grad", "weight_grad"):
+        monkeypatch.setattr(Schedule, name, lambda *_: seen.append(_config.current().precision))
+    dy = np.ones(p.y_shape)
+    p.conv(x, w), p.input_grad(dy, w), p.weight_grad(dy, x)
+    assert seen == ["tf32"] * 3
+    assert _config.current().precision == "ieee"

@@ -1,5 +1,7 @@
 """The settings of a block of code, kept in a context variable: each thread and each asyncio task has its own."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from types import EllipsisType
 from typing import Literal, NamedTuple, Self
@@ -20,6 +22,16 @@ _blocks: ContextVar[tuple[Settings, ...]] = ContextVar("xconv.settings", default
 
 def current() -> Settings:
     return _blocks.get()[-1]
+
+
+@contextmanager
+def applied(settings: Settings) -> Iterator[None]:
+    """Run a block with exactly these settings."""
+    token = _blocks.set((*_blocks.get(), settings))
+    try:
+        yield
+    finally:
+        _blocks.reset(token)
 
 
 class config:  # noqa: N801

@@ -11,7 +11,7 @@ from functools import lru_cache, partial
 from typing import NamedTuple
 
 from ._arguments import geometry, transposed_geometry
-from ._config import Settings
+from ._config import Settings, applied
 from ._geometry import Geometry
 from ._typing import Array, DType, Shape
 from .algorithms import ALGORITHMS, Algorithm, Schedule
@@ -344,17 +344,20 @@ class Plan:
         if b is not None:
             given["b"] = (b, self.w_shape[:1], self.dtype)
         self._check(given)
-        return self.schedule.forward(x, w, b)
+        with applied(self.settings):
+            return self.schedule.forward(x, w, b)
 
     def input_grad(self, dy: Array, w: Array, /) -> Array:
         """What ``xconv.conv_input_grad(dy, w, plan.x_shape)`` returns; `dy` has the plan's result shape and dtype."""
         self._check({"dy": (dy, self.y_shape, self.dtype), "w": (w, self.w_shape, self.dtypes[1])})
-        return self.schedule.input_grad(dy, w)
+        with applied(self.settings):
+            return self.schedule.input_grad(dy, w)
 
     def weight_grad(self, dy: Array, x: Array, /) -> Array:
         """What ``xconv.conv_weight_grad(dy, x, plan.w_shape)`` returns; `dy` has the plan's result shape and dtype."""
         self._check({"dy": (dy, self.y_shape, self.dtype), "x": (x, self.x_shape, self.dtypes[0])})
-        return self.schedule.weight_grad(dy, x)
+        with applied(self.settings):
+            return self.schedule.weight_grad(dy, x)
 
     def _check(self, given: dict[str, tuple[Array, Shape, DType]]) -> None:
         if backend_of({name: array for name, (array, _, _) in given.items()}) is not self.schedule.backend:
