@@ -11,7 +11,7 @@ import subprocess
 import sysconfig
 import tempfile
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 import cupy
@@ -94,6 +94,7 @@ def compiled(kernel, *dtypes, architecture=90):
     return Binary(cubin, log.getvalue())
 
 
+@cache  # CuPy compiles a text once, too
 def _as_cupy_does(text):
     """The text with CuPy's headers, and CuPy's own options."""
     seen = []
@@ -106,7 +107,7 @@ def _as_cupy_does(text):
         core.compile_with_cache(text)
     finally:
         compiler._compile_module_with_cache = compile_
-    return seen
+    return tuple(seen)
 
 
 def disassembled(cubin):
