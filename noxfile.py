@@ -37,7 +37,7 @@ def tests(session: nox.Session) -> None:
 def kernels(session: nox.Session) -> None:
     """CuPy without a GPU: the CUDA kernels compiled, run on the CPU, and called as on a device."""
     session.install("-e", ".", *nox.project.dependency_groups(PROJECT, "kernels"))
-    files = [f"tests/test_{name}.py" for name in ("fuzz", "conv", "classic", "plan")]
+    files = [f"tests/test_{name}.py" for name in ("fuzz", "conv", "classic", "plan", "winograd")]
     covered(session, "tests/kernels", *files, "--backend=cupy-on-host", what=f"--include={CUDA}")
 
 

@@ -6,7 +6,7 @@ device is replaced in these places, and nowhere else:
 - CuPy's allocator, by one that hands out memory of the host, whose pointer can copy and fill;
 - the launch of kernels, by the hook that CuPy has for it: ours go to the harness, CuPy's own to NumPy;
 - the ways between the two memories, `asarray` and `get`;
-- what CuPy does by a reduction or a library: `sum`, `copy`, `concat` and `matmul` of integers, by NumPy;
+- what CuPy does by a reduction or a library: `sum`, `copy`, `concat`, `tensordot` and `matmul` of integers, by NumPy;
 - cuBLAS, by a function after its documentation (`blas`);
 - an array's `device`, which has no context to switch to.
 """
@@ -119,10 +119,10 @@ class StandIn:
         monkeypatch.setattr(cupy.ndarray, "device", property(lambda _: the_device))
         monkeypatch.setattr(_cupy, "_available", lambda: True)
         monkeypatch.setattr(cupy.ndarray, "get", lambda a: host(a).copy())
-        monkeypatch.setattr(namespace, "asarray", lambda values, **options: device(np.asarray(values, **options)))
+        monkeypatch.setattr(namespace, "asarray", lambda a, dtype=None, **_: device(np.asarray(a, dtype)))
         monkeypatch.setattr(cupy.ndarray, "copy", lambda a, order="C": device(host(a).copy(order)))
         monkeypatch.setattr(cupy.ndarray, "sum", lambda a, *rest, **options: device(host(a).sum(*rest, **options)))
-        for name, function in (("matmul", np.matmul), ("concat", np.concat)):
+        for name, function in (("matmul", np.matmul), ("concat", np.concat), ("tensordot", np.tensordot)):
             monkeypatch.setattr(namespace, name, by_numpy(function))
         monkeypatch.setitem(vars(libraries), "cublas", self.blas)
         monkeypatch.setattr(cupy.cuda.device, "get_cublas_handle", lambda: self.blas.HANDLE)
