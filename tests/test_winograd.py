@@ -32,7 +32,8 @@ def test_matrices_are_exact(taps):
 def test_tiles_by_kernel():
     assert outputs((3, 3)) == (4, 4)
     assert outputs((5, 5)) == (4, 4)
-    assert outputs((7, 7)) == (2, 2)
+    assert outputs((7, 5)) == (2, 2)
+    assert outputs((7, 7)) is None
     assert outputs((1, 3)) == (1, 4)
     assert outputs((3, 3, 3)) == (4, 4, 4)
     assert outputs((5, 5, 5)) == (2, 2, 2)
@@ -121,7 +122,7 @@ def test_tiles_and_threads(rng, shapes, dtype):
             assert np.allclose(tiled, whole, rtol=0, atol=1e-12 * np.max(np.abs(whole)))
 
 
-@pytest.mark.parametrize("kernel", [(3,), (5,), (7,), (3, 3), (5, 5), (7, 7), (1, 7), (3, 3, 3), (5, 5, 5)], ids=str)
+@pytest.mark.parametrize("kernel", [(3,), (5,), (7,), (3, 3), (5, 5), (7, 5), (1, 7), (3, 3, 3), (5, 5, 5)], ids=str)
 def test_error_in_float32(rng, lib, kernel):
     """max|err| <= 1e-5 max|y|, for the convolution and both gradients."""
     size = {1: (60,), 2: (17, 14), 3: (9, 9, 9)}[len(kernel)]
@@ -159,7 +160,7 @@ def test_half(rng, biased):
         ((9, 9), (1, 1), {}, "float32", "a kernel of one tap has nothing to save"),
         ((9, 9), (3, 8), {}, "float32", "more than 7 taps"),
         ((9,) + 30 * (1,), (3,) + 30 * (1,), {}, "float32", "more than the 64 axes"),
-        ((9, 9, 9), (7, 7, 7), {}, "float32", "its error would be too large"),
+        ((9, 9), (7, 7), {}, "float32", "its error would be too large"),
         ((9, 9), (3, 3), {}, "int32", "the numbers are integers"),
     ],
 )

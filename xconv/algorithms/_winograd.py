@@ -33,6 +33,8 @@ MOST_AXES = 30
 #: How many times as large the error becomes with every axis of so many frequencies, and with all axes at most.
 GROWTH = {1: 1, 3: 1, 4: 1, 5: 3, 6: 3, 7: 8, 8: 8}
 MOST_GROWTH = 64
+#: And by how much more with so many taps.
+MORE_GROWTH = {7: 1.5}
 #: Elements of temporary memory for a tile: every frequency is a product of its own, and should not be a thin one.
 LEAST_TILE = 2**22
 #: The product with a small matrix takes as much time as one with so many columns, at least.
@@ -115,7 +117,8 @@ def outputs(kernel: tuple[int, ...]) -> tuple[int, ...] | None:
     """Outputs of a tile on every axis, by the kernel alone; None where the error would be too large."""
     for most in (4, 2):
         chosen = tuple(1 if k == 1 else most if most + k - 1 in GROWTH else 2 for k in kernel)
-        if math.prod(GROWTH[m + k - 1] for m, k in zip(chosen, kernel, strict=True)) <= MOST_GROWTH:
+        growth = (GROWTH[m + k - 1] * MORE_GROWTH.get(k, 1) for m, k in zip(chosen, kernel, strict=True))
+        if math.prod(growth) <= MOST_GROWTH:
             return chosen
     return None
 
