@@ -58,7 +58,8 @@ def conv(
         Wider dtype for the sums and the result, such as int32 for int8 inputs; one of the array's library.
     algorithm : str
         "auto", or the name of the algorithm to use: "gemm" (im2col and a matrix product), "pointwise"
-        (a kernel of one tap) or "winograd" (kernels of up to 7 taps, stride and dilation 1, no integers).
+        (a kernel of one tap), "depthwise" (one input channel per group, no columns) or "winograd" (kernels of up to 7
+        taps, stride and dilation 1, no integers).
 
     Returns
     -------
