@@ -30,7 +30,7 @@ def covered(session: nox.Session, *tests: str, what: str) -> None:
 def tests(session: nox.Session) -> None:
     """The test suite with NumPy and array-api-strict, and the coverage of it."""
     session.install("-e", ".", *nox.project.dependency_groups(PROJECT, "test"))
-    covered(session, what=f"--omit={CUDA}")
+    covered(session, "--numprocesses=auto", what=f"--omit={CUDA}")
 
 
 @nox.session
