@@ -99,7 +99,7 @@ def candidates(g: Geometry, backend: Backend, dtype: DType, settings: Settings) 
     found = []
     balance = backend.balance(dtype, settings.precision)
     for name, algorithm in ALGORITHMS.items():
-        refusal = algorithm.refusal(g, backend.kind(dtype))
+        refusal = algorithm.refusal(g, backend.kind(dtype)) or algorithm.lack(backend)
         note = None
         if settings.numerics == "strict" and not algorithm.componentwise:
             note = 'its error bound is not componentwise, and `numerics` is "strict"'
@@ -161,6 +161,7 @@ def _cut(
     multiplies: bool,
 ) -> Schedule:
     """Cut the work into tiles that fit the workspace and the caches, never so that the number of threads matters."""
+    algorithm = algorithm.fitted(g, backend.kind(dtype))
     accumulator = backend.accumulator(dtype)
     operand = backend.operand(dtype) if algorithm.takes_half else accumulator
     itemsize = backend.itemsize(accumulator)

@@ -24,6 +24,16 @@ class Algorithm(ABC):
     def refusal(self, g: Geometry, kind: Kind) -> str | None:
         """Why this algorithm cannot serve the geometry, or a dtype of this kind; None where it can."""
 
+    def lack(self, backend: Backend) -> str | None:
+        """What this algorithm needs and the array library has not; None where it has all."""
+        del backend
+        return None
+
+    def fitted(self, g: Geometry, kind: Kind) -> "Algorithm":
+        """The algorithm with those choices made that all tiles of `g` must share."""
+        del g, kind
+        return self
+
     @abstractmethod
     def scratch(self, g: Geometry, backend: Backend) -> int:
         """Elements of temporary memory that any of the three functions takes for `g`, at most."""

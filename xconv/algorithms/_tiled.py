@@ -121,7 +121,7 @@ class Schedule:
             g, part = self._read(tile, x)
             return self.algorithm.weight_grad(backend, g, self._operand(dy[tile.y]), self._operand(part))
 
-        total = backend.total(self.accumulator, self.tiles, piece, team=self.team, lanes=self.lanes)
+        total = backend.total(self.tiles, piece, team=self.team, lanes=self.lanes)
         return backend.astype(self.algorithm.transform_adjoint(backend, self.geometry, total), self.dtype)
 
     @_on_its_device

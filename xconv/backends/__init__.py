@@ -9,10 +9,11 @@ from functools import partial
 import array_api_compat
 
 from .._typing import Array
+from ._fourier import Grid
 from ._generic import MIB, Backend, Piece
 from ._threads import Team
 
-__all__ = ["MIB", "Backend", "Piece", "Team", "backend_of"]
+__all__ = ["MIB", "Backend", "Grid", "Piece", "Team", "backend_of"]
 
 _by_type: dict[type, Backend] = {}
 _by_namespace: dict[object, Backend] = {}

@@ -17,6 +17,8 @@ import array_api_extra as xpx
 
 from .._geometry import Axis, Geometry, Run, Tile
 from .._typing import Array, Device, DType, Index, Kind, Namespace, Shape
+from . import _fourier
+from ._fourier import Grid
 from ._threads import Team
 
 MIB = 2**20
@@ -355,6 +357,27 @@ class Backend:
         each = math.prod(max(len(matrix), len(matrix[0])) for matrix in matrices)
         return self.spare(g) + math.prod(g.columns_shape) + 2 * g.batch * g.c_in * g.pixels * each
 
+    # blocks, each under a Fourier transform per axis
+
+    def fourier(self, x: Array, g: Geometry, grid: Grid, *, lasting: bool = False) -> Array:
+        """The spectra of every window of `x`, as the right side of a product, all images in one.
+
+        Of the shape ``(1, frequencies * groups, depth, n * pixels)``. With `lasting` they outlive the tile.
+        """
+        del lasting
+        return _fourier.transform(self.xp, self.pad, x, g, grid)
+
+    def fourier_inverse(
+        self, v: Array, g: Geometry, grid: Grid, out: Array | None = None, *, lasting: bool = False
+    ) -> Array:
+        """The adjoint of `fourier`: windows that overlap are added up; in `out` if possible."""
+        del out, lasting
+        return _fourier.inverse(self.xp, self.pad, v, g, grid)
+
+    def fourier_spare(self, g: Geometry, grid: Grid) -> int:
+        """Numbers that `fourier` and its adjoint need at once beside what they take and make, at most."""
+        return 4 * _fourier.spare(g, grid)
+
     # products
 
     def product(self, u: Array, v: Array, out: Array | None = None) -> Array:
@@ -408,7 +431,6 @@ class Backend:
 
     def total(
         self,
-        dtype: DType,
         tiles: Sequence[Tile],
         piece: Piece,
         *,
@@ -423,7 +445,7 @@ class Backend:
         result = piece(tiles[0], None)
         for tile in islice(tiles, 1, None):
             result = result + piece(tile, None)
-        return self.astype(result, dtype)
+        return result
 
 
 @cache

@@ -12,7 +12,8 @@ import numpy as np
 
 from .._geometry import Geometry, Tile
 from .._typing import Array, DType, Index, Kind, Shape
-from . import _numpy_spectra, _threads
+from . import _fourier, _numpy_fourier, _numpy_spectra, _threads
+from ._fourier import Grid
 from ._generic import MIB, Backend, Matrices, Piece, along, inverse
 from ._threads import Team
 
@@ -214,10 +215,41 @@ class NumpyBackend(DtypesOfNumpy):
     def spectra_spare(self, g: Geometry, matrices: Matrices) -> int:
         return _numpy_spectra.layout(g, matrices, np.dtype(np.float32)).spare
 
+    # blocks
+
+    def fourier(self, x: Array, g: Geometry, grid: Grid, *, lasting: bool = False) -> Array:
+        dtype = np.result_type(x.dtype, np.complex64)
+        if lasting:
+            self.scratch.reset(_fourier.spare(g, grid) * x.itemsize)
+        v = (np.empty if lasting else self.scratch.take)((*grid.frequencies, g.c_in, g.batch, *g.out), dtype)
+        mark, order = self.scratch.used, _fourier.block_order(len(g.axes))
+        if v.size:
+            _numpy_fourier.transform(self.scratch.take, x, g, grid, v.transpose(order))
+        self.scratch.used = mark
+        return v.reshape(1, math.prod(grid.frequencies) * g.groups, g.c_in // g.groups, g.batch * g.pixels)
+
+    def fourier_inverse(
+        self, v: Array, g: Geometry, grid: Grid, out: Array | None = None, *, lasting: bool = False
+    ) -> Array:
+        dtype = np.empty(0, v.dtype).real.dtype if grid.real else v.dtype
+        if lasting:
+            self.scratch.reset(_fourier.spare(g, grid) * dtype.itemsize)
+        x = (np.empty if lasting else self.scratch.take)(g.x_shape, dtype) if out is None else out
+        if v.size:
+            v = v.reshape(*grid.frequencies, g.c_in, g.batch, *g.out)
+            v = v.transpose(_fourier.block_order(len(g.axes)))
+            _numpy_fourier.inverse(self.scratch.take, v, g, grid, x)
+        return x
+
+    def fourier_spare(self, g: Geometry, grid: Grid) -> int:
+        return _fourier.spare(g, grid)
+
     # products
 
     def product(self, u: Array, v: Array, out: Array | None = None) -> Array:
-        (n, blocks, _, pixels), rows = v.shape, u.shape[-2]
+        (n, blocks, depth, pixels), rows = v.shape, u.shape[-2]
+        if depth == 1 and out is None:  # a call of the BLAS for every block would take longer than its work
+            return np.multiply(u, v, out=self.scratch.take((n, blocks, rows, pixels), v.dtype))
         if v.strides[2] <= v.strides[3] and out is None:  # channels last, and so is the result
             together = self.scratch.take((blocks, n * pixels, rows), v.dtype)
             np.matmul(np.matrix_transpose(self._images_last(v)), np.matrix_transpose(u), out=together)
@@ -275,7 +307,6 @@ class NumpyBackend(DtypesOfNumpy):
 
     def total(
         self,
-        dtype: DType,
         tiles: Sequence[Tile],
         piece: Piece,
         *,
@@ -298,7 +329,7 @@ class NumpyBackend(DtypesOfNumpy):
         result = sums[0]
         for lane in sums[1:]:
             result += lane
-        return self.astype(result, dtype)
+        return result
 
 
 def _channels_behind(x: Array, g: Geometry) -> Array:

@@ -1,0 +1,208 @@
+r"""Fourier's way: under the transform, a convolution of any length is one product per frequency.
+
+The result is cut into blocks of m outputs, and the image into windows of N elements that hold what a block reads (the
+overlap-save method; T. Stockham, *High-speed convolution and correlation*, 1966). With F the orthonormal transform of N
+elements on every axis, and a kernel of K taps,
+
+.. math:: y = F^{-1}\,(\overline{F\,\bar w} \circ F x) \sqrt N, \quad
+          dx = F^{-1}\,(F\,\bar w \circ F\,dy) \sqrt N, \quad
+          dw = \overline{F^{-1}\,\overline{(F\,dy \circ \overline{F x})}} \sqrt N,
+
+of which the first m, N and K elements count: what wraps around is in the others. So V and U are F on windows and filters,
+their adjoints end in its inverse, and S and its adjoint are the same two for the blocks of the result. A stride leaves
+out outputs, a dilation puts zeros between the taps.
+
+The error is ``|err| <= c * eps * log(N) * |x| * |w|`` with the norms of a window and of a filter: small outputs next to
+large ones are less exact, and a NaN spoils its whole window.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import NamedTuple
+
+from .._geometry import Axis, Geometry
+from .._typing import Array, Kind, Shape
+from ..backends import Backend, Grid
+from ._bilinear import Bilinear
+
+#: As many as fit into the 64 axes of an array, two each.
+MOST_AXES = 31
+#: Multiply-adds of a matrix product in the time of a real number's part in a transform, over log2 of the length.
+POINT = 8
+#: The same for a product of complex numbers, of which less than `THIN` in a row take as much time as so many.
+COMPLEX, THIN = 8, 4
+#: Elements of temporary memory for a tile: every frequency is a product of its own, and should not be a thin one.
+LEAST_TILE = 2**20
+#: The numbers of blocks that are tried differ by this factor.
+FINER = 1.4
+
+
+@lru_cache(maxsize=4096)
+def smooth(least: int) -> int:
+    """The smallest number from `least` with no prime factors but 2, 3 and 5, for which all libraries have fast code."""
+    number = max(1, least)
+    while True:
+        rest = number
+        for prime in (2, 3, 5):
+            while rest % prime == 0:
+                rest //= prime
+        if rest == 1:
+            return number
+        number += 1
+
+
+class Side(NamedTuple):
+    """What is transformed: windows of a geometry, and how."""
+
+    geometry: Geometry
+    grid: Grid
+
+    @property
+    def numbers(self) -> int:
+        """Real numbers of the spectra, or complex ones of complex numbers."""
+        g, grid = self
+        return g.batch * g.c_in * g.pixels * math.prod(grid.frequencies) * (2 if grid.real else 1)
+
+
+class Sides(NamedTuple):
+    image: Side
+    result: Side
+    filters: Side
+
+
+@lru_cache(maxsize=1024)
+def sides(g: Geometry, lengths: Shape, real: bool) -> Sides:  # noqa: FBT001
+    image, result, filters = [], [], []
+    for axis, length in zip(g.axes, lengths, strict=True):
+        outputs = max(1, min(axis.out, (length - axis.extent) // axis.stride + 1))
+        blocks = max(1, -(-axis.out // outputs))
+        window = (outputs - 1) * axis.stride + axis.extent
+        step = outputs * axis.stride if blocks > 1 else window
+        end = (blocks - 1) * step + window - axis.size - axis.lo
+        image.append(Axis(axis.size, window, step, 1, axis.lo, end))
+        result.append(Axis(axis.out, outputs, outputs, 1, 0, blocks * outputs - axis.out))
+        filters.append(Axis(axis.kernel, axis.kernel, axis.kernel))
+    strides, dilations = zip(*((axis.stride, axis.dilation) for axis in g.axes), strict=True)
+    return Sides(
+        Side(replace(g, axes=tuple(image)), Grid(lengths, (1,) * len(lengths), real)),
+        Side(replace(g, c_in=g.c_out, axes=tuple(result)), Grid(lengths, strides, real)),
+        Side(
+            replace(g, batch=g.c_out, c_in=g.c_in // g.groups, groups=1, axes=tuple(filters)),
+            Grid(lengths, dilations, real),
+        ),
+    )
+
+
+@lru_cache(maxsize=1024)
+def best_lengths(g: Geometry) -> Shape:
+    """The lengths with the least work, found on one axis after the other."""
+    choices = [sorted({smooth(_span(axis, blocks)) for blocks in _counts(axis.out)}) for axis in g.axes]
+    lengths = tuple(choice[-1] for choice in choices)
+    for i in (*range(len(choices)), *range(len(choices))):
+        found = [(*lengths[:i], length, *lengths[i + 1 :]) for length in choices[i]]
+        lengths = min(found, key=lambda tried: work(g, tried))
+    return lengths
+
+
+def _counts(outputs: int) -> list[int]:
+    """Numbers of blocks, from 1 to about `outputs`, ever farther apart."""
+    counts, count = [], 1.0
+    while count <= max(1, outputs):
+        counts.append(int(count))
+        count = max(count + 1, count * FINER)
+    return counts
+
+
+def _span(axis: Axis, blocks: int) -> int:
+    return (max(1, -(-axis.out // blocks)) - 1) * axis.stride + axis.extent
+
+
+def work(g: Geometry, lengths: Shape) -> int:
+    """Time of a forward pass, in multiply-adds of a matrix product."""
+    blocks, points, logs = [], 1, 0.0
+    for axis, length in zip(g.axes, lengths, strict=True):
+        blocks.append(-(-axis.out // ((length - axis.extent) // axis.stride + 1)))
+        points *= length
+        logs += math.log2(max(2, length))
+    columns = g.batch * math.prod(blocks)
+    spectra = columns * (g.c_in + g.c_out) + g.c_out * (g.c_in // max(1, g.groups))
+    products = g.c_out * max(THIN, g.c_in // g.groups) * max(THIN, columns)
+    return int(points * (spectra * logs * POINT + products * COMPLEX / 2))
+
+
+@dataclass(frozen=True)
+class Fourier(Bilinear):
+    """The algorithm, for transforms of certain lengths or, as long as there are none, of the best ones."""
+
+    lengths: Shape | None = None
+    real: bool = True
+
+    name = "fft"
+    componentwise = False
+
+    def fitted(self, g: Geometry, kind: Kind) -> "Fourier":
+        return Fourier(best_lengths(g), kind != "complex")
+
+    def sides(self, g: Geometry) -> Sides:
+        return sides(g, self.lengths or best_lengths(g), self.real)
+
+    def refusal(self, g: Geometry, kind: Kind) -> str | None:
+        if kind == "integer":
+            return "its transforms round, and the numbers are integers"
+        if len(g.axes) > MOST_AXES:
+            return f"its spectra of {len(g.axes)} spatial axes have more than the 64 axes of an array"
+        return None
+
+    def lack(self, backend: Backend) -> str | None:
+        return None if hasattr(backend.xp, "fft") else f"{backend.name} has no `fft` extension"
+
+    def scratch(self, g: Geometry, backend: Backend) -> int:
+        image, result, _ = self.sides(g)
+        spare = backend.fourier_spare(*image) + backend.fourier_spare(*result)
+        return image.numbers + 2 * result.numbers + spare + math.prod(g.x_shape) + math.prod(g.y_shape)
+
+    def filters(self, g: Geometry) -> int:
+        return 2 * self.sides(g).filters.numbers
+
+    def least_tile(self, g: Geometry, backend: Backend) -> int:
+        return max(min(LEAST_TILE, self.scratch(g, backend) // 2), 3 * self.sides(g).filters.numbers // 2)
+
+    def traffic(self, g: Geometry) -> int:
+        return sum(2 * side.numbers + math.prod(side.geometry.x_shape) for side in self.sides(g))
+
+    def multiplications(self, g: Geometry) -> int:
+        return work(g, self.lengths or best_lengths(g))
+
+    def transform(self, backend: Backend, g: Geometry, w: Array) -> Array:
+        return self._left(backend, g, backend.conj(self._spectra(backend, g, backend.conj(w))))
+
+    def adjoint_operand(self, backend: Backend, g: Geometry, w: Array) -> Array:
+        return backend.xp.matrix_transpose(self._left(backend, g, self._spectra(backend, g, w)))
+
+    def transform_adjoint(self, backend: Backend, g: Geometry, u: Array) -> Array:
+        xp, (side, grid) = backend.xp, self.sides(g).filters
+        frequencies = math.prod(grid.frequencies)
+        v = xp.matrix_transpose(xp.reshape(backend.conj(u), (1, frequencies, g.c_out, side.c_in)))
+        return backend.conj(backend.fourier_inverse(v, side, grid, lasting=True)) * math.sqrt(math.prod(grid.lengths))
+
+    def _spectra(self, backend: Backend, g: Geometry, w: Array) -> Array:
+        side, grid = self.sides(g).filters
+        return backend.fourier(w * math.sqrt(math.prod(grid.lengths)), side, grid, lasting=True)
+
+    def _left(self, backend: Backend, g: Geometry, v: Array) -> Array:
+        """The spectra of the filters, ``(1, frequencies, depth, c_out)``, as the left side of a product."""
+        shape = (v.shape[1] * g.groups, g.c_out // g.groups, g.c_in // g.groups)
+        return backend.xp.reshape(backend.xp.matrix_transpose(v), shape)
+
+    def analysis(self, backend: Backend, g: Geometry, x: Array) -> Array:
+        return backend.fourier(x, *self.sides(g).image)
+
+    def analysis_adjoint(self, backend: Backend, g: Geometry, v: Array, out: Array | None) -> Array:
+        return backend.fourier_inverse(v, *self.sides(g).image, out)
+
+    def synthesis(self, backend: Backend, g: Geometry, p: Array, out: Array | None) -> Array:
+        return backend.fourier_inverse(p, *self.sides(g).result, out)
+
+    def synthesis_adjoint(self, backend: Backend, g: Geometry, dy: Array) -> Array:
+        return backend.fourier(dy, *self.sides(g).result)

@@ -1,0 +1,115 @@
+"""Fourier transforms of the blocks of an image, axis by axis, in the pure array-API standard.
+
+Blocks are the windows of a geometry, and are cut out whole. All transforms are orthonormal.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from .._geometry import Axis, Geometry
+from .._typing import Array, Namespace, Shape
+
+#: Zeros before and behind an array along one axis, or less of it (`Backend.pad`).
+Pad = Callable[[Array, int, int, int], Array]
+
+
+class Grid(NamedTuple):
+    """What a block becomes on every axis."""
+
+    #: Elements of the transform; behind the block are zeros.
+    lengths: Shape
+    #: Steps from one element of the block to the next; between them are zeros.
+    spacing: Shape
+    #: Whether the numbers are real, and half of the last axis' frequencies tell everything.
+    real: bool
+
+    @property
+    def frequencies(self) -> Shape:
+        *others, last = self.lengths
+        return (*others, last // 2 + 1 if self.real else last)
+
+    def is_half(self, i: int) -> bool:
+        """Whether the transform along axis `i` is one of real numbers."""
+        return self.real and i == len(self.lengths) - 1
+
+
+def transform(xp: Namespace, pad: Pad, x: Array, g: Geometry, grid: Grid) -> Array:
+    """The spectra of all windows of `x`, as the right side of a product: ``(1, frequencies * groups, depth, n * out)``."""
+    for i, axis in reversed(list(enumerate(g.axes))):  # x is (n, c, *size[:i+1], out, frequencies, ...)
+        x = _spread(xp, pad, _cut(xp, pad, x, 2 + i, axis), 3 + i, grid.spacing[i])
+        fft = xp.fft.rfft if grid.is_half(i) else xp.fft.fft
+        x = fft(x, n=grid.lengths[i], axis=3 + i, norm="ortho")
+    x = xp.permute_dims(x, product_order(len(g.axes)))
+    blocks = math.prod(grid.frequencies) * g.groups
+    return xp.reshape(x, (1, blocks, g.c_in // g.groups, g.batch * g.pixels))
+
+
+def inverse(xp: Namespace, pad: Pad, v: Array, g: Geometry, grid: Grid) -> Array:
+    """The adjoint of `transform`, which undoes it where the windows do not overlap."""
+    x = xp.reshape(v, (*grid.frequencies, g.c_in, g.batch, *g.out))
+    x = xp.permute_dims(x, block_order(len(g.axes)))
+    for i, axis in enumerate(g.axes):  # x is (n, c, *size[:i], out, frequencies, ...)
+        ifft = xp.fft.irfft if grid.is_half(i) else xp.fft.ifft
+        x = ifft(x, n=grid.lengths[i], axis=3 + i, norm="ortho")
+        step = grid.spacing[i]
+        x = _join(xp, pad, x[along(3 + i, slice(0, (axis.kernel - 1) * step + 1, step))], 2 + i, axis)
+    return x
+
+
+def spare(g: Geometry, grid: Grid) -> int:
+    """Numbers of temporary memory for either direction: every axis cut into windows, and put together."""
+    total, behind, parts = 0, 1, 1
+    for i in reversed(range(len(g.axes))):
+        axis, length = g.axes[i], grid.lengths[i]
+        total += math.prod(g.size[:i]) * (axis.padded + axis.out * length) * behind * parts
+        behind *= axis.out * grid.frequencies[i]
+        parts = 2 if grid.real else 1
+    return g.batch * g.c_in * total
+
+
+def product_order(rank: int) -> tuple[int, ...]:
+    """The axes ``(n, c, out, frequencies, out, frequencies, ...)`` as ``(*frequencies, c, n, *out)``."""
+    return (*range(3, 3 + 2 * rank, 2), 1, 0, *range(2, 2 + 2 * rank, 2))
+
+
+def block_order(rank: int) -> tuple[int, ...]:
+    """The way back."""
+    pairs = ((rank + 2 + i, i) for i in range(rank))
+    return (rank + 1, rank, *(axis for pair in pairs for axis in pair))
+
+
+def _cut(xp: Namespace, pad: Pad, x: Array, at: int, axis: Axis) -> Array:
+    """The axis `at` as windows, ``(..., out, kernel, ...)``: each is some strides in a row."""
+    strides = -(-axis.kernel // axis.stride)
+    count = axis.out + strides - 1
+    x = pad(x, at, axis.lo, count * axis.stride - axis.size - axis.lo)
+    x = xp.reshape(x, (*x.shape[:at], count, axis.stride, *x.shape[at + 1 :]))
+    parts = [x[along(at, slice(j, j + axis.out))] for j in range(strides)]
+    return xp.concat(parts, axis=at + 1)[along(at + 1, slice(axis.kernel))]
+
+
+def _join(xp: Namespace, pad: Pad, x: Array, at: int, axis: Axis) -> Array:
+    """The adjoint of `_cut`."""
+    strides = -(-axis.kernel // axis.stride)
+    count = axis.out + strides - 1
+    x = pad(x, at + 1, 0, strides * axis.stride - axis.kernel)
+    parts = [x[along(at + 1, slice(j * axis.stride, (j + 1) * axis.stride))] for j in range(strides)]
+    total = pad(parts[0], at, 0, strides - 1)
+    for j, part in enumerate(parts[1:], start=1):
+        total = total + pad(part, at, j, strides - 1 - j)
+    x = xp.reshape(total, (*x.shape[:at], count * axis.stride, *x.shape[at + 2 :]))
+    return pad(x, at, -axis.lo, axis.size + axis.lo - count * axis.stride)
+
+
+def _spread(xp: Namespace, pad: Pad, x: Array, at: int, step: int) -> Array:
+    """Put ``step - 1`` zeros behind each element of the axis `at`."""
+    if step == 1:
+        return x
+    shape = (*x.shape[:at], x.shape[at] * step, *x.shape[at + 1 :])
+    return xp.reshape(pad(xp.expand_dims(x, axis=at + 1), at + 1, 0, step - 1), shape)
+
+
+def along(at: int, index: slice | int) -> tuple[Any, ...]:
+    """`index` for the axis `at`, everything of the axes before and behind."""
+    return (*(slice(None),) * at, index, ...)

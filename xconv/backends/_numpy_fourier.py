@@ -1,0 +1,91 @@
+"""Fourier transforms of the blocks of an image on NumPy arrays, in kept memory.
+
+A transform reads the overlapping windows of one axis where they lie, and writes where the next axis wants them padded;
+the last one writes as the product reads. With ``norm="ortho"`` NumPy transforms float32 in float32; without, it would
+take the way through float64, whose memory is fresh each time.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from .._geometry import Axis, Geometry
+from .._typing import Array, DType, Shape
+from ._fourier import Grid, along
+
+#: Hands out uninitialised memory.
+Take = Callable[[Shape, DType], Array]
+
+
+def transform(take: Take, x: Array, g: Geometry, grid: Grid, v: Array) -> None:
+    """The spectra of all windows of `x`, into ``v (n, c, out, frequencies, out, frequencies, ...)``."""
+    rank = len(g.axes)
+    x = x[g.kept[1]]
+    line, middle = _padded(take, x.shape, rank + 1, g.axes[-1], x.dtype)
+    middle[...] = x
+    for i, axis in reversed(list(enumerate(g.axes))):
+        at, step = 2 + i, grid.spacing[i]
+        windows = _windows(line, at, axis)
+        if step > 1:
+            spread = take((*windows.shape[: at + 1], grid.lengths[i], *windows.shape[at + 2 :]), line.dtype)
+            spread.fill(0)
+            spread[_every(at + 1, axis, step)] = windows
+            windows = spread
+        if i == 0:
+            target = v
+        else:
+            shape = (*windows.shape[: at + 1], grid.frequencies[i], *windows.shape[at + 2 :])
+            line, target = _padded(take, shape, at - 1, g.axes[i - 1], v.dtype)
+        fft = np.fft.rfft if grid.is_half(i) else np.fft.fft
+        fft(windows, n=grid.lengths[i], axis=at + 1, norm="ortho", out=target)
+
+
+def inverse(take: Take, v: Array, g: Geometry, grid: Grid, x: Array) -> None:
+    """The adjoint of `transform`, into `x`."""
+    for i, axis in enumerate(g.axes):
+        at = 2 + i
+        ifft = np.fft.irfft if grid.is_half(i) else np.fft.ifft
+        lines = take((*v.shape[: at + 1], grid.lengths[i], *v.shape[at + 2 :]), x.dtype if grid.is_half(i) else v.dtype)
+        ifft(v, n=grid.lengths[i], axis=at + 1, norm="ortho", out=lines)
+        v = _joined(take, lines[_every(at + 1, axis, grid.spacing[i])], at, axis)[along(at, axis.kept[0])]
+    inner = g.kept[1]
+    if any(part.stop - part.start < size for part, size in zip(inner[2:], g.size, strict=True)):
+        x[...] = 0
+    x[inner] = v
+
+
+def _padded(take: Take, shape: Shape, at: int, axis: Axis, dtype: DType) -> tuple[Array, Array]:
+    """Memory with zeros before and behind the axis `at`, and what is between them."""
+    line = take((*shape[:at], axis.padded, *shape[at + 1 :]), dtype)
+    kept = axis.kept[0]
+    line[along(at, slice(kept.start))] = 0
+    line[along(at, slice(kept.stop, None))] = 0
+    return line, line[along(at, kept)]
+
+
+def _windows(line: Array, at: int, axis: Axis) -> Array:
+    """The axis `at` of padded memory as windows that overlap, ``(..., out, kernel, ...)``."""
+    shape = (*line.shape[:at], axis.out, axis.kernel, *line.shape[at + 1 :])
+    steps = line.strides
+    strides = (*steps[:at], axis.stride * steps[at], *steps[at:])
+    return np.ndarray(shape, line.dtype, line, 0, strides)
+
+
+def _joined(take: Take, windows: Array, at: int, axis: Axis) -> Array:
+    """The adjoint of `_windows`."""
+    if axis.out == 1:
+        return windows[along(at, 0)]
+    line = take((*windows.shape[:at], axis.padded, *windows.shape[at + 2 :]), windows.dtype)
+    if axis.kernel == axis.stride:
+        line.reshape(windows.shape, copy=False)[...] = windows
+        return line
+    line.fill(0)
+    for i in range(axis.out):
+        line[along(at, slice(i * axis.stride, i * axis.stride + axis.kernel))] += windows[along(at, i)]
+    return line
+
+
+def _every(at: int, axis: Axis, step: int) -> tuple[Any, ...]:
+    """The places of a window whose elements are `step` apart."""
+    return along(at, slice(0, (axis.kernel - 1) * step + 1, step))
