@@ -8,9 +8,9 @@ elements on every axis, and a kernel of K taps,
           dx = F^{-1}\,(F\,\bar w \circ F\,dy) \sqrt N, \quad
           dw = \overline{F^{-1}\,\overline{(F\,dy \circ \overline{F x})}} \sqrt N,
 
-of which the first m, N and K elements count: what wraps around is in the others. So V and U are F on windows and filters,
-their adjoints end in its inverse, and S and its adjoint are the same two for the blocks of the result. A stride leaves
-out outputs, a dilation puts zeros between the taps.
+of which the first m, N and K elements count: what wraps around is in the others. So V and U are F on windows and
+filters, their adjoints end in its inverse, and S and its adjoint are the same two for the blocks of the result. A
+stride leaves out outputs, a dilation puts zeros between the taps.
 
 The error is ``|err| <= c * eps * log(N) * |x| * |w|`` with the norms of a window and of a filter: small outputs next to
 large ones are less exact, and a NaN spoils its whole window.
@@ -166,7 +166,11 @@ class Fourier(Bilinear):
         return 2 * self.sides(g).filters.numbers
 
     def least_tile(self, g: Geometry, backend: Backend) -> int:
-        return max(min(LEAST_TILE, self.scratch(g, backend) // 2), 3 * self.sides(g).filters.numbers // 2)
+        """One row of blocks of one image: a part of a block would cost as much as all of it."""
+        outputs = self.sides(g).result.geometry.kernel
+        row = g.largest("outputs", [min(1, g.batch), min(outputs[0], g.out[0]), *g.out[1:]])
+        shared = max(min(LEAST_TILE, self.scratch(g, backend) // 2), 3 * self.sides(g).filters.numbers // 2)
+        return max(shared, self.scratch(row, backend))
 
     def traffic(self, g: Geometry) -> int:
         return sum(2 * side.numbers + math.prod(side.geometry.x_shape) for side in self.sides(g))

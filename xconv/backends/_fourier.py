@@ -35,7 +35,7 @@ class Grid(NamedTuple):
 
 
 def transform(xp: Namespace, pad: Pad, x: Array, g: Geometry, grid: Grid) -> Array:
-    """The spectra of all windows of `x`, as the right side of a product: ``(1, frequencies * groups, depth, n * out)``."""
+    """The spectra of all windows, as the right side of a product: ``(1, frequencies * groups, depth, n * out)``."""
     for i, axis in reversed(list(enumerate(g.axes))):  # x is (n, c, *size[:i+1], out, frequencies, ...)
         x = _spread(xp, pad, _cut(xp, pad, x, 2 + i, axis), 3 + i, grid.spacing[i])
         fft = xp.fft.rfft if grid.is_half(i) else xp.fft.fft
