@@ -11,5 +11,5 @@ from ._winograd import Winograd
 __all__ = ["ALGORITHMS", "Algorithm", "Schedule"]
 
 ALGORITHMS: dict[str, Algorithm] = {
-    algorithm.name: algorithm for algorithm in (Pointwise(), Depthwise(), Winograd(), Fourier(), Gemm())
+    algorithm.name: algorithm for algorithm in (Pointwise(), Depthwise(), Winograd(), Gemm(), Fourier())
 }

@@ -248,12 +248,12 @@ class NumpyBackend(DtypesOfNumpy):
 
     def product(self, u: Array, v: Array, out: Array | None = None) -> Array:
         (n, blocks, depth, pixels), rows = v.shape, u.shape[-2]
-        if depth == 1 and out is None:  # a call of the BLAS for every block would take longer than its work
-            return np.multiply(u, v, out=self.scratch.take((n, blocks, rows, pixels), v.dtype))
         if v.strides[2] <= v.strides[3] and out is None:  # channels last, and so is the result
             together = self.scratch.take((blocks, n * pixels, rows), v.dtype)
             np.matmul(np.matrix_transpose(self._images_last(v)), np.matrix_transpose(u), out=together)
             return together.reshape(blocks, n, pixels, rows).transpose(1, 0, 3, 2)
+        if depth == 1 and out is None:  # a call of the BLAS for every block would take longer than its work
+            return np.multiply(u, v, out=self.scratch.take((n, blocks, rows, pixels), v.dtype))
         if n > 1 and v.strides[0] == pixels * v.strides[3]:  # the images lie next to each other: one product
             together = self.scratch.take((blocks, rows, n * pixels), v.dtype)
             np.matmul(u, self._images_last(v), out=together)
