@@ -87,7 +87,7 @@ def check_values(lib, case, dtype):
 
 
 def test_any_geometry(lib):
-    @settings(max_examples=max(10, settings().max_examples * lib.share // 500))
+    @settings(max_examples=max(5, settings().max_examples * lib.share // 500))
     @given(case=cases(), dtype=st.sampled_from(["float64", "float64", "complex128"]))
     def check(case, dtype):
         check_values(lib, case, dtype if lib.has(dtype) or dtype == "float64" else "float64")

@@ -58,8 +58,9 @@ def conv(
         Wider dtype for the sums and the result, such as int32 for int8 inputs; one of the array's library.
     algorithm : str
         "auto", or the name of the algorithm to use: "gemm" (im2col and a matrix product), "pointwise"
-        (a kernel of one tap), "depthwise" (one input channel per group, no columns) or "winograd" (kernels of up to 7
-        taps, stride and dilation 1, no integers).
+        (a kernel of one tap), "depthwise" (one input channel per group, no columns), "winograd" (kernels of up to 7
+        taps, stride and dilation 1, no integers) or "fft" (Fourier transforms of overlapping blocks, for large kernels;
+        no integers).
 
     Returns
     -------
@@ -84,8 +85,8 @@ def conv(
     -----
     The cost is ``2 * n * c_out * prod(out) * c_in / groups * prod(kernel)`` operations. float16 and bfloat16 are
     summed in float32. For floating-point numbers the error is at most ``K * eps * conv(|x|, |w|)``, where K is the
-    number of products in one sum; that of "winograd" in float32 is about 1e-5 of the largest result at most, and a NaN
-    may spread to its neighbours (``config(numerics="strict")`` rules that out). Integers are exact and wrap around as
+    number of products in one sum; that of "winograd" and "fft" in float32 is about 1e-5 of the largest result at most,
+    and a NaN may spread to its neighbours (``config(numerics="strict")`` rules that out). Integers are exact and wrap around as
     the library's own.
 
     References

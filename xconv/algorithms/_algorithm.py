@@ -15,8 +15,6 @@ class Algorithm(ABC):
     name: ClassVar[str]
     #: Whether it takes half types as they are, where the backend's products of them are summed in float32.
     takes_half: ClassVar[bool] = False
-    #: Whether it multiplies element by element, and not in matrix products.
-    elementwise: ClassVar[bool] = False
     #: Whether ``|err| <= K * eps * conv(|x|, |w|)`` holds for every element, and NaN stays in the windows that see it.
     componentwise: ClassVar[bool] = True
 
@@ -54,6 +52,11 @@ class Algorithm(ABC):
     @abstractmethod
     def multiplications(self, g: Geometry) -> int:
         """Multiply-adds of a forward pass."""
+
+    def work(self, g: Geometry, backend: Backend) -> int:
+        """Time of a forward pass without its traffic, as the number of multiply-adds that a product makes in it."""
+        del backend
+        return self.multiplications(g)
 
     @abstractmethod
     def transform(self, backend: Backend, g: Geometry, w: Array) -> Array:

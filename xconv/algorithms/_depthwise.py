@@ -18,7 +18,6 @@ from ._algorithm import Algorithm
 class Depthwise(Algorithm):
     name = "depthwise"
     takes_half = True
-    elementwise = True
 
     def refusal(self, g: Geometry, kind: Kind) -> str | None:
         del kind
@@ -34,6 +33,9 @@ class Depthwise(Algorithm):
 
     def multiplications(self, g: Geometry) -> int:
         return g.macs
+
+    def work(self, g: Geometry, backend: Backend) -> int:
+        return backend.loose * g.macs
 
     def transform(self, backend: Backend, g: Geometry, w: Array) -> Array:
         del backend, g

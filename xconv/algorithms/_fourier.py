@@ -28,10 +28,6 @@ from ._bilinear import Bilinear
 
 #: As many as fit into the 64 axes of an array, two each.
 MOST_AXES = 31
-#: Multiply-adds of a matrix product in the time of a real number's part in a transform, over log2 of the length.
-POINT = 8
-#: The same for a product of complex numbers, of which less than `THIN` in a row take as much time as so many.
-COMPLEX, THIN = 8, 4
 #: Elements of temporary memory for a tile: every frequency is a product of its own, and should not be a thin one.
 LEAST_TILE = 2**20
 #: The numbers of blocks that are tried differ by this factor.
@@ -96,12 +92,12 @@ def sides(g: Geometry, lengths: Shape, real: bool) -> Sides:  # noqa: FBT001
 
 @lru_cache(maxsize=1024)
 def best_lengths(g: Geometry) -> Shape:
-    """The lengths with the least work, found on one axis after the other."""
+    """The lengths that take the least time, found on one axis after the other."""
     choices = [sorted({smooth(_span(axis, blocks)) for blocks in _counts(axis.out)}) for axis in g.axes]
     lengths = tuple(choice[-1] for choice in choices)
     for i in (*range(len(choices)), *range(len(choices))):
         found = [(*lengths[:i], length, *lengths[i + 1 :]) for length in choices[i]]
-        lengths = min(found, key=lambda tried: work(g, tried))
+        lengths = min(found, key=lambda tried: total(g, tried, TIME))
     return lengths
 
 
@@ -118,17 +114,34 @@ def _span(axis: Axis, blocks: int) -> int:
     return (max(1, -(-axis.out // blocks)) - 1) * axis.stride + axis.extent
 
 
-def work(g: Geometry, lengths: Shape) -> int:
-    """Time of a forward pass, in multiply-adds of a matrix product."""
-    blocks, points, logs = [], 1, 0.0
+class Price(NamedTuple):
+    """What the parts of the algorithm cost, in multiply-adds."""
+
+    #: A number of a spectrum, on every axis and once more for each doubling of its length.
+    axis: float
+    doubling: float
+    #: A product of two complex numbers, and the least for all those of one frequency.
+    product: float
+    call: int
+
+
+#: As arithmetic goes: 5/2 operations for a number and doubling (J. Cooley, J. Tukey, 1965).
+ARITHMETIC = Price(0, 5 / 4, 4, 0)
+#: As time goes: so many multiply-adds of a matrix product, with the copies before and behind each transform.
+TIME = Price(160, 20, 4, 2500)
+
+
+def total(g: Geometry, lengths: Shape, price: Price) -> int:
+    """What a forward pass costs."""
+    blocks, each = [], 0.0
     for axis, length in zip(g.axes, lengths, strict=True):
         blocks.append(-(-axis.out // ((length - axis.extent) // axis.stride + 1)))
-        points *= length
-        logs += math.log2(max(2, length))
+        each += price.axis + price.doubling * math.log2(max(2, length))
     columns = g.batch * math.prod(blocks)
-    spectra = columns * (g.c_in + g.c_out) + g.c_out * (g.c_in // max(1, g.groups))
-    products = g.c_out * max(THIN, g.c_in // g.groups) * max(THIN, columns)
-    return int(points * (spectra * logs * POINT + products * COMPLEX / 2))
+    filters = math.prod(g.w_shape[:2])
+    spectra = columns * (g.c_in + g.c_out) + filters
+    product = max(price.call, price.product * filters // max(1, g.groups) * columns)
+    return int(math.prod(lengths) * (spectra * each + g.groups * product / 2))
 
 
 @dataclass(frozen=True)
@@ -176,7 +189,11 @@ class Fourier(Bilinear):
         return sum(2 * side.numbers + math.prod(side.geometry.x_shape) for side in self.sides(g))
 
     def multiplications(self, g: Geometry) -> int:
-        return work(g, self.lengths or best_lengths(g))
+        return total(g, self.lengths or best_lengths(g), ARITHMETIC)
+
+    def work(self, g: Geometry, backend: Backend) -> int:
+        del backend
+        return total(g, self.lengths or best_lengths(g), TIME)
 
     def transform(self, backend: Backend, g: Geometry, w: Array) -> Array:
         return self._left(backend, g, backend.conj(self._spectra(backend, g, backend.conj(w))))

@@ -185,10 +185,18 @@ class Winograd(Bilinear):
         return sum(2 * side.elements + 2 * math.prod(side.geometry.x_shape) for side in sides(g))
 
     def multiplications(self, g: Geometry) -> int:
+        return self._multiply_adds(g, 1, 1)
+
+    def work(self, g: Geometry, backend: Backend) -> int:
+        del backend
+        return self._multiply_adds(g, THIN, NARROW)
+
+    def _multiply_adds(self, g: Geometry, thin: int, narrow: int) -> int:
+        """Multiply-adds, where a sum over few channels and a matrix with few columns count as larger ones."""
         everything = sides(g)
         columns = everything.image.elements // max(1, g.c_in)
-        products = columns * g.c_out * max(THIN, g.c_in // g.groups)
-        return products + sum(_transform_multiplications(side) for side in everything)
+        products = columns * g.c_out * max(thin, g.c_in // g.groups)
+        return products + sum(_transform_multiplications(side, narrow) for side in everything)
 
     def transform(self, backend: Backend, g: Geometry, w: Array) -> Array:
         xp, everything = backend.xp, sides(g)
@@ -214,12 +222,12 @@ class Winograd(Bilinear):
         return backend.spectra(dy, *sides(g).result)
 
 
-def _transform_multiplications(side: Side) -> int:
+def _transform_multiplications(side: Side, narrow: int) -> int:
     """Multiply-adds of a transform, one axis after the other, the last first."""
     g, total = side.geometry, 0
     for i, rows in enumerate(side.matrices):
         before = math.prod(axis.padded for axis in g.axes[:i])
         done = math.prod(len(r) for r in side.matrices[i + 1 :])
         behind = math.prod(axis.out for axis in g.axes[i + 1 :]) * (g.c_in // g.groups)
-        total += before * done * max(NARROW, behind) * g.axes[i].out * len(rows) * len(rows[0])
+        total += before * done * max(narrow, behind) * g.axes[i].out * len(rows) * len(rows[0])
     return g.batch * g.groups * total

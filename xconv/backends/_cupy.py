@@ -47,7 +47,7 @@ class CupyBackend(DtypesOfNumpy):
     #: But the host takes some 50 us to launch a tile: there are no more than these, unless they were larger than that.
     most_tiles, most_tile_bytes = 8, 256 * MIB
 
-    unproven = frozenset({"winograd"})
+    unproven = frozenset({"winograd", "fft"})
     #: Our own kernels keep their sums in registers.
     loose = 1
 

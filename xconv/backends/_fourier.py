@@ -58,13 +58,13 @@ def inverse(xp: Namespace, pad: Pad, v: Array, g: Geometry, grid: Grid) -> Array
 
 
 def spare(g: Geometry, grid: Grid) -> int:
-    """Numbers of temporary memory for either direction: every axis cut into windows, and put together."""
+    """Numbers of temporary memory for either direction: for every axis its lines, its windows, and their transforms."""
     total, behind, parts = 0, 1, 1
     for i in reversed(range(len(g.axes))):
-        axis, length = g.axes[i], grid.lengths[i]
-        total += math.prod(g.size[:i]) * (axis.padded + axis.out * length) * behind * parts
-        behind *= axis.out * grid.frequencies[i]
-        parts = 2 if grid.real else 1
+        axis, before = g.axes[i], math.prod(g.size[:i])
+        total += before * (axis.padded + axis.out * grid.lengths[i]) * behind * parts
+        behind, parts = behind * axis.out * grid.frequencies[i], 2 if grid.real else 1
+        total += before * behind * parts
     return g.batch * g.c_in * total
 
 

@@ -365,6 +365,10 @@ class Backend:
         Of the shape ``(1, frequencies * groups, depth, n * pixels)``. With `lasting` they outlive the tile.
         """
         del lasting
+        if 0 in (*x.shape, *g.out):  # of which not every library makes a transform
+            frequencies, depth = math.prod(grid.frequencies) * g.groups, g.c_in // max(1, g.groups)
+            dtype = self.xp.result_type(x.dtype, self.xp.complex64)
+            return self.zeros((1, frequencies, depth, g.batch * g.pixels), dtype, x)
         return _fourier.transform(self.xp, self.pad, x, g, grid)
 
     def fourier_inverse(
@@ -372,6 +376,9 @@ class Backend:
     ) -> Array:
         """The adjoint of `fourier`: windows that overlap are added up; in `out` if possible."""
         del out, lasting
+        if 0 in (*g.x_shape, *g.out):
+            dtype = self.xp.real(v[:0, ...]).dtype if grid.real else v.dtype
+            return self.zeros(g.x_shape, dtype, v)
         return _fourier.inverse(self.xp, self.pad, v, g, grid)
 
     def fourier_spare(self, g: Geometry, grid: Grid) -> int:

@@ -25,24 +25,27 @@ def transform(take: Take, x: Array, g: Geometry, grid: Grid, v: Array) -> None:
     line, middle = _padded(take, x.shape, rank + 1, g.axes[-1], x.dtype)
     middle[...] = x
     for i, axis in reversed(list(enumerate(g.axes))):
-        at, step = 2 + i, grid.spacing[i]
+        at, step, length = 2 + i, grid.spacing[i], grid.lengths[i]
         windows = _windows(line, at, axis)
-        if step > 1:
-            spread = take((*windows.shape[: at + 1], grid.lengths[i], *windows.shape[at + 2 :]), line.dtype)
-            spread.fill(0)
-            spread[_every(at + 1, axis, step)] = windows
-            windows = spread
-        if i == 0:
-            target = v
-        else:
-            shape = (*windows.shape[: at + 1], grid.frequencies[i], *windows.shape[at + 2 :])
-            line, target = _padded(take, shape, at - 1, g.axes[i - 1], v.dtype)
+        whole = take((*windows.shape[: at + 1], length, *windows.shape[at + 2 :]), line.dtype)
+        if axis.kernel < length:
+            whole.fill(0)
+        whole[_every(at + 1, axis, step)] = windows
+        made = take((*windows.shape[: at + 1], grid.frequencies[i], *windows.shape[at + 2 :]), v.dtype)
         fft = np.fft.rfft if grid.is_half(i) else np.fft.fft
-        fft(windows, n=grid.lengths[i], axis=at + 1, norm="ortho", out=target)
+        fft(whole, axis=at + 1, norm="ortho", out=made)
+        if i == 0:
+            v[...] = made
+        else:
+            line, target = _padded(take, made.shape, at - 1, g.axes[i - 1], v.dtype)
+            target[...] = made
 
 
 def inverse(take: Take, v: Array, g: Geometry, grid: Grid, x: Array) -> None:
     """The adjoint of `transform`, into `x`."""
+    whole = take(v.shape, v.dtype)
+    whole[...] = v
+    v = whole
     for i, axis in enumerate(g.axes):
         at = 2 + i
         ifft = np.fft.irfft if grid.is_half(i) else np.fft.ifft
