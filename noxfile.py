@@ -57,7 +57,8 @@ def interop(session: nox.Session) -> None:
     install(session, "test", "interop")
     session.run("pytest", "--backend=torch", "--numprocesses=auto", *session.posargs)
     # JAX compiles every new shape, so each of its precisions runs what is worth it there.
-    for backend, names in (("jax64", ("jax", "fuzz", "conv", "classic", "plan")), ("jax", ("jax", "winograd", "fourier"))):
+    chosen = {"jax64": ("jax", "fuzz", "conv", "classic", "plan"), "jax": ("jax", "winograd", "fourier")}
+    for backend, names in chosen.items():
         files = [f"tests/test_{name}.py" for name in names]
         session.run("pytest", f"--backend={backend}", "--numprocesses=auto", *files, *session.posargs)
 

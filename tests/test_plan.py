@@ -48,6 +48,12 @@ def test_figures():
     assert 0 < p.workspace < 8 * 2**20
 
 
+def test_figures_of_depthwise():
+    """Its multiply-adds are counted as they are, however slow the library is at them."""
+    p = xconv.plan(np.ones((1, 4, 10)), np.ones((8, 1, 3)), groups=4, algorithm="depthwise")
+    assert p.flops == 2 * 8 * 8 * 3
+
+
 def test_text():
     p = xconv.plan(np.ones((1, 4, 64, 64)), np.ones((8, 4, 1, 1)))
     text = repr(p)

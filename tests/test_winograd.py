@@ -95,6 +95,13 @@ def test_any_geometry(lib):
     check()
 
 
+@pytest.mark.parametrize("filters", [0, 2])
+def test_cropped(lib, filters):
+    """What negative padding leaves out gets no gradient; nothing does where there are no filters."""
+    options = {"padding": ((-1, 0), (1, 1)), "groups": 1, "pad_mode": "constant"}
+    check_values(lib, Case((1, 1, 9, 9), (filters, 1, 3, 3), options), "float64")
+
+
 @pytest.mark.numpy_only
 @pytest.mark.parametrize(
     "shapes", [((3, 4, 13, 11), (6, 2, 3, 5)), ((2, 4, 40), (4, 2, 7)), ((1, 4, 6, 7, 9), (2, 2, 3, 1, 3))]
