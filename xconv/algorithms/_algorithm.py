@@ -40,10 +40,9 @@ class Algorithm(ABC):
         """Elements of the filters as `forward` takes them, and of what else it takes to make these, at most."""
         return math.prod(g.w_shape)
 
+    @abstractmethod
     def least_tile(self, g: Geometry, backend: Backend) -> int:
-        """Elements of temporary memory under which a tile is too small for what it reads of the filters."""
-        del g, backend
-        return 0
+        """Elements of temporary memory under which a tile is too small to be worth its calls and what they share."""
 
     @abstractmethod
     def traffic(self, g: Geometry) -> int:

@@ -1,10 +1,10 @@
-"""Depthwise convolution without columns: one multiply-add per tap on the planes as they lie.
+"""Depthwise convolution without columns: one multiply-add per tap, on the planes as they lie.
 
 Where every group has one input channel, im2col would write each element once per tap, for one multiplication each. The
 error is that of the plain sum of K taps, element by element: ``|err| <= K * eps * conv(|x|, |w|)``.
 
-NumPy's matrix products are so much faster than its other operations that columns pay there all the same: this is for
-kernels of our own, for compilers that join operations, and for a small workspace.
+How that is done is the backend's: in one kernel where it has its own, and on NumPy in products with few rows, as its
+matrix products are so much faster than its other operations.
 """
 
 import math
@@ -13,6 +13,9 @@ from .._geometry import Geometry
 from .._typing import Array, Kind
 from ..backends import Backend
 from ._algorithm import Algorithm
+
+#: Elements of temporary memory for a tile: the longer its lines are, the less is lost between them.
+LEAST_TILE = 2**22
 
 
 class Depthwise(Algorithm):
@@ -28,6 +31,10 @@ class Depthwise(Algorithm):
     def scratch(self, g: Geometry, backend: Backend) -> int:
         return math.prod(g.x_shape) + math.prod(g.y_shape) + backend.depthwise_spare(g)
 
+    def least_tile(self, g: Geometry, backend: Backend) -> int:
+        del g, backend
+        return LEAST_TILE
+
     def traffic(self, g: Geometry) -> int:
         return math.prod(g.x_shape) + math.prod(g.y_shape) + math.prod(g.w_shape)
 
@@ -35,7 +42,7 @@ class Depthwise(Algorithm):
         return g.macs
 
     def work(self, g: Geometry, backend: Backend) -> int:
-        return backend.loose * g.macs
+        return backend.depthwise_work(g)
 
     def transform(self, backend: Backend, g: Geometry, w: Array) -> Array:
         del backend, g

@@ -12,6 +12,9 @@ from .._typing import Array, Kind, Shape
 from ..backends import Backend
 from ._bilinear import Bilinear
 
+#: Elements of temporary memory for a tile, if the filters have as many: every product reads all of them.
+LEAST_TILE = 2**21
+
 
 class Gemm(Bilinear):
     name = "gemm"
@@ -28,6 +31,10 @@ class Gemm(Bilinear):
     def scratch(self, g: Geometry, backend: Backend) -> int:
         sides = g.batch * (g.c_in * math.prod(g.size) + 2 * g.c_out * g.pixels)
         return math.prod(g.columns_shape) + backend.spare(g) + sides
+
+    def least_tile(self, g: Geometry, backend: Backend) -> int:
+        del backend
+        return min(LEAST_TILE, math.prod(g.w_shape))
 
     def traffic(self, g: Geometry) -> int:
         return math.prod(g.x_shape) + math.prod(g.y_shape) + math.prod(g.w_shape) + 2 * math.prod(g.columns_shape)

@@ -35,10 +35,17 @@ GROWTH = {1: 1, 3: 1, 4: 1, 5: 3, 6: 3, 7: 8, 8: 8}
 MOST_GROWTH = 64
 #: And by how much more with so many taps.
 MORE_GROWTH = {7: 1.5}
-#: Elements of temporary memory for a tile: every frequency is a product of its own, and should not be a thin one.
-LEAST_TILE = 2**22
+#: Elements of temporary memory for a tile: every frequency is a product of its own, and should not be a thin one. From
+#: the first number on, there are two tiles; from twice the second one on, more.
+WHOLE_TILE, LEAST_TILE = 2**21, 2**22
+#: The calls that it is made of take as much time as so many multiply-adds.
+CALLS = 10_000_000
+#: Products of many small matrices take so many times as long as one of a large one.
+SMALL = 1.4
 #: The product with a small matrix takes as much time as one with so many columns, at least.
-NARROW = 64
+NARROW = 96
+#: An element of the filters' spectra takes as much time as so many, since they are as large as no cache.
+FILTERS = 55
 #: A sum over fewer channels takes as much time as one over so many.
 THIN = 32
 
@@ -179,7 +186,8 @@ class Winograd(Bilinear):
         return 2 * sides(g).filters.elements
 
     def least_tile(self, g: Geometry, backend: Backend) -> int:
-        return max(min(LEAST_TILE, self.scratch(g, backend) // 2), 3 * sides(g).filters.elements // 2)
+        half = max(WHOLE_TILE, self.scratch(g, backend) // 2)
+        return max(min(LEAST_TILE, half), 3 * sides(g).filters.elements // 2)
 
     def traffic(self, g: Geometry) -> int:
         return sum(2 * side.elements + 2 * math.prod(side.geometry.x_shape) for side in sides(g))
@@ -189,7 +197,8 @@ class Winograd(Bilinear):
 
     def work(self, g: Geometry, backend: Backend) -> int:
         del backend
-        return self._multiply_adds(g, THIN, NARROW)
+        products = self._multiply_adds(g, THIN, NARROW)
+        return CALLS + int(SMALL * products) + FILTERS * sides(g).filters.elements
 
     def _multiply_adds(self, g: Geometry, thin: int, narrow: int) -> int:
         """Multiply-adds, where a sum over few channels and a matrix with few columns count as larger ones."""

@@ -48,8 +48,6 @@ class CupyBackend(DtypesOfNumpy):
     most_tiles, most_tile_bytes = 8, 256 * MIB
 
     unproven = frozenset({"winograd", "fft"})
-    #: Our own kernels keep their sums in registers.
-    loose = 1
 
     def __init__(self) -> None:
         super().__init__(import_module("array_api_compat.cupy"))
@@ -128,6 +126,9 @@ class CupyBackend(DtypesOfNumpy):
         parts = _ordered((g.c_out, *g.kernel, lanes), self.accumulator(dy.dtype), order)
         sums = self.xp.sum(_made(_kernels.depthwise_weight_grad, g, dy, x, out=parts), axis=-1, dtype=parts.dtype)
         return self.xp.reshape(sums, g.w_shape)
+
+    def depthwise_work(self, g: Geometry) -> int:
+        return g.macs  # the sums stay in registers
 
     def depthwise_spare(self, g: Geometry) -> int:
         return math.prod(g.y_shape)  # partial sums of the filters' gradient

@@ -48,8 +48,6 @@ class Backend:
     tile_bytes = 256 * MIB
     #: Names of algorithms that are not chosen by themselves, because nobody has seen that they pay.
     unproven: frozenset[str] = frozenset()
-    #: Multiply-adds of a matrix product in the time of one that is computed element by element.
-    loose = 16
     #: Whether tiles can run in parallel.
     parallel = False
     #: Whether arrays of this library can live on different devices.
@@ -292,6 +290,10 @@ class Backend:
         """Elements that the three need at once beside what they take and make, at most."""
         filters = g.c_out // max(1, g.c_in)
         return 2 * filters * math.prod(g.columns_shape) + self.spare(g) + 2 * math.prod(g.y_shape)
+
+    def depthwise_work(self, g: Geometry) -> int:
+        """The time that `depthwise` takes, as the number of multiply-adds that a product makes in it."""
+        return 16 * g.macs
 
     def _by_channel(self, w: Array, g: Geometry) -> Array:
         return self.xp.reshape(w, (1, g.c_in, g.c_out // g.c_in, *g.kernel))

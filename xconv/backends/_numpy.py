@@ -12,7 +12,7 @@ import numpy as np
 
 from .._geometry import Geometry, Tile
 from .._typing import Array, DType, Index, Kind, Shape
-from . import _fourier, _numpy_fourier, _numpy_spectra, _threads
+from . import _fourier, _numpy_depthwise, _numpy_fourier, _numpy_spectra, _threads
 from ._fourier import Grid
 from ._generic import MIB, Backend, Matrices, Piece, along, inverse
 from ._threads import Team
@@ -85,7 +85,6 @@ class NumpyBackend(DtypesOfNumpy):
     tile_bytes = 4 * MIB
     #: No smaller tile is worth its own call, and so many are enough for every processor to get its share.
     least_tile, shares = MIB, 4
-    loose = 40
     parallel = True
     has_devices = False
 
@@ -180,6 +179,39 @@ class NumpyBackend(DtypesOfNumpy):
 
     def spare(self, g: Geometry) -> int:
         return g.batch * g.c_in * (math.prod(g.padded) + math.prod(g.size))
+
+    # depthwise
+
+    def depthwise(self, x: Array, w: Array, g: Geometry, out: Array | None = None) -> Array:
+        y = self.view(out, g.y_shape, x.dtype)
+        y = self.scratch.take(g.y_shape, x.dtype) if y is None else y
+        if y.size:
+            _numpy_depthwise.forward(self.scratch.take, x, w, g, y)
+        return y
+
+    def depthwise_input_grad(self, dy: Array, w: Array, g: Geometry, out: Array | None = None) -> Array:
+        if dy.size == 0 or not np.isfinite(w).all():  # zeros between the outputs are multiplied, too
+            return super().depthwise_input_grad(dy, w, g, out)
+        dx = self.view(out, g.x_shape, dy.dtype)
+        dx = self.scratch.take(g.x_shape, dy.dtype) if dx is None else dx
+        _numpy_depthwise.input_grad(self.scratch.take, dy, w, g, dx)
+        return dx
+
+    def depthwise_weight_grad(self, dy: Array, x: Array, g: Geometry) -> Array:
+        if dy.size == 0:
+            return np.zeros(g.w_shape, dy.dtype)
+        mark = self.scratch.used
+        dw = _numpy_depthwise.weight_grad(self.scratch.take, dy, x, g)
+        if np.isfinite(dw).all():
+            return dw
+        self.scratch.used = mark  # zero times infinity may be in sums where it does not belong
+        return super().depthwise_weight_grad(dy, x, g)
+
+    def depthwise_spare(self, g: Geometry) -> int:
+        return _numpy_depthwise.spare(g)
+
+    def depthwise_work(self, g: Geometry) -> int:
+        return _numpy_depthwise.work(g)
 
     # spectra
 

@@ -1,0 +1,147 @@
+"""Depthwise convolution on NumPy arrays: whole planes, shifted as they lie in memory, in kept memory.
+
+The padded planes of a channel lie behind each other, and a tap is a distance in that one line. What a kernel's last
+axis reads is a few shifted copies of the line; one small product a channel puts them together for all other taps, and
+the sum over these is one of shifted lines, too. Where a window would reach over the end of a row, the line holds
+numbers that mean nothing, and nobody reads them.
+"""
+
+import math
+from collections.abc import Callable
+from itertools import product as index_product
+from typing import NamedTuple
+
+import numpy as np
+
+from .._geometry import Geometry
+from .._typing import Array, DType, Shape
+
+#: Hands out uninitialised memory.
+Take = Callable[[Shape, DType], Array]
+
+
+class Line(NamedTuple):
+    """How the planes ``(c, n, *padded)`` lie in one line."""
+
+    shape: Shape
+    filters: int
+    #: Distances to the taps of all axes but the last one, and to those of the last one.
+    leading: tuple[int, ...]
+    last: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+
+def line(g: Geometry) -> Line:
+    steps = [math.prod(g.padded[i + 1 :]) for i in range(len(g.axes))]
+    distances = [[t * a.dilation * step for t in range(a.kernel)] for a, step in zip(g.axes, steps, strict=True)]
+    *others, last = distances
+    leading = tuple(sum(taps) for taps in index_product(*others))
+    return Line((g.c_in, g.batch, *g.padded), g.c_out // g.c_in, leading, tuple(last))
+
+
+def spare(g: Geometry) -> int:
+    """Elements that any of the three functions needs at once, at most."""
+    lay = line(g)
+    rows = lay.filters * len(lay.leading)
+    return (1 + 2 * len(lay.last) + lay.filters + rows) * (lay.size + lay.last[-1] + lay.leading[-1])
+
+
+def work(g: Geometry) -> int:
+    """Time of `forward`, in multiply-adds of a product."""
+    lay = line(g)
+    rows, taps = lay.filters * len(lay.leading), len(lay.last)
+    return lay.size * (25 + 6 * taps + 10 * rows + 3 * rows * taps)
+
+
+def forward(take: Take, x: Array, w: Array, g: Geometry, y: Array) -> None:
+    """The convolution of every channel with its own filters, into `y`."""
+    lay = line(g)
+    rows = lay.filters * len(lay.leading)
+    sums = take((rows, lay.size), x.dtype)
+    seen = _shifted(take, _padded(take, x, g, lay), lay)
+    np.matmul(w.reshape(g.c_in, rows, len(lay.last)), _by_channel(seen, g), out=_by_channel(sums, g))
+    sums = sums.reshape(lay.filters, len(lay.leading), lay.size)
+    for i, distance in enumerate(lay.leading[1:], start=1):
+        total = sums[:, 0, : lay.size - distance]
+        np.add(total, sums[:, i, distance:], out=total)
+    _in_order(y, g)[...] = _outputs(sums[:, 0].reshape(lay.filters, *lay.shape), g)
+
+
+def input_grad(take: Take, dy: Array, w: Array, g: Geometry, dx: Array) -> None:
+    """The transpose of `forward` in x, into `dx`."""
+    lay = line(g)
+    rows, taps = lay.filters * len(lay.leading), len(lay.last)
+    seen = take((taps, lay.size), dy.dtype)
+    left = w.reshape(g.c_in, rows, taps).transpose(0, 2, 1)
+    np.matmul(left, _by_channel(_spread(take, dy, g, lay), g), out=_by_channel(seen, g))
+    for i, distance in enumerate(lay.last[1:], start=1):
+        total = seen[0, distance:]
+        np.add(total, seen[i, : lay.size - distance], out=total)
+    outer, inner = g.kept
+    if any(part.stop - part.start < size for part, size in zip(inner[2:], g.size, strict=True)):
+        dx[...] = 0
+    dx.swapaxes(0, 1)[inner] = seen[0].reshape(lay.shape)[outer]
+
+
+def weight_grad(take: Take, dy: Array, x: Array, g: Geometry) -> Array:
+    """The adjoint of `forward` in w."""
+    lay = line(g)
+    spread = _spread(take, dy, g, lay)
+    seen = _shifted(take, _padded(take, x, g, lay), lay)
+    if x.dtype.kind == "c":
+        np.conj(seen, out=seen)
+    return np.matmul(_by_channel(spread, g), _by_channel(seen, g).transpose(0, 2, 1)).reshape(g.w_shape)
+
+
+def _padded(take: Take, x: Array, g: Geometry, lay: Line) -> Array:
+    """The planes with their padding, and zeros behind the last one."""
+    made = take((lay.size + lay.last[-1],), x.dtype)
+    if g.is_padded:
+        made.fill(0)
+    else:
+        made[lay.size :] = 0
+    outer, inner = g.kept
+    made[: lay.size].reshape(lay.shape)[outer] = x[inner].swapaxes(0, 1)
+    return made
+
+
+def _shifted(take: Take, made: Array, lay: Line) -> Array:
+    """What every tap of the last axis sees, ``(taps, line)``."""
+    if len(lay.last) == 1:
+        return made[None, : lay.size]
+    seen = take((len(lay.last), lay.size), made.dtype)
+    for row, distance in zip(seen, lay.last, strict=True):
+        row[...] = made[distance : distance + lay.size]
+    return seen
+
+
+def _spread(take: Take, dy: Array, g: Geometry, lay: Line) -> Array:
+    """The result's gradient between zeros, where every leading tap brings it: ``(filters * taps, line)``."""
+    made = take((lay.filters, *lay.shape), dy.dtype)
+    made.fill(0)
+    _outputs(made, g)[...] = _in_order(dy, g)
+    if len(lay.leading) == 1:
+        return made.reshape(lay.filters, lay.size)
+    spread = take((lay.filters, len(lay.leading), lay.size), dy.dtype)
+    for i, distance in enumerate(lay.leading):
+        spread[:, i, :distance] = 0
+        spread[:, i, distance:] = made.reshape(lay.filters, lay.size)[:, : lay.size - distance]
+    return spread.reshape(-1, lay.size)
+
+
+def _outputs(planes: Array, g: Geometry) -> Array:
+    """The elements of ``(filters, c, n, *padded)`` where a window begins."""
+    return planes[(..., *(slice(0, (a.out - 1) * a.stride + 1, a.stride) for a in g.axes))]
+
+
+def _in_order(y: Array, g: Geometry) -> Array:
+    """A result ``(n, c * filters, *out)`` as ``(filters, c, n, *out)``."""
+    return y.reshape(g.batch, g.c_in, -1, *g.out, copy=False).transpose(2, 1, 0, *range(3, y.ndim + 1))
+
+
+def _by_channel(lines: Array, g: Geometry) -> Array:
+    """``(rows, line)`` as one matrix per channel."""
+    return lines.reshape(len(lines), g.c_in, -1, copy=False).swapaxes(0, 1)
