@@ -27,7 +27,7 @@ FOLDING = 2
 #: So many tiles are kept with a plan; of more than that, each is made when its turn comes.
 KEPT = 64
 #: The most memory for partial sums of a weight gradient.
-LANES, LANE_BYTES = 8, 32 * MIB
+LANES, LANE_BYTES = 8, 64 * MIB
 
 
 class Options(NamedTuple):
