@@ -73,7 +73,7 @@ def functions(x, w, dy, options):
     ],
     ids=str,
 )
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "complex64"])
 @pytest.mark.parametrize("workspace", [MIB // 4, 2 * MIB])
 def test_bound(rng, options, dtype, workspace):
     shape = (2, 200, 120, 8) if "layout" in options else (2, 8, 200, 120)

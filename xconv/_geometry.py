@@ -20,8 +20,8 @@ from ._typing import Index, Shape
 
 Side: TypeAlias = Literal["outputs", "inputs"]
 
-#: A tile is at least so many times as long as what it shares with the next one: less than an eighth is done twice.
-HALOS = 8
+#: A tile is at least so many times as long as what it shares with the next one: at most a third is read twice.
+HALOS = 3
 
 
 class Run(NamedTuple):

@@ -17,6 +17,9 @@ from ._fourier import Grid
 from ._generic import MIB, Backend, Matrices, Piece, along, inverse
 from ._threads import Team
 
+#: Bytes of a tile beside which NumPy's buffers do not matter.
+WORTH_SHORT_BUFFERS = 2**17
+
 KINDS: dict[str, Kind] = {"i": "integer", "u": "integer", "f": "real", "c": "complex"}
 
 
@@ -43,7 +46,8 @@ class Scratch(threading.local):
         self.used = 0
 
     def reset(self, size: int = 0) -> None:
-        """Take back all that was handed out, and get ready to hand out `size` bytes."""
+        """Take back all that was handed out, and get ready to hand out `size` bytes, in a few arrays."""
+        size += 16 * self.LINE  # every array begins a line
         if size > self.block.size:
             self.block = np.empty(0, np.uint8)  # first, so that the old block never coexists with what comes
             if size <= self.KEEP:
@@ -112,7 +116,9 @@ class NumpyBackend(DtypesOfNumpy):
 
     def zeros(self, shape: Shape, dtype: DType, like: Array) -> Array:
         del like
-        return np.zeros(shape, dtype)
+        made = self.scratch.take(shape, dtype)
+        made.fill(0)
+        return made
 
     def add(self, y: Array, b: Array, out: Array | None = None) -> Array:
         del out
@@ -334,7 +340,7 @@ class NumpyBackend(DtypesOfNumpy):
             if made is not target:
                 target[...] = made
 
-        _threads.run(fill, len(tiles), team)
+        _run(fill, len(tiles), team)
         return result
 
     def total(
@@ -357,11 +363,26 @@ class NumpyBackend(DtypesOfNumpy):
                 else:
                     sums[lane] += made
 
-        _threads.run(add_up, lanes, team)
+        _run(add_up, lanes, team)
         result = sums[0]
         for lane in sums[1:]:
             result += lane
         return result
+
+
+def _run(task: Callable[[int], None], count: int, team: Team) -> None:
+    """Do the tasks of a team, with short buffers where that is worth a thought.
+
+    By way of buffers NumPy adds and casts arrays with gaps. Of 8192 elements each they take more memory, and more time.
+    """
+    if team.memory < WORTH_SHORT_BUFFERS:
+        _threads.run(task, count, team)
+        return
+    before = np.setbufsize(1024)
+    try:
+        _threads.run(task, count, team)
+    finally:
+        np.setbufsize(before)
 
 
 def _channels_behind(x: Array, g: Geometry) -> Array:
