@@ -165,6 +165,7 @@ def test_the_current_stream(cupy):
         assert bool((result == expected).all())
 
 
+@pytest.mark.filterwarnings("ignore:cupyx.allow_synchronize")  # is experimental
 def test_nothing_waits_for_the_device(convolution):
     from cupyx import allow_synchronize
 
@@ -211,18 +212,42 @@ def test_tf32_only_on_request(cupy, rng):
 
 
 def test_the_workspace_is_a_bound(cupy, rng):
-    """All memory comes from a pool that has no more than the results and the workspace."""
+    """What is in use at one time is no more than the results and the workspace; what the pool keeps does not count."""
+    from cupy.cuda import MemoryHook
+
+    class Meter(MemoryHook):
+        used = most = 0
+
+        def malloc_postprocess(self, **call):
+            self.used += call["mem_size"]
+            self.most = max(self.most, self.used)
+
+        def free_postprocess(self, **call):
+            self.used -= call["mem_size"]
+
     x_shape, w_shape, options = (4, 32, 200, 180), (32, 32, 3, 3), {"padding": 1}
     x, w, dy, _ = draw(cupy, rng, x_shape, w_shape, options)
     workspace = 8 * 2**20
     for function, result in zip(functions(x, w, dy, options), (dy, x, w), strict=True):
         function()
-        pool = cupy.cuda.MemoryPool()
-        pool.set_limit(size=result.nbytes + workspace + 2**20)  # CuPy rounds what it takes from the device
-        with cupy.cuda.using_allocator(pool.malloc), xconv.config(workspace=workspace):
-            made = function()
-            cupy.cuda.Device().synchronize()
-            del made
+        with xconv.config(workspace=workspace):
+            function()
+            with Meter() as meter:
+                made = function()
+        assert result.nbytes <= meter.most <= result.nbytes + workspace + 2**16  # CuPy rounds sizes up
+        del made
+
+
+def test_planes_as_long_as_cublas_cannot_count(cupy):
+    """Rows of the operands and of the result are 2^31 elements apart and more."""
+    need(cupy, 40)
+    side = 47000
+    x = cupy.zeros((1, 2, side, side), "float16")
+    x[0, 0, -1, -1], x[0, 1, -1, -1], x[0, 1, 0, 0] = 1, 2, 3
+    w = cupy.asarray([[1, 10], [100, 1000]], "float16").reshape(2, 2, 1, 1)
+    y = xconv.conv(x, w)
+    assert [float(y[0, c, i, i]) for c in (0, 1) for i in (0, -1)] == [30, 21, 3000, 2100]
+    assert int(cupy.count_nonzero(y)) == 4
 
 
 def test_two_devices(cupy):

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import onnx
-import onnx.backend.test
 import pytest
-from onnx import helper, numpy_helper
-from onnx.backend.test.case import node as node_cases
 
 import xconv
+
+onnx = pytest.importorskip("onnx")
+node_cases = pytest.importorskip("onnx.backend.test.case.node")
+helper, numpy_helper = (importlib.import_module(f"onnx.{name}") for name in ("helper", "numpy_helper"))
 
 OPERATORS = {"Conv": "conv", "ConvTranspose": "convtranspose", "Col2Im": "col2im"}
 

@@ -4,9 +4,10 @@ import math
 
 import numpy as np
 import pytest
-from scipy import ndimage, signal
 
 import xconv
+
+ndimage, signal = (pytest.importorskip(f"scipy.{name}") for name in ("ndimage", "signal"))
 
 SIZES = {1: (13,), 2: (9, 8), 3: (6, 5, 7)}
 KERNELS = {1: (4,), 2: (3, 4), 3: (3, 2, 4)}

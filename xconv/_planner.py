@@ -105,7 +105,7 @@ def candidates(g: Geometry, backend: Backend, dtype: DType, settings: Settings) 
             note = 'its error bound is not componentwise, and `numerics` is "strict"'
         elif name in backend.unproven:
             note = f"it has not been measured on {backend.name}; ask for it by name"
-        cost = 0 if refusal else algorithm.work(g, backend) + balance * algorithm.traffic(g)
+        cost = 0 if refusal else algorithm.work(g, backend, balance) + balance * algorithm.traffic(g)
         found.append(Candidate(name, cost, refusal, note))
     return tuple(sorted(found, key=lambda c: (c.refusal is not None, c.note is not None, c.cost)))
 

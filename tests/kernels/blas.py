@@ -16,8 +16,9 @@ class HostBlas:
 
     HANDLE = 17
 
-    def __init__(self):
+    def __init__(self, longest=2**31 - 1):
         self.calls = []
+        self.longest = longest
 
     def gemmStridedBatchedEx(
         self,
@@ -50,6 +51,7 @@ class HostBlas:
         assert lda >= (m if opa == 0 else k)
         assert ldb >= (k if opb == 0 else n)
         assert ldc >= m
+        assert max(lda, ldb, ldc) <= self.longest
         self.calls.append((count, compute))
         for i in range(count):
             left = self._matrix(a, ta, lda, sa * i, (m, k) if opa == 0 else (k, m))

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sysconfig
 import tempfile
+import threading
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -21,6 +22,9 @@ from cupy.cuda import compiler
 
 #: Turing, Ampere, Hopper, Blackwell.
 ARCHITECTURES = (75, 80, 90, 100)
+
+#: One thread at a time puts something in the place of CuPy's compiler.
+_replacing = threading.Lock()
 
 NDARRAY, INDEXER, SCALAR = 1, 2, 3  # kinds of arguments
 
@@ -102,11 +106,12 @@ def _as_cupy_does(text):
     def stop(text, options, **_):
         seen.extend((text, tuple(options)))
 
-    compile_, compiler._compile_module_with_cache = compiler._compile_module_with_cache, stop
-    try:
-        core.compile_with_cache(text)
-    finally:
-        compiler._compile_module_with_cache = compile_
+    with _replacing:
+        compile_, compiler._compile_module_with_cache = compiler._compile_module_with_cache, stop
+        try:
+            core.compile_with_cache(text)
+        finally:
+            compiler._compile_module_with_cache = compile_
     return tuple(seen)
 
 

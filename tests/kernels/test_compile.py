@@ -46,10 +46,15 @@ def test_every_dtype(dtype):
 
 
 @pytest.mark.parametrize("architecture", [a for a in cuda.ARCHITECTURES if a != 90])
-def test_every_architecture(architecture):
-    forms = [("bfloat16", True), ("float32", False)]
-    cases = (case(verb, LAYER, dtype, literal=literal, seed=1) for verb in VERBS for dtype, literal in forms)
-    compiled(cases, architecture)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_architecture(architecture, dtype):
+    """Packed where channels are last."""
+    compiled((case(verb, LAYER, dtype, literal=True, seed=1, scattered=False) for verb in VERBS), architecture)
+
+
+@pytest.mark.parametrize("architecture", cuda.ARCHITECTURES)
+def test_general_texts_on_every_architecture(architecture):
+    compiled((case(verb, LAYER, literal=False, seed=1) for verb in VERBS), architecture)
 
 
 @pytest.mark.parametrize("literal", [True, False])

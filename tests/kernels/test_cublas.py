@@ -69,6 +69,27 @@ def test_halves_give_their_sum_in_float32(blas):
     assert blas.calls == [(1, blas.CUBLAS_COMPUTE_32F)]
 
 
+def test_rows_that_are_too_far_apart(blas, monkeypatch):
+    """For cuBLAS to count the steps between them: operands are copied, and the result is put in its place."""
+    monkeypatch.setattr(_cublas, "LONGEST_STEP", 50)
+    blas.longest = 50
+    monkeypatch.setattr(cupy, "empty", lambda shape, dtype: host(shape, dtype, (0, 1, 2)))
+    rng = np.random.default_rng(3)
+    for far in itertools.product([True, False], repeat=3):
+        shapes = (2, 3, 4), (2, 4, 5), (2, 3, 5)
+        wide = [
+            host((n, rows, 100 if f else columns), "f4", (0, 1, 2), rng)
+            for f, (n, rows, columns) in zip(far, shapes, strict=True)
+        ]
+        a, b, out = (array[..., :columns] for array, (_, _, columns) in zip(wide, shapes, strict=True))
+        rest = wide[2][..., 5:].copy()
+        _cublas.gemm(a, b, out, tf32=False)
+        assert np.array_equal(out, np.matmul(a, b))
+        _cublas.gemm(a, b, out, tf32=False, add=True)
+        assert np.array_equal(out, 2 * np.matmul(a, b))
+        assert np.array_equal(wide[2][..., 5:], rest)
+
+
 def test_halves_that_begin_anywhere_are_multiplied_one_by_one(blas):
     rng = np.random.default_rng(2)
     a, b = host((3, 3, 5), "f2", (0, 1, 2), rng), host((3, 5, 7), "f2", (0, 1, 2), rng)

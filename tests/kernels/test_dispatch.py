@@ -197,3 +197,30 @@ def test_a_missing_driver():
         x, w = device(numbers((1, 1, 4, 4))), device(numbers((1, 1, 3, 3)))
     with pytest.raises(RuntimeError, match=r"^CuPy finds no CUDA device to compute on"):
         xconv.conv(x, w)
+
+
+@pytest.mark.parametrize("multiplier", [1, 2])
+def test_several_channels_at_once_only_where_they_are_aligned(standin, multiplier):
+    """A view may begin in the middle of what is loaded at once; so may its filters."""
+    channels, line = 8, (2, 6, 7, 8)
+    filters = (channels * multiplier, 1, 3, 3)
+    values, weights = numbers(line), numbers(filters, seed=1)
+    oracle = Oracle((2, channels, 6, 7), filters, padding=1, groups=channels)
+    expected = np.moveaxis(oracle.conv(np.moveaxis(values, -1, 1), weights), 1, -1)
+    for x_shift, w_shift in ((0, 0), (1, 0), (0, 1), (1, 1)):
+        x = device(np.zeros(values.size + x_shift, "float32"))[x_shift:].reshape(line)
+        host(x)[...] = values
+        # in the order in which a backend keeps filters, so that it takes them as they are
+        w = device(np.zeros(weights.size + w_shift, "float32"))[w_shift:].reshape(1, 3, 3, -1).transpose(3, 0, 1, 2)
+        host(w)[...] = weights
+        for _ in range(3):  # general, and specialised
+            y = xconv.conv(x, w, padding=1, groups=channels, layout="channels_last", algorithm="depthwise")
+            same(y, expected, "float32")
+            packed = not standin.names[-1].endswith("_1")
+            assert packed == (multiplier == 1 and x_shift == w_shift == 0)
+        full = numbers((4, 8, 3, 3))
+        y = xconv.conv(x, device(full), padding=1, layout="channels_last", algorithm="gemm")
+        plain = Oracle((2, 8, 6, 7), full.shape, padding=1).conv(np.moveaxis(values, -1, 1), full)
+        same(y, np.moveaxis(plain, 1, -1), "float32")
+        columns = next(name for name in reversed(standin.names) if "im2col" in name)
+        assert columns.endswith("_1") == bool(x_shift)

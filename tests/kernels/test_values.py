@@ -135,3 +135,30 @@ def test_more_than_2_31_column_elements(literal):
     harness().launch(back, cols.flat, dx.flat, threads=range(back.size - 300 * 330, back.size))
     counts = tap_by_tap(one, np.ones(one.columns_shape, np.int8))
     assert np.array_equal(dx.view[-1:], x.view[-1:] * counts)
+
+
+def test_indices_are_as_wide_as_they_must_be():
+    """Offsets beyond the array count where padding leads there, and nowhere else."""
+
+    def bits(g, *steps):
+        x = texts.Memory("int8", 1, g.x_shape, steps or _contiguous(g.x_shape), 0)
+        cols = texts.Memory("int8", 1, g.columns_shape, _contiguous(g.columns_shape), 0)
+        (name,) = {texts.im2col(g, x, cols, literal=literal).name.split("_")[-2] for literal in (False,)}
+        return name
+
+    small = 2**20
+    inside = Geometry(1, 1, 1, 1, (Axis(small, 1), Axis(1, 1)))
+    assert bits(inside, 1, 1, 2**31 // small - 1, 1) == "i32"
+    assert bits(inside, 1, 1, 2**31 // small + 1, 1) == "i64"
+    padded = Geometry(1, 1, 1, 1, (Axis(small, 1, 1, 1, small // 2, 0), Axis(1, 1)))
+    assert bits(padded, 1, 1, 2**31 // small * 3 // 4, 1) == "i64"
+    # A long kernel on an array of many channels, of which a margin there would make too many.
+    many = Geometry(1, 64, 64, 1, (Axis(1024, 3, 1, 1, 1, 1), Axis(1024, 3, 1, 1, 1, 1)))
+    assert bits(many) == "i32"
+    # What `read_by` squares: the period of a stride.
+    stride = Geometry(1, 1, 1, 1, (Axis(50_000, 2, 50_000, 1, 25_000, 25_000),))
+    assert bits(stride) == "i64"
+
+
+def _contiguous(shape):
+    return tuple(int(np.prod(shape[i + 1 :])) for i in range(len(shape)))

@@ -52,9 +52,12 @@ class Algorithm(ABC):
     def multiplications(self, g: Geometry) -> int:
         """Multiply-adds of a forward pass."""
 
-    def work(self, g: Geometry, backend: Backend) -> int:
-        """Time of a forward pass without its traffic, as the number of multiply-adds that a product makes in it."""
-        del backend
+    def work(self, g: Geometry, backend: Backend, balance: int) -> int:
+        """Time of a forward pass without its traffic, as the number of multiply-adds that a product makes in it.
+
+        To move an element takes as much time as `balance` of them.
+        """
+        del backend, balance
         return self.multiplications(g)
 
     @abstractmethod

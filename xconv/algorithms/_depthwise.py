@@ -41,8 +41,8 @@ class Depthwise(Algorithm):
     def multiplications(self, g: Geometry) -> int:
         return g.macs
 
-    def work(self, g: Geometry, backend: Backend) -> int:
-        return backend.depthwise_work(g)
+    def work(self, g: Geometry, backend: Backend, balance: int) -> int:
+        return backend.depthwise_work(g, balance)
 
     def transform(self, backend: Backend, g: Geometry, w: Array) -> Array:
         del backend, g

@@ -193,8 +193,8 @@ class Fourier(Bilinear):
     def multiplications(self, g: Geometry) -> int:
         return total(g, self.lengths or best_lengths(g), ARITHMETIC)
 
-    def work(self, g: Geometry, backend: Backend) -> int:
-        del backend
+    def work(self, g: Geometry, backend: Backend, balance: int) -> int:
+        del backend, balance
         return CALLS + total(g, self.lengths or best_lengths(g), TIME)
 
     def transform(self, backend: Backend, g: Geometry, w: Array) -> Array:

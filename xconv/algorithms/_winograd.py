@@ -195,8 +195,8 @@ class Winograd(Bilinear):
     def multiplications(self, g: Geometry) -> int:
         return self._multiply_adds(g, 1, 1)
 
-    def work(self, g: Geometry, backend: Backend) -> int:
-        del backend
+    def work(self, g: Geometry, backend: Backend, balance: int) -> int:
+        del backend, balance
         products = self._multiply_adds(g, THIN, NARROW)
         return CALLS + int(SMALL * products) + FILTERS * sides(g).filters.elements
 

@@ -23,17 +23,23 @@ TYPES = {
 }
 #: Half types in a stack must begin at multiples of so many bytes, or cuBLAS refuses some shapes of them.
 HALF_ALIGNMENT = 16
+#: cuBLAS takes steps from row to row as 32-bit integers.
+LONGEST_STEP = 2**31 - 1
 
 
 def gemm(a: Array, b: Array, out: Array, *, tf32: bool, add: bool = False) -> None:
     """``out = a @ b`` for stacks ``(batch, m, k)`` and ``(batch, k, n)``; with `add`, ``out += a @ b``.
 
-    The matrices of `out` must be contiguous along their rows or their columns. In `a` and `b`, one matrix may serve the
-    whole stack (a step of 0).
+    In `a` and `b`, one matrix may serve the whole stack (a step of 0).
     """
+    if out.size == 0:
+        return
     if _leading(out) is None:  # column by column: the transposed product is row by row
         a, b, out = b.swapaxes(1, 2), a.swapaxes(1, 2), out.swapaxes(1, 2)
-    if out.size == 0:
+    if _leading(out) is None:
+        made = cupy.empty(out.shape, out.dtype)
+        gemm(a, b, made, tf32=tf32)
+        out[...] = out + made if add else made
         return
     if a.shape[-1] == 0:
         if not add:
@@ -77,14 +83,14 @@ def _multiply(a: Array, b: Array, out: Array, *, tf32: bool, add: bool) -> None:
 
 
 def _leading(x: Array) -> int | None:
-    """Elements from one row of each matrix to the next, where rows are contiguous and do not overlap; else None."""
+    """Elements from one row of each matrix to the next; None unless rows are contiguous, apart, and not too far."""
     _, rows, columns = x.shape
     row, column = (int(stride) // int(x.itemsize) for stride in x.strides[1:])
     if columns > 1 and column != 1:
         return None
     if rows == 1:
         return int(max(1, columns))
-    return row if row >= max(1, columns) else None
+    return row if max(1, columns) <= row <= LONGEST_STEP else None
 
 
 @cache

@@ -127,8 +127,8 @@ class CupyBackend(DtypesOfNumpy):
         sums = self.xp.sum(_made(_kernels.depthwise_weight_grad, g, dy, x, out=parts), axis=-1, dtype=parts.dtype)
         return self.xp.reshape(sums, g.w_shape)
 
-    def depthwise_work(self, g: Geometry) -> int:
-        return g.macs  # the sums stay in registers
+    def depthwise_work(self, g: Geometry, balance: int) -> int:
+        return g.macs * balance // 8  # the sums stay in registers, and what is loaded for them in the first-level cache
 
     def depthwise_spare(self, g: Geometry) -> int:
         return math.prod(g.y_shape)  # partial sums of the filters' gradient

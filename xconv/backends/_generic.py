@@ -291,8 +291,9 @@ class Backend:
         filters = g.c_out // max(1, g.c_in)
         return 2 * filters * math.prod(g.columns_shape) + self.spare(g) + 2 * math.prod(g.y_shape)
 
-    def depthwise_work(self, g: Geometry) -> int:
+    def depthwise_work(self, g: Geometry, balance: int) -> int:
         """The time that `depthwise` takes, as the number of multiply-adds that a product makes in it."""
+        del balance
         return 16 * g.macs
 
     def _by_channel(self, w: Array, g: Geometry) -> Array:

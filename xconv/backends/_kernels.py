@@ -175,7 +175,8 @@ class _Text:
         self.unrolled = g.taps if literal and g.taps <= UNROLLED else 0
         self.pack = _pack(arrays) if packs and (filters is None or _side_by_side(filters, g)) else 1
         margin = max(abs(a.lo) + abs(a.hi) + a.extent + a.stride for a in g.axes)
-        self.wide = any(_reach(array, margin) >= 2**31 for array in arrays)
+        period = max(a.stride // math.gcd(a.stride, a.dilation) for a in g.axes)  # which `read_by` squares
+        self.wide = period**2 >= 2**31 or any(_reach(array, margin) >= 2**31 for array in arrays)
         self.lines: list[str] = []
         self.numbers: dict[str, int] = {}
         #: Steps from where a walk begins: the names of its places, and how far they are apart.
@@ -418,5 +419,7 @@ def _side_by_side(w: Memory, g: Geometry) -> bool:
 
 
 def _reach(array: Memory, margin: int) -> int:
-    """A bound on every offset that a kernel computes: places may lie outside the array by the padding and a kernel."""
-    return array.start + sum(abs(step) * (n + margin) for step, n in zip(array.steps, array.shape, strict=True))
+    """A bound on every offset that a kernel computes: spatial places may lie outside by the padding and a kernel."""
+    outside = (0, 0, *(margin for _ in array.shape[2:]))
+    places = zip(array.steps, array.shape, outside, strict=True)
+    return array.start + sum(abs(step) * (n + more) for step, n, more in places)

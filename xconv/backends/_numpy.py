@@ -216,7 +216,8 @@ class NumpyBackend(DtypesOfNumpy):
     def depthwise_spare(self, g: Geometry) -> int:
         return _numpy_depthwise.spare(g)
 
-    def depthwise_work(self, g: Geometry) -> int:
+    def depthwise_work(self, g: Geometry, balance: int) -> int:
+        del balance
         return _numpy_depthwise.work(g)
 
     # spectra
