@@ -4,6 +4,8 @@
 # ///
 """The project's chores: ``nox -l`` lists them, ``nox -s NAME`` runs one in an environment of its own."""
 
+import shutil
+
 import nox
 
 nox.needs_version = ">=2025.2.9"
@@ -49,6 +51,10 @@ def gpu(session: nox.Session) -> None:
     extra = "[cuda12]" if len(args) < len(session.posargs) else "[cuda13]"
     install(session, "test", extra=extra)
     session.run("pytest", "--backend=cupy", *args)
+    if shutil.which("compute-sanitizer"):  # a part of the CUDA toolkit
+        check = ("compute-sanitizer", "--tool=memcheck", "--error-exitcode=9", "--target-processes=all")
+        some = ("tests/test_gpu.py", "-k", "same_bits or numpy_gets or any_order")
+        session.run(*check, "python", "-m", "pytest", "--backend=cupy", *some, external=True)
 
 
 @nox.session(default=False)

@@ -1,6 +1,8 @@
 """Stacks of products: what is handed to cuBLAS, checked by a cuBLAS of its own that works on host memory."""
 
+import importlib
 import itertools
+import sys
 from types import SimpleNamespace
 
 import cupy
@@ -49,6 +51,14 @@ def test_every_memory_order(blas, orders, dtype):
         assert np.array_equal(out, np.matmul(a, b))
         _cublas.gemm(a, b, out, tf32=False, add=True)
         assert np.array_equal(out, 2 * np.matmul(a, b))
+
+
+def test_no_cublas(monkeypatch):
+    _cublas._cublas.cache_clear()
+    monkeypatch.setitem(sys.modules, "cupy_backends.cuda.libs.cublas", None)
+    monkeypatch.delitem(vars(importlib.import_module("cupy_backends.cuda.libs")), "cublas", raising=False)
+    with pytest.raises(RuntimeError, match=r"^CuPy finds no cuBLAS, .* `cupy-cuda13x\[ctk\]`$"):
+        _cublas._cublas()
 
 
 def test_one_matrix_for_the_stack(blas):

@@ -96,6 +96,9 @@ def _leading(x: Array) -> int | None:
 @cache
 def _cublas() -> Any:
     """CuPy's binding, which loads the library."""
-    from cupy_backends.cuda.libs import cublas
-
+    try:
+        from cupy_backends.cuda.libs import cublas
+    except ImportError as error:
+        msg = "CuPy finds no cuBLAS, which comes with the CUDA toolkit, or with CuPy as `cupy-cuda13x[ctk]`"
+        raise RuntimeError(msg) from error
     return cublas
