@@ -186,7 +186,7 @@ class Winograd(Bilinear):
         return 2 * sides(g).filters.elements
 
     def least_tile(self, g: Geometry, backend: Backend) -> int:
-        half = max(WHOLE_TILE, self.scratch(g, backend) // 2)
+        half = max(WHOLE_TILE, 2 * self.scratch(g, backend) // 3)  # two tiles have more in all, for what they share
         return max(min(LEAST_TILE, half), 3 * sides(g).filters.elements // 2)
 
     def traffic(self, g: Geometry) -> int:
