@@ -5,6 +5,7 @@
 """The project's chores: ``nox -l`` lists them, ``nox -s NAME`` runs one in an environment of its own."""
 
 import shutil
+from pathlib import Path
 
 import nox
 
@@ -14,6 +15,13 @@ nox.options.default_venv_backend = "virtualenv"
 PROJECT = nox.project.load_toml("pyproject.toml")
 #: What CUDA is for: run by `kernels` and `gpu`, and not by `tests`.
 CUDA = "xconv/backends/_cupy.py,xconv/backends/_cublas.py,xconv/backends/_kernels.py"
+#: A page of the documentation whose examples need PyTorch.
+WITH_TORCH = "from-torch.md"
+#: What `support` tries to install beside NumPy.
+LIBRARIES = (
+    *("array-api-strict", "torch", "jax", "dask", "cupy-cuda13x"),
+    *("ndonnx", "onnxruntime", "dpnp", "mlx[cpu]", "sparse", "cubed"),
+)
 
 
 def install(session: nox.Session, *groups: str, extra: str = "") -> None:
@@ -67,14 +75,33 @@ def interop(session: nox.Session) -> None:
     for backend, names in chosen.items():
         files = [f"tests/test_{name}.py" for name in names]
         session.run("pytest", f"--backend={backend}", "--numprocesses=auto", *files, *session.posargs)
+    session.run("pytest", "--doctest-glob=*.md", f"docs/{WITH_TORCH}")
 
 
 @nox.session
 def doctests(session: nox.Session) -> None:
-    """The examples in the docstrings and in the README."""
+    """The examples in the docstrings, in the README and in the documentation."""
     install(session, "test")
     without = [f"--ignore={file}" for file in CUDA.split(",")]  # they cannot be imported without CuPy
     session.run("pytest", "--doctest-modules", "--doctest-glob=*.md", *without, "xconv", "README.md", *session.posargs)
+    pages = [str(page) for page in Path("docs").glob("*.md") if page.name != WITH_TORCH]
+    session.run("pytest", "--doctest-glob=*.md", *pages, *session.posargs)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """The documentation, in docs/_build/html; a warning is an error."""
+    install(session, "docs")
+    session.run("sphinx-build", "-W", "--keep-going", "-b", "html", "docs", "docs/_build/html", *session.posargs)
+
+
+@nox.session(default=False)
+def support(session: nox.Session) -> None:
+    """Try other array libraries, as far as they can be installed, and write docs/support.md."""
+    install(session)
+    for library in LIBRARIES:
+        session.run("python", "-m", "pip", "install", "--quiet", library, success_codes=[0, 1])
+    session.run("python", "docs/support.py")
 
 
 @nox.session
