@@ -70,6 +70,12 @@ def escape_stars(_app: Sphinx, _what: str, _name: str, _obj: object, _options: o
         lines[i] = "``".join(parts)
 
 
+def close_examples(_app: Sphinx, _page: str, source: list[str]) -> None:
+    """The line that ends a doctest need not be seen."""
+    source[0] = source[0].replace("\n\n```\n", "\n```\n")
+
+
 def setup(app: Sphinx) -> None:
-    """Run after numpydoc, which makes reStructuredText of the docstrings."""
+    """Run `escape_stars` after numpydoc, which makes reStructuredText of the docstrings."""
     app.connect("autodoc-process-docstring", escape_stars, priority=900)
+    app.connect("source-read", close_examples)
