@@ -64,13 +64,13 @@ class Worker:
                 failures.append(f"{self.name}, {operation}: {type(error).__name__}: {error}")
         answer = {"operations": operations, "failures": failures, "omitted": omitted}
         remark = self.contender.remark(chosen, found) if calls else ""
-        return answer | {"remark": remark, "threadpools": _threadpools()}
+        return answer | {"remark": remark, "threadpools": threadpools()}
 
     def time(self, operation: str, calls: int, warmup: bool) -> list[int]:  # noqa: FBT001
         """Nanoseconds of each of some calls."""
         if warmup:
             self.calls[operation]()
-        return _timed(self.calls[operation], calls)
+        return timed(self.calls[operation], calls)
 
     def memory(self, case: str, problem: str, operation: str) -> int | None:
         """Bytes of temporary memory at the peak of a first call, beside its result. For a process that does no more.
@@ -90,7 +90,7 @@ class Worker:
         return temporary(call, on_numpy=self.contender.on_numpy)
 
 
-def _timed(call: Callable[[], Any], calls: int) -> list[int]:
+def timed(call: Callable[[], Any], calls: int) -> list[int]:
     samples = []
     gc.collect()
     gc.disable()
@@ -122,7 +122,7 @@ def _checked(call: Callable[[], Any], expected: list[Any], tolerance: float) -> 
         raise ArithmeticError(msg)
     if seconds > SLOW:
         return {"error": error, "estimate": seconds, "sample": round(seconds * 1e9)}
-    return {"error": error, "estimate": _timed(call, 1)[0] / 1e9}
+    return {"error": error, "estimate": timed(call, 1)[0] / 1e9}
 
 
 @contextmanager
@@ -144,13 +144,13 @@ def _limited(seconds: int) -> Iterator[None]:
         signal.alarm(0)
 
 
-def _limit_cores(threads: int) -> None:
+def limit_cores(threads: int) -> None:
     """Leave the process as many cores as threads, for libraries that count cores; before any of them is loaded."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
 
 
-def _threadpools() -> list[dict[str, Any]]:
+def threadpools() -> list[dict[str, Any]]:
     """List the pools of threads in the process, without the paths of their files."""
     from threadpoolctl import threadpool_info
 
@@ -158,5 +158,5 @@ def _threadpools() -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    _limit_cores(int(sys.argv[2]))
+    limit_cores(int(sys.argv[2]))
     serve(Worker(sys.argv[1], int(sys.argv[2])).requests)
