@@ -4,6 +4,7 @@ import re
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 from sphinx.application import Sphinx
 
 import xconv
@@ -43,8 +44,9 @@ html_theme_options = {
 }
 html_sidebars = {"quickstart": [], "gallery": [], "benchmarks": []}
 
-# The bridges are documented where they are.
-if find_spec("xconv.interop") is None:
+# The bridges are documented where they are; what they bridge to need not be installed.
+BRIDGES = find_spec("xconv.interop") is not None
+if not BRIDGES:
     exclude_patterns.append("reference/interop.md")
 autodoc_mock_imports = ["torch", "jax", "autograd"]
 
@@ -70,12 +72,20 @@ def escape_stars(_app: Sphinx, _what: str, _name: str, _obj: object, _options: o
         lines[i] = "``".join(parts)
 
 
-def close_examples(_app: Sphinx, _page: str, source: list[str]) -> None:
-    """The line that ends a doctest need not be seen."""
+#: The class of plans, in whichever module it is.
+PLAN = type(xconv.plan(np.ones((1, 1, 1)), np.ones((1, 1, 1))))
+
+
+def prepare(_app: Sphinx, page: str, source: list[str]) -> None:
+    """The line that ends a doctest need not be seen; and what pages cannot know is put in."""
     source[0] = source[0].replace("\n\n```\n", "\n```\n")
+    if page == "reference/plans":
+        source[0] = source[0].replace("{Plan}", f"{PLAN.__module__}.{PLAN.__qualname__}")
+    if page == "reference/index" and not BRIDGES:
+        source[0] = source[0].replace("\ninterop\n", "\n")
 
 
 def setup(app: Sphinx) -> None:
     """Run `escape_stars` after numpydoc, which makes reStructuredText of the docstrings."""
     app.connect("autodoc-process-docstring", escape_stars, priority=900)
-    app.connect("source-read", close_examples)
+    app.connect("source-read", prepare)
