@@ -216,6 +216,11 @@ class Geometry:
         return any(axis.is_padded for axis in self.axes)
 
     @cached_property
+    def is_cropped(self) -> bool:
+        """Whether no window sees some elements, because the padding is negative."""
+        return any(axis.lo < 0 or axis.hi < 0 for axis in self.axes)
+
+    @cached_property
     def kept(self) -> tuple[Index, Index]:
         """Where padded images and images are the same: as an index of the one and of the other."""
         all_of = (slice(None), slice(None))

@@ -6,7 +6,7 @@ device is replaced in these places, and nowhere else:
 - CuPy's allocator, by one that hands out memory of the host, whose pointer can copy and fill;
 - the launch of kernels, by the hook that CuPy has for it: ours go to the harness, CuPy's own to NumPy;
 - the ways between the two memories, `asarray` and `get`;
-- what CuPy does by a reduction or a library: `sum`, `copy`, `concat`, `tensordot` and `matmul` of integers, by NumPy;
+- CuPy's reductions and libraries, `sum`, `max`, `copy`, `concat`, `tensordot` and `matmul` of integers, by NumPy;
 - cuBLAS, by a function after its documentation (`blas`);
 - an array's `device`, which has no context to switch to.
 """
@@ -118,10 +118,11 @@ class StandIn:
         monkeypatch.setattr(cupy.ndarray, "__cupy_override_elementwise_kernel__", launch, raising=False)
         monkeypatch.setattr(cupy.ndarray, "device", property(lambda _: the_device))
         monkeypatch.setattr(_cupy, "_available", lambda: True)
-        monkeypatch.setattr(cupy.ndarray, "get", lambda a: host(a).copy())
+        monkeypatch.setattr(cupy.ndarray, "get", lambda a, *_: host(a).copy())
         monkeypatch.setattr(namespace, "asarray", lambda a, dtype=None, **_: device(np.asarray(a, dtype)))
         monkeypatch.setattr(cupy.ndarray, "copy", lambda a, order="C": device(host(a).copy(order)))
-        monkeypatch.setattr(cupy.ndarray, "sum", lambda a, *rest, **options: device(host(a).sum(*rest, **options)))
+        for name in ("sum", "max"):
+            monkeypatch.setattr(cupy.ndarray, name, by_numpy(getattr(np.ndarray, name)))
         for name, function in (("matmul", np.matmul), ("concat", np.concat), ("tensordot", np.tensordot)):
             monkeypatch.setattr(namespace, name, by_numpy(function))
         monkeypatch.setitem(vars(libraries), "cublas", self.blas)
@@ -171,7 +172,7 @@ def by_numpy(function):
     """What CuPy does with a library or a reduction."""
 
     def run(*arguments, **options):
-        arguments = [[host(b) for b in a] if isinstance(a, list | tuple) else host(a) for a in arguments]
+        arguments = [type(a)(host(b) for b in a) if isinstance(a, list | tuple) else host(a) for a in arguments]
         return device(function(*arguments, **options))
 
     return run
@@ -184,7 +185,8 @@ def by_cupy(kernel, arguments, dtype):
     if verb in {"copy", "fill"} and len(arguments) == 2:
         np.copyto(inputs[1], inputs[0], casting="unsafe")
         return arguments[1]
-    result = getattr(np, verb)(*inputs[: kernel.nin], dtype=dtype)
+    wanted = {} if dtype is None else {"dtype": dtype}
+    result = getattr(np, verb)(*inputs[: kernel.nin], **wanted)
     if len(arguments) == kernel.nargs:
         np.copyto(inputs[-1], result, casting="same_kind")
         return arguments[-1]
