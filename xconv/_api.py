@@ -5,7 +5,8 @@ from typing import Any
 
 from . import _config
 from ._arguments import frozen, integer, per_axis, shape
-from ._planner import Options, Plan, scheduled
+from ._plan import Plan
+from ._planner import Options, scheduled
 from ._typing import Array, DType, Ints, Layout, Padding, PadMode, Shape
 from .algorithms import Schedule
 from .backends import Backend, backend_of

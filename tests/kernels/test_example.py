@@ -12,21 +12,30 @@ from kernels.standin import StandIn
 
 @pytest.fixture
 def digits(monkeypatch):
+    monkeypatch.setenv("MPLBACKEND", "agg")
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "examples"))
     yield importlib.import_module("digits")
     for name in ("digits", "_backends", "_figure"):
         sys.modules.pop(name, None)
 
 
+@pytest.mark.filterwarnings("default")  # of the libraries that read and draw
 def test_digits_learns(digits, monkeypatch, tmp_path, capsys):
-    """As well as with NumPy, where seed 0 gets all 360 digits right that it was not shown."""
+    """In four of its thirty epochs, as much as with NumPy."""
     monkeypatch.setattr(cupy, "is_available", lambda: True)
-    monkeypatch.setattr(sys, "argv", ["digits.py", "--backend=cupy", f"--output={tmp_path / 'digits.png'}"])
-    with StandIn().installed() as standin, pytest.raises(SystemExit) as ended:
-        digits.main()
-    assert ended.value.code == 0
-    assert "test accuracy: 100.0%" in capsys.readouterr().out
-    assert (tmp_path / "digits.png").exists()
-    verbs = {name.split("_")[1] for name in standin.names}
-    assert {"im2col", "col2im"} <= verbs
+    monkeypatch.setattr(digits, "REQUIRED", 0.9)
+
+    def printed(backend):
+        monkeypatch.setattr(sys, "argv", ["digits.py", f"--backend={backend}", "--epochs=4", f"--output={drawn}"])
+        with pytest.raises(SystemExit) as ended:
+            digits.main()
+        assert ended.value.code == 0
+        return capsys.readouterr().out
+
+    drawn = tmp_path / "digits.png"
+    with StandIn().installed() as standin:
+        out = printed("cupy")
+    assert drawn.exists()
+    assert {"im2col", "col2im"} <= {name.split("_")[1] for name in standin.names}
     assert standin.blas.calls
+    assert out == printed("numpy")

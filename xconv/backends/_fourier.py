@@ -6,7 +6,8 @@ Blocks are the windows of a geometry, and are cut out whole. All transforms are 
 import math
 from typing import NamedTuple
 
-from .._geometry import Axis, Geometry
+from .._axis import Axis
+from .._geometry import Geometry
 from .._typing import Array, Namespace, Shape
 from ._pad import along, pad, zeros
 

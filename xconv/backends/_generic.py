@@ -13,7 +13,8 @@ from itertools import islice
 import array_api_compat
 import array_api_extra as xpx
 
-from .._geometry import Geometry, Run, Tile
+from .._axis import Run
+from .._geometry import Geometry, Tile
 from .._typing import Array, Device, DType, Index, Kind, Namespace, Shape
 from . import _depthwise, _fourier, _spectra, _windows
 from ._fourier import Grid

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from .._geometry import Axis, Geometry
+from .._axis import Axis
+from .._geometry import Geometry
 from .._typing import Array, DType, Shape
 from ._fourier import Grid
 from ._pad import along

@@ -2,7 +2,8 @@
 
 import math
 
-from .._geometry import Axis, Geometry, Run
+from .._axis import Axis, Run
+from .._geometry import Geometry
 from .._typing import Array, Namespace
 from ._pad import along, pad
 
