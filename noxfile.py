@@ -39,7 +39,7 @@ def tests(session: nox.Session) -> None:
 def kernels(session: nox.Session) -> None:
     """CuPy without a GPU: the CUDA kernels compiled, run on the CPU, and called as on a device."""
     session.install("-e", ".", *nox.project.dependency_groups(PROJECT, "kernels"))
-    files = [f"tests/test_{name}.py" for name in ("fuzz", "conv", "classic", "plan", "winograd")]
+    files = [f"tests/test_{name}.py" for name in ("fuzz", "conv", "classic", "plan", "winograd", "algorithms")]
     options = ("--backend=cupy-on-host", "--numprocesses=auto")
     covered(session, "tests/kernels", *files, *options, what=f"--include={CUDA}")
 
@@ -63,7 +63,7 @@ def interop(session: nox.Session) -> None:
     install(session, "test", "interop")
     session.run("pytest", "--backend=torch", "--numprocesses=auto", *session.posargs)
     # JAX compiles every new shape, so each of its precisions runs what is worth it there.
-    chosen = {"jax64": ("jax", "fuzz", "conv", "classic", "plan"), "jax": ("jax", "winograd", "fourier")}
+    chosen = {"jax64": ("jax", "fuzz", "conv", "classic", "plan"), "jax": ("jax", "algorithms", "winograd", "fourier")}
     for backend, names in chosen.items():
         files = [f"tests/test_{name}.py" for name in names]
         session.run("pytest", f"--backend={backend}", "--numprocesses=auto", *files, *session.posargs)
