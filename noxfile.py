@@ -59,11 +59,15 @@ def gpu(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def interop(session: nox.Session) -> None:
-    """The test suite with PyTorch, and with JAX at both of its precisions."""
+    """The test suite with PyTorch, with JAX at both of its precisions, and with Dask."""
     install(session, "test", "interop")
     session.run("pytest", "--backend=torch", "--numprocesses=auto", *session.posargs)
     # JAX compiles every new shape, so each of its precisions runs what is worth it there.
-    chosen = {"jax64": ("jax", "fuzz", "conv", "classic", "plan"), "jax": ("jax", "algorithms", "winograd", "fourier")}
+    chosen = {
+        "jax64": ("jax", "fuzz", "conv", "classic", "plan"),
+        "jax": ("jax", "algorithms", "winograd", "fourier"),
+        "dask": ("fuzz", "conv", "classic", "errors"),
+    }
     for backend, names in chosen.items():
         files = [f"tests/test_{name}.py" for name in names]
         session.run("pytest", f"--backend={backend}", "--numprocesses=auto", *files, *session.posargs)

@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
 
 from ._axis import Axis, Run
 from ._typing import Index, Shape
 
 Side: TypeAlias = Literal["outputs", "inputs"]
+T = TypeVar("T")
 
 #: A tile is at least so many times as long as what it shares with the next one: at most a third is read twice.
 HALOS = 3
@@ -102,6 +103,10 @@ class Geometry:
     def macs(self) -> int:
         """Multiply-adds of the plain sum, which are the same for the forward pass and for each gradient."""
         return self.batch * self.c_out * self.pixels * (self.c_in // self.groups) * self.taps
+
+    def in_layout(self, of_axes: tuple[T, ...]) -> tuple[T, ...]:
+        """What belongs to the axes ``(n, channels, *spatial)``, in the order of the caller's arrays."""
+        return (of_axes[0], *of_axes[2:], of_axes[1]) if self.channels_last else of_axes
 
     def extended(self) -> "Geometry":
         """The same convolution on an input whose padding has been written out."""

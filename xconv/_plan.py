@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from ._config import Settings, applied
 from ._planner import Candidate, candidates
 from ._typing import Array, DType, Shape
-from .algorithms import Schedule
+from .algorithms import Tiled
 from .backends import backend_of
 
 
@@ -46,7 +46,7 @@ class Plan:
     (8, 64, 56, 56)
     """
 
-    schedule: Schedule
+    schedule: Tiled
     dtypes: tuple[DType, DType]
     settings: Settings
 

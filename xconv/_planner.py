@@ -11,11 +11,11 @@ from functools import lru_cache, partial
 from typing import NamedTuple
 
 from ._arguments import geometry, transposed_geometry
-from ._config import Settings
+from ._config import Settings, applied
 from ._geometry import Geometry
-from ._typing import DType, Shape
-from .algorithms import ALGORITHMS, Algorithm, Schedule
-from .backends import MIB, Backend, Team
+from ._typing import Array, DType, Shape
+from .algorithms import ALGORITHMS, Algorithm, Chunked, Schedule, Tiled
+from .backends import MIB, Backend, Team, backend_of
 
 #: Multiply-adds of a call that is worth a second thread.
 HEAVY = 2**19
@@ -80,14 +80,47 @@ def scheduled(
     else:
         g = transposed_geometry(x_shape, w_shape, **sizes, groups=options.groups, output_padding=options.output_padding)
     dtype = _result_dtype(backend, dtypes, options.dtype)
-    able = _choices(candidates(g, backend, dtype, settings), options.algorithm)
     g = replace(g, channels_last=channels_last)
-    schedule = _first_that_fits(able, backend, g, dtype, settings, multiplies=options.multiplies)
-    reflected = g.reflected() if options.multiplies else None
+    return _scheduled(backend, g, dtype, options.algorithm, settings, options.multiplies)
+
+
+def computed(
+    algorithm: str,
+    settings: Settings,
+    multiplies: bool,  # noqa: FBT001
+    g: Geometry,
+    dtype: DType,
+    function: str,
+    *arrays: Array,
+    **how: bool,
+) -> Array:
+    """Schedule a convolution and run one of its functions: what a task does with parts of arrays in chunks."""
+    backend = backend_of({f"operand {i}": a for i, a in enumerate(arrays)})
+    schedule = _scheduled(backend, g, backend.to_dtype(dtype), algorithm, settings, multiplies)
+    with applied(settings):
+        made: Array = getattr(schedule, function)(*arrays, **how)
+    return made
+
+
+@lru_cache(maxsize=1024)
+def _scheduled(
+    backend: Backend,
+    g: Geometry,
+    dtype: DType,
+    algorithm: str,
+    settings: Settings,
+    multiplies: bool,  # noqa: FBT001
+) -> Schedule:
+    able = _choices(candidates(g, backend, dtype, settings), algorithm)
+    if backend.chunked:
+        run = partial(computed, algorithm, settings, multiplies)
+        return Chunked(backend, g, dtype, backend.accumulator(dtype), run)
+    schedule = _first_that_fits(able, backend, g, dtype, settings, multiplies=multiplies)
+    reflected = g.reflected() if multiplies else None
     if reflected is None or 0 in (*reflected.x_shape, *reflected.w_shape, *reflected.y_shape):
         return schedule
     with suppress(ValueError):  # what cannot be reflected, or not within the workspace, is folded back
-        able = _choices(candidates(reflected, backend, dtype, settings), options.algorithm)
+        able = _choices(candidates(reflected, backend, dtype, settings), algorithm)
         reflection = _first_that_fits(able, backend, reflected, dtype, settings)
         if reflection.algorithm.traffic(reflected) <= FOLDING * schedule.algorithm.traffic(g):
             return replace(schedule, reflection=reflection)
@@ -139,7 +172,7 @@ class WorkspaceError(ValueError):
 
 def _first_that_fits(
     names: list[str], backend: Backend, g: Geometry, dtype: DType, settings: Settings, *, multiplies: bool = True
-) -> Schedule:
+) -> Tiled:
     """The best algorithm that the workspace has room for; or the error of the one that is content with least."""
     errors = []
     for name in names:
@@ -158,7 +191,7 @@ def _cut(
     settings: Settings,
     *,
     multiplies: bool,
-) -> Schedule:
+) -> Tiled:
     """Cut the work into tiles that fit the workspace and the caches, never so that the number of threads matters."""
     algorithm = algorithm.fitted(g, backend.kind(dtype))
     accumulator = backend.accumulator(dtype)
@@ -205,7 +238,7 @@ def _cut(
     else:
         limit = max(1, (settings.workspace - fixed + filters) // max(1, largest + filters))
         lanes = (settings.workspace - limit * (largest + filters)) // max(1, filters)
-    return Schedule(
+    return Tiled(
         algorithm=algorithm,
         backend=backend,
         geometry=g,

@@ -84,6 +84,34 @@ def test_two_devices(standin):
     assert not standin.launches
 
 
+@pytest.mark.filterwarnings("ignore:.*meta")
+def test_chunks_of_dask(standin):
+    """Tasks run on the chunks' library, and so do halos and sums."""
+    dask_array = pytest.importorskip("dask.array")
+    x, w, b = (numbers(shape) for shape in ((3, 4, 9, 8), (6, 2, 3, 2), (6,)))
+    oracle = Oracle(x.shape, w.shape, **OPTIONS, groups=2)
+    dy = numbers(oracle.y_shape, seed=1)
+    x_, w_, b_, dy_ = (
+        dask_array.from_array(device(a), chunks=chunks, asarray=False)
+        for a, chunks in ((x, (2, 4, 5, 4)), (w, -1), (b, -1), (dy, (1, 6, 3, 3)))
+    )
+    options = {**OPTIONS, "groups": 2}
+    results = (
+        (xconv.conv(x_, w_, b_, **options), oracle.conv(x, w) + b[:, None, None]),
+        (xconv.conv_input_grad(dy_, w_, x.shape, **options), oracle.input_grad(dy, w)),
+        (xconv.conv_weight_grad(dy_, x_, w.shape, **options), oracle.weight_grad(dy, x)),
+    )
+    assert not standin.launches
+    for found, expected in results:
+        made = np.empty(found.shape, found.dtype)
+        for place, chunk in zip(np.ndindex(found.numblocks), found.to_delayed().ravel(), strict=True):
+            values = chunk.compute(scheduler="synchronous")
+            assert type(values) is cupy.ndarray
+            edges = [np.cumsum([0, *sizes]) for sizes in found.chunks]
+            made[tuple(slice(e[i], e[i + 1]) for e, i in zip(edges, place, strict=True))] = host(values)
+        assert np.array_equal(made, expected)
+
+
 def test_windows(standin):
     x = device(numbers((2, 3, 5, 6)))
     oracle = Oracle(x.shape, (1, 3, 3, 2), **OPTIONS)

@@ -10,7 +10,7 @@ from itertools import product
 from .._geometry import Geometry
 from .._typing import Array, Namespace
 from . import _windows
-from ._pad import pad
+from ._pieces import pad
 
 
 def forward(xp: Namespace, x: Array, w: Array, g: Geometry) -> Array:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from .._axis import Axis
 from .._geometry import Geometry
 from .._typing import Array, Namespace, Shape
-from ._pad import along, pad, zeros
+from ._pieces import along, pad, zeros
 
 
 class Grid(NamedTuple):

@@ -18,7 +18,7 @@ from .._geometry import Geometry, Tile
 from .._typing import Array, Device, DType, Index, Kind, Namespace, Shape
 from . import _depthwise, _fourier, _spectra, _windows
 from ._fourier import Grid
-from ._pad import zeros
+from ._pieces import zeros
 from ._spectra import Matrices
 from ._threads import Team
 
@@ -48,6 +48,8 @@ class Backend:
     unproven: frozenset[str] = frozenset()
     #: Whether tiles can run in parallel.
     parallel = False
+    #: Whether arrays lie in chunks, of another library, that are convolved one by one.
+    chunked = False
     #: Whether arrays of this library can live on different devices.
     has_devices = True
 
@@ -102,7 +104,12 @@ class Backend:
     def device(self, x: Array) -> Device:
         return array_api_compat.device(x)
 
-    def check_devices(self, arrays: dict[str, Array]) -> None:
+    def adopts(self, array: Array) -> bool:
+        """Whether an array of another library may come along with this library's."""
+        del array
+        return False
+
+    def check_arrays(self, arrays: dict[str, Array]) -> None:
         """TypeError unless all arrays are dense and on one device, as far as the library tells."""
         for name, a in arrays.items():
             layout = str(getattr(a, "layout", "torch.strided"))  # of PyTorch

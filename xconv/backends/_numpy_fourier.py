@@ -14,7 +14,7 @@ from .._axis import Axis
 from .._geometry import Geometry
 from .._typing import Array, DType, Shape
 from ._fourier import Grid
-from ._pad import along
+from ._pieces import along
 from ._scratch import Take
 
 

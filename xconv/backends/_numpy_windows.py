@@ -11,7 +11,7 @@ import numpy as np
 from .._geometry import Geometry
 from .._typing import Array, DType, Shape
 from ._generic import inverse
-from ._pad import along
+from ._pieces import along
 from ._scratch import Take
 from ._windows import follow
 

@@ -5,7 +5,7 @@ import math
 from .._axis import Axis, Run
 from .._geometry import Geometry
 from .._typing import Array, Namespace
-from ._pad import along, pad
+from ._pieces import along, pad
 
 
 def columns(xp: Namespace, x: Array, g: Geometry) -> Array:

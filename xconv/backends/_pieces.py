@@ -1,10 +1,11 @@
-"""Zeros, around an array and by themselves, in the pure array-API standard."""
+"""Parts of arrays, put together and padded with zeros, in the pure array-API standard."""
 
+from itertools import groupby
 from typing import Any
 
 import array_api_compat
 
-from .._typing import Array, DType, Namespace, Shape
+from .._typing import Array, DType, Index, Namespace, Shape
 
 
 def along(at: int, index: slice | int) -> tuple[Any, ...]:
@@ -36,3 +37,12 @@ def pad(xp: Namespace, x: Array, at: int, lo: int, hi: int) -> Array:
         for length in (before, padded - before - (stop - start))
     )
     return xp.concat([first, kept, last], axis=at)
+
+
+def joined(xp: Namespace, parts: list[tuple[Index, Array]], axis: int = 0) -> Array:
+    """The array that `parts` make up, given in the order of their places, which differ from `axis` on."""
+    if len(parts) == 1:
+        return parts[0][1]
+    groups = [list(group) for _, group in groupby(parts, key=lambda part: part[0][axis].start)]
+    along_next = [joined(xp, group, axis + 1) for group in groups]
+    return along_next[0] if len(along_next) == 1 else xp.concat(along_next, axis=axis)
