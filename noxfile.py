@@ -102,6 +102,13 @@ def demo(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def large(session: nox.Session) -> None:
+    """Convolve an image of 4 GiB on Dask workers of 1 GiB each, of which one is killed (some minutes)."""
+    install(session, "cluster", extra="[dask]")
+    session.run("python", "examples/large.py", *session.posargs, env={"OPENBLAS_NUM_THREADS": "1"})
+
+
+@nox.session(default=False)
 def fuzz(session: nox.Session) -> None:
     """50,000 geometries against plain loops (some minutes)."""
     install(session, "test")

@@ -1,7 +1,10 @@
 """Dask: the same numbers, lazily, with no task and no byte beyond what the halos need."""
 
 import math
+import subprocess
+import sys
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -50,7 +53,7 @@ def kinds(array):
     layer = array.__dask_graph__().layers[array.name]
     counts = {}
     for key in layer:
-        kind = str(key[0]).removeprefix("xconv-").rpartition("-")[0]
+        kind = "part" if key[0].startswith("xconv-part-") else key[0].removeprefix("xconv-").rpartition("-")[0]
         counts[kind] = counts.get(kind, 0) + 1
     return counts
 
@@ -58,7 +61,7 @@ def kinds(array):
 def moved(array):
     """Elements that are cut out of chunks for others."""
     tasks = array.__dask_graph__().layers[array.name].values()
-    indices = [task.args[0] for task in tasks if "-part-" in str(task.key[0])]
+    indices = [task.args[0] for task in tasks if task.key[0].startswith("xconv-part-")]
     return sum(math.prod(s.stop - s.start for s in index) for index in indices)
 
 
@@ -173,7 +176,7 @@ def test_only_halos_travel(padding):
     y = xconv.conv(x, w, padding=padding)
     sides = 3 * 6 + 4 * 5
     corners = 3 * 5
-    assert kinds(y) == {"conv": 24, "conv-part": 2 * sides + 4 * corners}
+    assert kinds(y) == {"conv": 24, "part": 2 * sides + 4 * corners}
     assert moved(y) == 2 * (2 * sides * 2 * 10 + 4 * corners * 2 * 2)
     if padding:
         assert y.chunks == ((1,), (3,), (10,) * 4, (10,) * 6)
@@ -196,7 +199,16 @@ def test_padding_travels_as_what_it_reads():
     x, w = da.ones((1, 1, 1000), chunks=100), da.ones((1, 1, 5), chunks=-1)
     y = xconv.conv(x, w, padding=2, pad_mode="wrap")
     assert moved(y) == 10 * 2 * 2
-    assert kinds(y) == {"conv": 10, "conv-part": 20}
+    assert kinds(y) == {"conv": 10, "part": 20}
+
+
+def test_halos_are_shared():
+    """What the weight gradient reads of an image is what the forward pass has read."""
+    x, w = da.ones((1, 1, 100), chunks=10), da.ones((1, 1, 3), chunks=-1)
+    y = xconv.conv(x, w, padding=1)
+    dw = xconv.conv_weight_grad(da.ones_like(x), x, w.shape, padding=1)
+    (merged,) = dask.optimize(dask.delayed([y, dw]))
+    assert sum(str(key[0]).startswith("xconv-part-") for key in merged.__dask_graph__() if isinstance(key, tuple)) == 18
 
 
 def test_sums_are_a_tree():
@@ -232,6 +244,21 @@ def test_the_same_bits_on_any_scheduler(rng):
     values = [dw.compute(scheduler=name) for name in ("synchronous", "threads", "threads")]
     assert np.array_equal(values[0], values[1])
     assert np.array_equal(values[0], values[2])
+
+
+def test_on_a_cluster():
+    """An image that no worker has room for; `nox -s large` does so with 4 GiB, and kills a worker."""
+    pytest.importorskip("distributed")
+    example = Path(__file__).parents[1] / "examples" / "large.py"
+    run = subprocess.run(
+        [sys.executable, example, "--size=2048", "--chunk=512", "--kill-after=0"],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert run.returncode == 0, run.stderr
+    assert "every sum is right" in run.stdout
 
 
 # what does not fit

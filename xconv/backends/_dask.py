@@ -100,7 +100,6 @@ class Graph:
         self.label, self.token = f"xconv-{label}", token
         self.tasks: dict[Any, Task] = {}
         self.arrays: dict[str, Array] = {}
-        self.parts: dict[object, TaskRef] = {}
 
     @property
     def name(self) -> str:
@@ -178,10 +177,9 @@ class Graph:
         return TaskRef((a.name, *number))
 
     def _part(self, a: Array, number: Shape, inside: Index) -> TaskRef:
-        known = (a.name, number, tuple((s.start, s.stop) for s in inside))
-        if known not in self.parts:
-            self.parts[known] = self._task(self._key("part"), _part, inside, self._chunk(a, number))
-        return self.parts[known]
+        """A part of a chunk; of the same name in every graph, so that a forward pass and a gradient share it."""
+        key = (f"xconv-part-{a.name}", *number, *(end for s in inside for end in (s.start, s.stop)))
+        return TaskRef(key) if key in self.tasks else self._task(key, _part, inside, self._chunk(a, number))
 
     # tasks
 
