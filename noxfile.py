@@ -112,7 +112,8 @@ def large(session: nox.Session) -> None:
 def fuzz(session: nox.Session) -> None:
     """50,000 geometries against plain loops (some minutes)."""
     install(session, "test")
-    session.run("pytest", "tests/test_fuzz.py", "--hypothesis-profile=fuzz", "--backend=numpy", *session.posargs)
+    table = "--fuzz-table=bench/results/fuzz.md"
+    session.run("pytest", "tests/test_fuzz.py", "--hypothesis-profile=fuzz", "--backend=numpy", table, *session.posargs)
 
 
 @nox.session(default=False)
