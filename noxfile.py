@@ -117,6 +117,13 @@ def fuzz(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def soak(session: nox.Session) -> None:
+    """Ten minutes of calls of all kinds from 8 threads: every result is compared, and memory must not grow."""
+    install(session, "test", "interop")
+    session.run("python", "tests/soak.py", "--table=bench/results/soak.md", *session.posargs)
+
+
+@nox.session(default=False)
 def bench(session: nox.Session) -> None:
     """The benchmark against PyTorch, JAX and others (some minutes; leave the machine alone); with --gpu on a GPU."""
     install(session, "bench-gpu" if "--gpu" in session.posargs else "bench")
