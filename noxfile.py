@@ -5,6 +5,7 @@
 """The project's chores: ``nox -l`` lists them, ``nox -s NAME`` runs one in an environment of its own."""
 
 import shutil
+from pathlib import Path
 
 import nox
 
@@ -26,6 +27,18 @@ def covered(session: nox.Session, *tests: str, what: str) -> None:
     session.run("coverage", "erase")
     session.run("pytest", *tests, "--cov", "--cov-report=", "--cov-fail-under=0", *session.posargs)
     session.run("coverage", "report", what)
+
+
+def away(session: nox.Session, *options: str) -> None:
+    """The test suite where there is no `xconv` folder, so that what is installed is tested and nothing else."""
+    folder = Path(session.create_tmp(), "away")
+    shutil.rmtree(folder, ignore_errors=True)
+    for name in ("tests", "bench", "examples"):
+        shutil.copytree(name, folder / name)
+    for name in ("pyproject.toml", "README.md", "noxfile.py"):
+        shutil.copy(name, folder)
+    with session.chdir(folder):
+        session.run("pytest", *options)
 
 
 @nox.session
@@ -136,15 +149,22 @@ def minimums(session: nox.Session) -> None:
     oldest = [requirement.replace(">=", "==") for requirement in PROJECT["project"]["dependencies"]]
     install(session, "test")
     session.install(*oldest)
-    session.run("pytest", "--backend=numpy", *session.posargs)
+    away(session, "--backend=numpy", *session.posargs)
 
 
 @nox.session(default=False)
 def build(session: nox.Session) -> None:
-    """The sdist and the wheel, and a look at their metadata."""
-    session.install("build", "twine")
-    session.run("python", "-m", "build")
-    session.run("twine", "check", "--strict", "dist/*")
+    """The sdist and the wheel, a look at their metadata, and the test suite with each of them."""
+    session.install("build", "twine", *nox.project.dependency_groups(PROJECT, "test"))
+    made = Path(session.create_tmp(), "dist")
+    shutil.rmtree(made, ignore_errors=True)
+    session.run("python", "-m", "build", "--outdir", str(made))
+    files = sorted(map(str, made.iterdir()))
+    session.run("twine", "check", "--strict", *files)
+    for file in files:
+        session.install("--force-reinstall", "--no-deps", file)
+        session.install(file)
+        away(session, "--backend=numpy", "--numprocesses=auto", *session.posargs)
 
 
 if __name__ == "__main__":
