@@ -91,7 +91,9 @@ def doctests(session: nox.Session) -> None:
     """The examples in the docstrings and in the README."""
     install(session, "test")
     without = [f"--ignore={file}" for file in CUDA.split(",")]  # they cannot be imported without CuPy
-    session.run("pytest", "--doctest-modules", "--doctest-glob=*.md", *without, "xconv", "README.md", *session.posargs)
+    session.run(
+        "pytest", "--doctest-modules", "--doctest-glob=*.md", *without, "xconv", "README.md", "docs", *session.posargs
+    )
 
 
 @nox.session
