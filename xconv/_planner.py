@@ -96,13 +96,12 @@ def computed(
 ) -> Array:
     """Schedule a convolution and run one of its functions: what a task does with parts of arrays in chunks."""
     backend = backend_of({f"operand {i}": a for i, a in enumerate(arrays)})
-    schedule = _scheduled(backend, g, backend.to_dtype(dtype), algorithm, settings, multiplies)
+    schedule = _of_part(backend, g, backend.to_dtype(dtype), algorithm, settings, multiplies)
     with applied(settings):
         made: Array = getattr(schedule, function)(*arrays, **how)
     return made
 
 
-@lru_cache(maxsize=1024)
 def _scheduled(
     backend: Backend,
     g: Geometry,
@@ -125,6 +124,10 @@ def _scheduled(
         if reflection.algorithm.traffic(reflected) <= FOLDING * schedule.algorithm.traffic(g):
             return replace(schedule, reflection=reflection)
     return schedule
+
+
+#: The same, remembered for the parts of arrays in chunks.
+_of_part = lru_cache(maxsize=1024)(_scheduled)
 
 
 def candidates(g: Geometry, backend: Backend, dtype: DType, settings: Settings) -> tuple[Candidate, ...]:
