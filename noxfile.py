@@ -19,7 +19,7 @@ CUDA = "xconv/backends/_cupy.py,xconv/backends/_cublas.py,xconv/backends/_kernel
 WITH_TORCH = "from-torch.md"
 #: What `support` tries to install beside NumPy.
 LIBRARIES = (
-    *("array-api-strict", "torch", "jax", "dask", "cupy-cuda13x"),
+    *("array-api-strict", "torch", "jax", "dask[array]", "cupy-cuda13x"),
     *("ndonnx", "onnxruntime", "dpnp", "mlx[cpu]", "sparse", "cubed"),
 )
 
@@ -36,6 +36,18 @@ def covered(session: nox.Session, *tests: str, what: str) -> None:
     session.run("coverage", "report", what)
 
 
+def away(session: nox.Session, *options: str) -> None:
+    """The test suite where there is no `xconv` folder, so that what is installed is tested and nothing else."""
+    folder = Path(session.create_tmp(), "away")
+    shutil.rmtree(folder, ignore_errors=True)
+    for name in ("tests", "bench", "examples"):
+        shutil.copytree(name, folder / name)
+    for name in ("pyproject.toml", "README.md", "noxfile.py"):
+        shutil.copy(name, folder)
+    with session.chdir(folder):
+        session.run("pytest", *options)
+
+
 @nox.session
 def tests(session: nox.Session) -> None:
     """The test suite with NumPy and array-api-strict, and the coverage of it."""
@@ -47,7 +59,7 @@ def tests(session: nox.Session) -> None:
 def kernels(session: nox.Session) -> None:
     """CuPy without a GPU: the CUDA kernels compiled, run on the CPU, and called as on a device."""
     session.install("-e", ".", *nox.project.dependency_groups(PROJECT, "kernels"))
-    files = [f"tests/test_{name}.py" for name in ("fuzz", "conv", "classic", "plan", "winograd")]
+    files = [f"tests/test_{name}.py" for name in ("fuzz", "conv", "classic", "plan", "winograd", "algorithms")]
     options = ("--backend=cupy-on-host", "--numprocesses=auto")
     covered(session, "tests/kernels", *files, *options, what=f"--include={CUDA}")
 
@@ -67,11 +79,15 @@ def gpu(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def interop(session: nox.Session) -> None:
-    """The test suite with PyTorch, and with JAX at both of its precisions."""
+    """The test suite with PyTorch, with JAX at both of its precisions, and with Dask."""
     install(session, "test", "interop")
     session.run("pytest", "--backend=torch", "--numprocesses=auto", *session.posargs)
     # JAX compiles every new shape, so each of its precisions runs what is worth it there.
-    chosen = {"jax64": ("jax", "fuzz", "conv", "classic", "plan"), "jax": ("jax", "winograd", "fourier")}
+    chosen = {
+        "jax64": ("jax", "fuzz", "conv", "classic", "plan"),
+        "jax": ("jax", "algorithms", "winograd", "fourier"),
+        "dask": ("fuzz", "conv", "classic", "errors"),
+    }
     for backend, names in chosen.items():
         files = [f"tests/test_{name}.py" for name in names]
         session.run("pytest", f"--backend={backend}", "--numprocesses=auto", *files, *session.posargs)
@@ -125,10 +141,25 @@ def demo(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def large(session: nox.Session) -> None:
+    """Convolve an image of 4 GiB on Dask workers of 1 GiB each, of which one is killed (some minutes)."""
+    install(session, "cluster", extra="[dask]")
+    session.run("python", "examples/large.py", *session.posargs, env={"OPENBLAS_NUM_THREADS": "1"})
+
+
+@nox.session(default=False)
 def fuzz(session: nox.Session) -> None:
     """50,000 geometries against plain loops (some minutes)."""
     install(session, "test")
-    session.run("pytest", "tests/test_fuzz.py", "--hypothesis-profile=fuzz", "--backend=numpy", *session.posargs)
+    table = "--fuzz-table=bench/results/fuzz.md"
+    session.run("pytest", "tests/test_fuzz.py", "--hypothesis-profile=fuzz", "--backend=numpy", table, *session.posargs)
+
+
+@nox.session(default=False)
+def soak(session: nox.Session) -> None:
+    """Ten minutes of calls of all kinds from 8 threads: every result is compared, and memory must not grow."""
+    install(session, "test", "interop")
+    session.run("python", "tests/soak.py", "--table=bench/results/soak.md", *session.posargs)
 
 
 @nox.session(default=False)
@@ -144,15 +175,22 @@ def minimums(session: nox.Session) -> None:
     oldest = [requirement.replace(">=", "==") for requirement in PROJECT["project"]["dependencies"]]
     install(session, "test")
     session.install(*oldest)
-    session.run("pytest", "--backend=numpy", *session.posargs)
+    away(session, "--backend=numpy", *session.posargs)
 
 
 @nox.session(default=False)
 def build(session: nox.Session) -> None:
-    """The sdist and the wheel, and a look at their metadata."""
-    session.install("build", "twine")
-    session.run("python", "-m", "build")
-    session.run("twine", "check", "--strict", "dist/*")
+    """The sdist and the wheel, a look at their metadata, and the test suite with each of them."""
+    session.install("build", "twine", *nox.project.dependency_groups(PROJECT, "test"))
+    made = Path(session.create_tmp(), "dist")
+    shutil.rmtree(made, ignore_errors=True)
+    session.run("python", "-m", "build", "--outdir", str(made))
+    files = sorted(map(str, made.iterdir()))
+    session.run("twine", "check", "--strict", *files)
+    for file in files:
+        session.install("--force-reinstall", "--no-deps", file)
+        session.install(file)
+        away(session, "--backend=numpy", "--numprocesses=auto", *session.posargs)
 
 
 if __name__ == "__main__":

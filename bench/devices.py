@@ -156,7 +156,7 @@ class CupyXconv(CupyBase, Xconv):
 def _meter(cupy: Any) -> Any:
     """Watch CuPy's pool for the most memory that is in use at once."""
 
-    class Meter(cupy.cuda.MemoryHook):  # type: ignore[misc]
+    class Meter(cupy.cuda.MemoryHook):  # type: ignore[misc]  # CuPy has no types
         name = "peak"
         used = peak = 0
 
@@ -257,7 +257,7 @@ class JaxCuda(CupyBase, Jax):
 
     def temporary(self, function: Function, operands: list[Any]) -> int | None:
         del operands
-        found = function.memory_analysis()  # type: ignore[attr-defined]
+        found = function.memory_analysis()  # type: ignore[attr-defined]  # JAX's compiled functions have it
         return None if found is None else found.temp_size_in_bytes
 
     def free(self) -> None:

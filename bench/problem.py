@@ -21,7 +21,7 @@ class Problem:
 
     def save(self, path: Path) -> None:
         arrays = {f"expected_{name}": array for name, array in self.expected.items()}
-        np.savez(path, allow_pickle=False, **self.operands, **arrays)
+        np.savez(path, **self.operands, **arrays)
 
     @classmethod
     def load(cls, path: Path) -> "Problem":

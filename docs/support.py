@@ -146,8 +146,8 @@ def page(outcomes: dict[str, dict[str, str] | None]) -> str:
     table = "\n".join(f"| {line} |" for line in lines)
     return f"""# Other array libraries
 
-xconv is tested with NumPy, array-api-strict, PyTorch and JAX. This table says what happens with these and others that
-`pip` installed on one machine: small problems with stride 2, padding on one side and groups, whose results must be
+xconv is tested with NumPy, array-api-strict, PyTorch, JAX and Dask. This table says what happens with these and others
+that `pip` installed on one machine: small problems with stride 2, padding on one side and groups, whose results must be
 equal to NumPy's. It is no promise for a library that xconv is not tested with.
 
 {table}

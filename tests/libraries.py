@@ -11,7 +11,8 @@ import numpy as np
 class Backend(Enum):
     """What ``--backend`` accepts.
 
-    The strictest array-api-strict has no extensions and no data-dependent shapes; CuPy on the host needs no GPU.
+    The strictest array-api-strict has no extensions and no data-dependent shapes; CuPy on the host needs no GPU; Dask
+    computes nothing before a test looks at a result.
     """
 
     NUMPY = "numpy"
@@ -22,6 +23,7 @@ class Backend(Enum):
     JAX64 = "jax64"
     CUPY = "cupy"
     CUPY_ON_HOST = "cupy-on-host"
+    DASK = "dask"
 
     @property
     def module(self):
@@ -44,12 +46,13 @@ class Library:
             raise RuntimeError(msg)
         spelled = {"numpy": "numpy", "torch": "array_api_compat.torch"}
         spelled |= {"jax": "jax.numpy", "jax64": "jax.numpy"}
+        spelled |= {"dask": "array_api_compat.dask.array"}
         spelled |= {"cupy": "array_api_compat.cupy", "cupy-on-host": "array_api_compat.cupy"}
         self.xp = importlib.import_module(spelled.get(self.name, backend.module))
         #: Widest real dtype of the library as it is set up.
         self.real = "float32" if self.name == "jax" else "float64"
         #: How many hypothesis examples are worth their time, of a hundred: JAX compiles every new shape.
-        shares = {"numpy": 100, "strict": 15, "strictest": 15, "torch": 20, "cupy": 20, "cupy-on-host": 4}
+        shares = {"numpy": 100, "strict": 15, "strictest": 15, "torch": 20, "cupy": 20, "cupy-on-host": 4, "dask": 5}
         self.share = shares.get(self.name, 1)
 
     def __repr__(self):
@@ -67,6 +70,11 @@ class Library:
             from kernels.standin import StandIn
 
             with StandIn().installed():
+                yield
+        elif self.backend is Backend.DASK:
+            import dask
+
+            with dask.config.set(scheduler=refuse):
                 yield
         elif self.module_is("jax"):
             import jax
@@ -98,12 +106,16 @@ class Library:
             values = values.astype(np.float32)
         if self.name == "numpy":
             return values
+        if self.name == "dask":  # two chunks, where an axis has elements for two
+            return self.xp.from_array(values.copy(), chunks=tuple(max(1, -(-n // 2)) for n in values.shape))
         return self.xp.asarray(values.copy())
 
     def numpy(self, array):
         """The elements of an array of this library; only here a test leaves the library."""
         if self.module_is("cupy"):
             return array.get()
+        if self.name == "dask":
+            return array.compute(scheduler="synchronous")
         if self.name == "torch":
             return array.detach().cpu().numpy()
         return np.asarray(array)
@@ -121,6 +133,12 @@ class Library:
         values = self.numpy(actual)
         difference = np.abs(values.astype(expected.dtype) - expected)
         assert np.all(difference <= bound), f"off by {np.max(difference)}, more than {np.max(bound)}"
+
+
+def refuse(*args, **options):
+    """A scheduler of Dask's that computes nothing."""
+    msg = "computed before it was asked for"
+    raise AssertionError(msg)
 
 
 def installed(backend):

@@ -4,6 +4,8 @@ from itertools import product
 
 import numpy as np
 
+import xconv
+
 
 def pairs(padding, rank):
     """`padding` as one (lo, hi) pair per axis."""
@@ -84,3 +86,24 @@ class Oracle:
     def _channels(self):
         c, f = self.x_shape[1] // self.groups, self.w_shape[0] // self.groups
         return [(slice(i * c, (i + 1) * c), slice(i * f, (i + 1) * f)) for i in range(self.groups)]
+
+
+def check_algorithm(lib, algorithm, case, dtype, *, unit):
+    """All three functions by one algorithm against the plain loops, to within `unit` of the terms of their sums.
+
+    The numbers are the whole ones from -7 to 7, complex ones if `dtype` is and the library has such.
+    """
+    oracle = Oracle(case.x_shape, case.w_shape, **case.options)
+    x, w, dy = case.integers(case.x_shape, case.w_shape, oracle.y_shape)
+    if dtype == "complex128" and lib.has(dtype):
+        x, w, dy = (a + 1j * np.roll(a, 1) for a in (x, w, dy))
+    options = {**case.options, "layout": case.layout, "algorithm": algorithm}
+    x_, w_, dy_ = lib.array(case.in_layout(x)), lib.array(w), lib.array(case.in_layout(dy))
+    shape = case.shape_in_layout(case.x_shape)
+    window, outputs = 100 * max(1, w[0].size if w.size else 0), 100 * max(1, dy.size)  # no element is above 10
+    for result, expected, scale in (
+        (xconv.conv(x_, w_, **options), case.in_layout(oracle.conv(x, w)), window),
+        (xconv.conv_input_grad(dy_, w_, shape, **options), case.in_layout(oracle.input_grad(dy, w)), outputs),
+        (xconv.conv_weight_grad(dy_, x_, case.w_shape, **options), oracle.weight_grad(dy, x), outputs),
+    ):
+        lib.check(result, expected, bound=unit[lib.real] * scale)

@@ -87,4 +87,4 @@ def test_what_has_not_been_measured_is_chosen_by_name_only(monkeypatch):
 def test_only_dense_arrays():
     sparse = SimpleNamespace(layout="torch.sparse_coo", device=None)
     with pytest.raises(TypeError, match="`x` must be a dense array, got one of layout"):
-        NumpyBackend().check_devices({"x": sparse})
+        NumpyBackend().check_arrays({"x": sparse})

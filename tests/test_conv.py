@@ -143,7 +143,8 @@ def test_gradients_of_gradients(lib, rng):
 def test_one_by_one_takes_no_columns(lib, rng):
     x, w = integers(rng, (2, 6, 5, 4), (8, 3, 1, 1))
     x_, w_ = lib.array(x), lib.array(w)
-    assert xconv.plan(x_, w_, groups=2).algorithm == "pointwise"
+    if lib.name != "dask":
+        assert xconv.plan(x_, w_, groups=2).algorithm == "pointwise"
     y = Oracle(x.shape, w.shape, groups=2).conv(x, w)
     for algorithm in ("auto", "pointwise", "gemm"):
         lib.check(xconv.conv(x_, w_, groups=2, algorithm=algorithm), y)

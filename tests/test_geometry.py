@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from strategies import cases
 
 from xconv._arguments import geometry
-from xconv._geometry import Axis, Run
+from xconv._axis import Axis, Run
 
 pytestmark = pytest.mark.numpy_only
 

@@ -216,14 +216,14 @@ def test_a_large_kernel_gets_large_tiles(rng):
 
 def test_runs_with_the_settings_it_was_made_with(monkeypatch):
     from xconv import _config
-    from xconv.algorithms import Schedule
+    from xconv.algorithms import Tiled
 
     x, w = np.ones((1, 1, 4)), np.ones((1, 1, 2))
     with xconv.config(precision="tf32"):
         p = xconv.plan(x, w)
     seen = []
     for name in ("forward", "input_grad", "weight_grad"):
-        monkeypatch.setattr(Schedule, name, lambda *_: seen.append(_config.current().precision))
+        monkeypatch.setattr(Tiled, name, lambda *_: seen.append(_config.current().precision))
     dy = np.ones(p.y_shape)
     p.conv(x, w), p.input_grad(dy, w), p.weight_grad(dy, x)
     assert seen == ["tf32"] * 3

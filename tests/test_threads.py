@@ -13,7 +13,7 @@ import pytest
 from threadpoolctl import threadpool_limits
 
 import xconv
-from xconv.backends import Team, _threads
+from xconv.backends import Team, _numpy, _threads
 
 pytestmark = pytest.mark.numpy_only
 
@@ -195,3 +195,57 @@ def test_scratch_memory_is_bounded_and_reused():
     scratch.reset(Scratch.KEEP + 1)
     assert scratch.block.size == 0
     assert not np.shares_memory(scratch.take((Scratch.KEEP + 1,), np.uint8), scratch.block)
+
+
+@pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt])
+@pytest.mark.parametrize("algorithm", ["gemm", "winograd", "fft"])
+def test_a_call_that_is_broken_off(layer, monkeypatch, error, algorithm):
+    """In the middle of its tiles, in any thread: settings, threads and memory are as before, and so are results."""
+    x, w, dy = layer
+    options = {"padding": 1, "algorithm": algorithm}
+    product, before = _numpy.NumpyBackend.product, blas_threads()
+    calls = []
+
+    def break_off(*args, **more):
+        calls.append(threading.get_ident())
+        if len(calls) == 2:
+            raise error
+        return product(*args, **more)
+
+    for function in (
+        lambda: xconv.conv(x, w, **options),
+        lambda: xconv.conv_input_grad(dy, w, x.shape, **options),
+    ):
+        with xconv.config(threads=2, workspace=16 * 2**20):
+            expected = function()
+            calls.clear()
+            with monkeypatch.context() as patch:
+                patch.setattr(_numpy.NumpyBackend, "product", break_off)
+                with pytest.raises(error):
+                    function()
+            assert np.array_equal(function(), expected)
+    assert blas_threads() == before
+    assert xconv._config.current() == xconv._config.Settings()
+
+
+SPAWN = """
+import multiprocessing
+import numpy as np, xconv
+
+def run(seed):
+    rng = np.random.default_rng(seed)
+    return xconv.conv(rng.standard_normal((4, 8, 40, 40)), rng.standard_normal((8, 8, 3, 3)), padding=1)
+
+if __name__ == "__main__":
+    expected = [run(seed) for seed in range(4)]
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        found = pool.map(run, range(4))
+    print(all(np.array_equal(a, b) for a, b in zip(found, expected)))
+"""
+
+
+def test_in_spawned_processes(tmp_path):
+    program = tmp_path / "spawn.py"
+    program.write_text(SPAWN)
+    made = subprocess.run([sys.executable, program], capture_output=True, text=True, timeout=120, check=True)
+    assert made.stdout.strip() == "True"

@@ -5,9 +5,10 @@ from typing import Any
 
 from . import _config
 from ._arguments import frozen, integer, per_axis, shape
-from ._planner import Options, Plan, scheduled
+from ._plan import Plan
+from ._planner import Options, scheduled
 from ._typing import Array, DType, Ints, Layout, Padding, PadMode, Shape
-from .algorithms import Schedule
+from .algorithms import Schedule, Tiled
 from .backends import Backend, backend_of
 
 
@@ -487,6 +488,9 @@ def plan(
     backend = backend_of(given)
     options = _options(backend, stride, padding, dilation, groups, pad_mode, layout, dtype, algorithm)
     schedule = _schedule(backend, given, tuple(x.shape), tuple(w.shape), options)
+    if not isinstance(schedule, Tiled):
+        msg = "`x` and `w` must lie in one piece: what is done with an array in chunks is planned chunk by chunk"
+        raise TypeError(msg)
     return Plan(schedule, (x.dtype, w.dtype), _config.current())
 
 

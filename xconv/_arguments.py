@@ -8,7 +8,8 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from ._geometry import Axis, Geometry
+from ._axis import Axis
+from ._geometry import Geometry
 from ._typing import Shape
 
 #: More than any memory holds, and still countable by `len`.

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from ._api import col2im, conv, conv_input_grad, conv_weight_grad, unfolded
 from ._arguments import integer, shape
-from ._geometry import Axis
+from ._axis import Axis
 from ._typing import Array, Shape
 from .backends import Backend, backend_of
 

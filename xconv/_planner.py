@@ -6,7 +6,7 @@ which each costs as much time as so many multiply-adds as the backend says (`Bac
 
 import math
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache, partial
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ from ._arguments import geometry, transposed_geometry
 from ._config import Settings, applied
 from ._geometry import Geometry
 from ._typing import Array, DType, Shape
-from .algorithms import ALGORITHMS, Algorithm, Schedule
+from .algorithms import ALGORITHMS, Algorithm, Chunked, Schedule, Tiled
 from .backends import MIB, Backend, Team, backend_of
 
 #: Multiply-adds of a call that is worth a second thread.
@@ -80,18 +80,54 @@ def scheduled(
     else:
         g = transposed_geometry(x_shape, w_shape, **sizes, groups=options.groups, output_padding=options.output_padding)
     dtype = _result_dtype(backend, dtypes, options.dtype)
-    able = _choices(candidates(g, backend, dtype, settings), options.algorithm)
     g = replace(g, channels_last=channels_last)
-    schedule = _first_that_fits(able, backend, g, dtype, settings, multiplies=options.multiplies)
-    reflected = g.reflected() if options.multiplies else None
+    return _scheduled(backend, g, dtype, options.algorithm, settings, options.multiplies)
+
+
+def computed(
+    algorithm: str,
+    settings: Settings,
+    multiplies: bool,  # noqa: FBT001
+    g: Geometry,
+    dtype: DType,
+    function: str,
+    *arrays: Array,
+    **how: bool,
+) -> Array:
+    """Schedule a convolution and run one of its functions: what a task does with parts of arrays in chunks."""
+    backend = backend_of({f"operand {i}": a for i, a in enumerate(arrays)})
+    schedule = _of_part(backend, g, backend.to_dtype(dtype), algorithm, settings, multiplies)
+    with applied(settings):
+        made: Array = getattr(schedule, function)(*arrays, **how)
+    return made
+
+
+def _scheduled(
+    backend: Backend,
+    g: Geometry,
+    dtype: DType,
+    algorithm: str,
+    settings: Settings,
+    multiplies: bool,  # noqa: FBT001
+) -> Schedule:
+    able = _choices(candidates(g, backend, dtype, settings), algorithm)
+    if backend.chunked:
+        run = partial(computed, algorithm, settings, multiplies)
+        return Chunked(backend, g, dtype, backend.accumulator(dtype), run)
+    schedule = _first_that_fits(able, backend, g, dtype, settings, multiplies=multiplies)
+    reflected = g.reflected() if multiplies else None
     if reflected is None or 0 in (*reflected.x_shape, *reflected.w_shape, *reflected.y_shape):
         return schedule
     with suppress(ValueError):  # what cannot be reflected, or not within the workspace, is folded back
-        able = _choices(candidates(reflected, backend, dtype, settings), options.algorithm)
+        able = _choices(candidates(reflected, backend, dtype, settings), algorithm)
         reflection = _first_that_fits(able, backend, reflected, dtype, settings)
         if reflection.algorithm.traffic(reflected) <= FOLDING * schedule.algorithm.traffic(g):
             return replace(schedule, reflection=reflection)
     return schedule
+
+
+#: The same, remembered for the parts of arrays in chunks.
+_of_part = lru_cache(maxsize=1024)(_scheduled)
 
 
 def candidates(g: Geometry, backend: Backend, dtype: DType, settings: Settings) -> tuple[Candidate, ...]:
@@ -139,7 +175,7 @@ class WorkspaceError(ValueError):
 
 def _first_that_fits(
     names: list[str], backend: Backend, g: Geometry, dtype: DType, settings: Settings, *, multiplies: bool = True
-) -> Schedule:
+) -> Tiled:
     """The best algorithm that the workspace has room for; or the error of the one that is content with least."""
     errors = []
     for name in names:
@@ -158,7 +194,7 @@ def _cut(
     settings: Settings,
     *,
     multiplies: bool,
-) -> Schedule:
+) -> Tiled:
     """Cut the work into tiles that fit the workspace and the caches, never so that the number of threads matters."""
     algorithm = algorithm.fitted(g, backend.kind(dtype))
     accumulator = backend.accumulator(dtype)
@@ -205,7 +241,7 @@ def _cut(
     else:
         limit = max(1, (settings.workspace - fixed + filters) // max(1, largest + filters))
         lanes = (settings.workspace - limit * (largest + filters)) // max(1, filters)
-    return Schedule(
+    return Tiled(
         algorithm=algorithm,
         backend=backend,
         geometry=g,
@@ -253,143 +289,3 @@ def _common(backend: Backend, *dtypes: DType) -> DType | None:
         return backend.xp.result_type(*dtypes)
     except (TypeError, RuntimeError):
         return None
-
-
-@dataclass(frozen=True, eq=False)
-class Plan:
-    """How one convolution is run, and the means to run it; made by :func:`plan`.
-
-    A plan belongs to its process and cannot be pickled; to plan again elsewhere is cheap.
-
-    Attributes
-    ----------
-    algorithm : str
-        The algorithm's name.
-    x_shape, w_shape, y_shape : tuple of int
-        Shapes of the input, the filters and the result, in the plan's layout.
-    dtype : dtype
-        dtype of the result.
-    flops : int
-        Floating-point operations of the forward pass, and of each gradient: two per multiply-add.
-    bytes_moved : int
-        Bytes that the algorithm reads and writes in a forward pass, its temporary arrays included.
-    workspace : int
-        Most bytes of temporary memory that a call takes on one thread, the filters' copies included.
-    tiles : int
-        Parts in which the forward pass is computed.
-    candidates : tuple
-        Every algorithm as ``(name, cost, refusal, note)``: its predicted cost in multiply-adds (MAC), why it cannot
-        serve this convolution, and why it is not chosen by itself; the cheapest first.
-
-    Examples
-    --------
-    >>> import numpy as np, xconv
-    >>> x, w = np.ones((8, 64, 56, 56), np.float32), np.ones((64, 64, 3, 3), np.float32)
-    >>> p = xconv.plan(x, w, padding=1)
-    >>> p.algorithm, p.y_shape, p.flops
-    ('winograd', (8, 64, 56, 56), 585203712)
-    >>> p.conv(x, w).shape
-    (8, 64, 56, 56)
-    """
-
-    schedule: Schedule
-    dtypes: tuple[DType, DType]
-    settings: Settings
-
-    @property
-    def x_shape(self) -> Shape:
-        return self.schedule.x_shape
-
-    @property
-    def w_shape(self) -> Shape:
-        return self.schedule.geometry.w_shape
-
-    @property
-    def y_shape(self) -> Shape:
-        return self.schedule.y_shape
-
-    @property
-    def candidates(self) -> tuple[Candidate, ...]:
-        return candidates(self.schedule.geometry, self.schedule.backend, self.dtype, self.settings)
-
-    @property
-    def algorithm(self) -> str:
-        return self.schedule.algorithm.name
-
-    @property
-    def dtype(self) -> DType:
-        return self.schedule.dtype
-
-    @property
-    def flops(self) -> int:
-        return 2 * self.schedule.algorithm.multiplications(self.schedule.geometry)
-
-    @property
-    def bytes_moved(self) -> int:
-        itemsize = self.schedule.backend.itemsize(self.schedule.accumulator)
-        return itemsize * self.schedule.algorithm.traffic(self.schedule.geometry)
-
-    @property
-    def workspace(self) -> int:
-        return self.schedule.workspace
-
-    @property
-    def tiles(self) -> int:
-        return len(self.schedule.tiles)
-
-    def conv(self, x: Array, w: Array, b: Array | None = None, /) -> Array:
-        """What ``xconv.conv(x, w, b)`` returns with the plan's options, for arrays of the plan's shapes and dtypes."""
-        x_dtype, w_dtype = self.dtypes
-        given = {"x": (x, self.x_shape, x_dtype), "w": (w, self.w_shape, w_dtype)}
-        if b is not None:
-            given["b"] = (b, self.w_shape[:1], self.dtype)
-        self._check(given)
-        with applied(self.settings):
-            return self.schedule.forward(x, w, b)
-
-    def input_grad(self, dy: Array, w: Array, /) -> Array:
-        """What ``xconv.conv_input_grad(dy, w, plan.x_shape)`` returns; `dy` has the plan's result shape and dtype."""
-        self._check({"dy": (dy, self.y_shape, self.dtype), "w": (w, self.w_shape, self.dtypes[1])})
-        with applied(self.settings):
-            return self.schedule.input_grad(dy, w)
-
-    def weight_grad(self, dy: Array, x: Array, /) -> Array:
-        """What ``xconv.conv_weight_grad(dy, x, plan.w_shape)`` returns; `dy` has the plan's result shape and dtype."""
-        self._check({"dy": (dy, self.y_shape, self.dtype), "x": (x, self.x_shape, self.dtypes[0])})
-        with applied(self.settings):
-            return self.schedule.weight_grad(dy, x)
-
-    def _check(self, given: dict[str, tuple[Array, Shape, DType]]) -> None:
-        if backend_of({name: array for name, (array, _, _) in given.items()}) is not self.schedule.backend:
-            names = " and ".join(f"`{name}`" for name in given)
-            msg = f"{names} must be of {self.schedule.backend.name}, the array library of the plan"
-            raise TypeError(msg)
-        for name, (array, shape, dtype) in given.items():
-            if tuple(array.shape) != shape:
-                msg = f"`{name}` must have the plan's shape {shape}, got {tuple(array.shape)}"
-                raise ValueError(msg)
-            if array.dtype != dtype:
-                msg = f"`{name}` must have the plan's dtype {dtype}, got {array.dtype}"
-                raise TypeError(msg)
-
-    def __repr__(self) -> str:
-        team = self.schedule.team
-        lines = [
-            f"Plan: {self.x_shape} * {self.w_shape} -> {self.y_shape}, {self.dtype} on {self.schedule.backend.name}",
-            f"  algorithm  {self.algorithm}",
-            f"  work       {_metric(self.flops, 'FLOP')}, {_metric(self.bytes_moved, 'B')} moved",
-            f"  tiles      {self.tiles}, within {_metric(self.workspace, 'B')} of workspace"
-            + (", in parallel" if team.heavy and team.limit > 1 and self.schedule.backend.parallel else ""),
-        ]
-        for name, cost, refusal, note in self.candidates:
-            verdict = refusal or f"predicted cost {_metric(cost, 'MAC')}" + (f"; {note}" if note else "")
-            lines.append(f"  {'*' if name == self.algorithm else ' '} {name:<10} {verdict}")
-        return "\n".join(lines)
-
-
-def _metric(value: float, unit: str) -> str:
-    for prefix in ("", "k", "M", "G"):
-        if value < 1000:
-            return f"{value:.3g} {prefix}{unit}"
-        value /= 1000
-    return f"{value:.3g} T{unit}"

@@ -8,7 +8,8 @@ import ml_dtypes  # noqa: F401  (gives NumPy the name "bfloat16")
 import numpy as np
 from oracle import Oracle
 
-from xconv._geometry import Axis, Geometry
+from xconv._axis import Axis
+from xconv._geometry import Geometry
 from xconv.backends import _kernels as texts
 
 DTYPES = ("float32", "float64", "float16", "bfloat16", "complex64", "complex128")

@@ -6,9 +6,9 @@ device is replaced in these places, and nowhere else:
 - CuPy's allocator, by one that hands out memory of the host, whose pointer can copy and fill;
 - the launch of kernels, by the hook that CuPy has for it: ours go to the harness, CuPy's own to NumPy;
 - the ways between the two memories, `asarray` and `get`;
-- what CuPy does by a reduction or a library: `sum`, `copy`, `concat`, `tensordot` and `matmul` of integers, by NumPy;
+- CuPy's reductions and libraries, `sum`, `max`, `copy`, `concat`, `tensordot` and `matmul` of integers, by NumPy;
 - cuBLAS, by a function after its documentation (`blas`);
-- an array's `device`, which has no context to switch to.
+- devices: an array is on the one that was current when its memory was handed out, and launches must be made there.
 """
 
 import contextlib
@@ -71,13 +71,20 @@ def device(values):
 
 
 class Device:
-    """Stands for the only device."""
+    """A device that can be made the current one."""
+
+    def __init__(self, number, entered):
+        self.number, self.entered = number, entered
+
+    def __repr__(self):
+        return f"device {self.number}"
 
     def __enter__(self):
+        self.entered.append(self)
         return self
 
     def __exit__(self, *error):
-        return None
+        self.entered.pop()
 
 
 class StandIn:
@@ -87,13 +94,26 @@ class StandIn:
         self.launches = []
         self.size = None
         self.blas = HostBlas()
+        self.entered = []
+        self.devices = [Device(0, self.entered), Device(1, self.entered)]
+        self.entered.append(self.devices[0])
+        self.places = {}
+
+    def allocate(self, size):
+        """Memory of the current device."""
+        pointer = allocate(size)
+        self.places[pointer.mem.ptr] = self.entered[-1]
+        return pointer
+
+    def device_of(self, array):
+        return self.places.get(array.data.mem.ptr, self.devices[0]) if array.size else self.devices[0]
 
     @contextlib.contextmanager
     def installed(self):
         with pytest.MonkeyPatch.context() as monkeypatch:
             self._install(monkeypatch)
             self._forget()
-            cupy.cuda.set_allocator(allocate)
+            cupy.cuda.set_allocator(self.allocate)
             try:
                 yield self
             finally:
@@ -101,8 +121,6 @@ class StandIn:
                 self._forget()
 
     def _install(self, monkeypatch):
-        the_device = Device()
-
         def launch(_, kernel, *arguments, **options):
             return self.launch(kernel, *arguments, **options)
 
@@ -116,12 +134,13 @@ class StandIn:
         monkeypatch.setattr(cupy, "ElementwiseKernel", Kernel)
         monkeypatch.setattr(_cupy, "_texts", _cupy._Texts())
         monkeypatch.setattr(cupy.ndarray, "__cupy_override_elementwise_kernel__", launch, raising=False)
-        monkeypatch.setattr(cupy.ndarray, "device", property(lambda _: the_device))
+        monkeypatch.setattr(cupy.ndarray, "device", property(self.device_of))
         monkeypatch.setattr(_cupy, "_available", lambda: True)
-        monkeypatch.setattr(cupy.ndarray, "get", lambda a: host(a).copy())
+        monkeypatch.setattr(cupy.ndarray, "get", lambda a, *_: host(a).copy())
         monkeypatch.setattr(namespace, "asarray", lambda a, dtype=None, **_: device(np.asarray(a, dtype)))
         monkeypatch.setattr(cupy.ndarray, "copy", lambda a, order="C": device(host(a).copy(order)))
-        monkeypatch.setattr(cupy.ndarray, "sum", lambda a, *rest, **options: device(host(a).sum(*rest, **options)))
+        for name in ("sum", "max"):
+            monkeypatch.setattr(cupy.ndarray, name, by_numpy(getattr(np.ndarray, name)))
         for name, function in (("matmul", np.matmul), ("concat", np.concat), ("tensordot", np.tensordot)):
             monkeypatch.setattr(namespace, name, by_numpy(function))
         monkeypatch.setitem(vars(libraries), "cublas", self.blas)
@@ -138,6 +157,7 @@ class StandIn:
         if not kernel.name.startswith("xconv_"):
             return by_cupy(kernel, arguments, dtype)
         assert len(arguments) == kernel.nargs
+        assert {self.device_of(a) for a in arguments if isinstance(a, cupy.ndarray)} == {self.entered[-1]}
         self.launches.append((kernel.name, arguments))
         arrays = [host(a) for a in arguments if isinstance(a, cupy.ndarray)]
         if size is None:  # an array after another, element by element
@@ -171,7 +191,7 @@ def by_numpy(function):
     """What CuPy does with a library or a reduction."""
 
     def run(*arguments, **options):
-        arguments = [[host(b) for b in a] if isinstance(a, list | tuple) else host(a) for a in arguments]
+        arguments = [type(a)(host(b) for b in a) if isinstance(a, list | tuple) else host(a) for a in arguments]
         return device(function(*arguments, **options))
 
     return run
@@ -184,7 +204,8 @@ def by_cupy(kernel, arguments, dtype):
     if verb in {"copy", "fill"} and len(arguments) == 2:
         np.copyto(inputs[1], inputs[0], casting="unsafe")
         return arguments[1]
-    result = getattr(np, verb)(*inputs[: kernel.nin], dtype=dtype)
+    wanted = {} if dtype is None else {"dtype": dtype}
+    result = getattr(np, verb)(*inputs[: kernel.nin], **wanted)
     if len(arguments) == kernel.nargs:
         np.copyto(inputs[-1], result, casting="same_kind")
         return arguments[-1]

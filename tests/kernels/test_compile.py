@@ -8,7 +8,8 @@ from cupy.cuda.compiler import CompileException
 
 from kernels import cuda
 from kernels.cases import DTYPES, VERBS, case
-from xconv._geometry import Axis, Geometry
+from xconv._axis import Axis
+from xconv._geometry import Geometry
 
 #: A layer of a network; and one with steps, of 1 to 3 axes.
 LAYER = Geometry(2, 16, 16, 1, (Axis(20, 3, 1, 1, 1, 1), Axis(24, 3, 1, 1, 1, 1)))

@@ -7,7 +7,8 @@ from oracle import Oracle
 
 import xconv
 from kernels.standin import StandIn, device, host
-from xconv._geometry import Axis, Geometry
+from xconv._axis import Axis
+from xconv._geometry import Geometry
 from xconv.backends import _cupy, backend_of
 
 OPTIONS = {"stride": (2, 1), "padding": ((1, 2), 0), "dilation": (1, 2)}
@@ -57,6 +58,58 @@ def test_the_three_functions(standin, dtype, layout, groups):
     assert verbs.count("im2col") == 3
     assert verbs.count("col2im") == 1
     assert bool(standin.blas.calls) == (np.dtype(dtype).kind not in "iu")
+
+
+def test_a_call_runs_on_the_device_of_its_arrays(standin):
+    """Whichever is current: kernels are launched there (the stand-in looks), and results come from its memory."""
+    second = standin.devices[1]
+    with second:
+        x, w = device(numbers((2, 3, 6, 6))), device(numbers((4, 3, 3, 3)))
+    y = xconv.conv(x, w)
+    dx, dw = xconv.conv_input_grad(y, w, x.shape), xconv.conv_weight_grad(y, x, w.shape)
+    cols = xconv.im2col(x, 3)
+    results = (y, dx, dw, cols, xconv.col2im(cols, (6, 6)), xconv.plan(x, w).conv(x, w))
+    assert {r.device for r in results} == {second}
+    assert standin.entered == standin.devices[:1]
+
+
+def test_two_devices(standin):
+    x = device(numbers((2, 3, 6, 6)))
+    with standin.devices[1]:
+        w = device(numbers((4, 3, 3, 3)))
+    with pytest.raises(TypeError, match="`x` and `w` must be on one device, got device 0 and device 1"):
+        xconv.conv(x, w)
+    with pytest.raises(TypeError, match="`dy` and `w` must be on one device"):
+        xconv.conv_input_grad(device(numbers((2, 4, 4, 4))), w, x.shape)
+    assert not standin.launches
+
+
+@pytest.mark.filterwarnings("ignore:.*meta")
+def test_chunks_of_dask(standin):
+    """Tasks run on the chunks' library, and so do halos and sums."""
+    dask_array = pytest.importorskip("dask.array")
+    x, w, b = (numbers(shape) for shape in ((3, 4, 9, 8), (6, 2, 3, 2), (6,)))
+    oracle = Oracle(x.shape, w.shape, **OPTIONS, groups=2)
+    dy = numbers(oracle.y_shape, seed=1)
+    x_, w_, b_, dy_ = (
+        dask_array.from_array(device(a), chunks=chunks, asarray=False)
+        for a, chunks in ((x, (2, 4, 5, 4)), (w, -1), (b, -1), (dy, (1, 6, 3, 3)))
+    )
+    options = {**OPTIONS, "groups": 2}
+    results = (
+        (xconv.conv(x_, w_, b_, **options), oracle.conv(x, w) + b[:, None, None]),
+        (xconv.conv_input_grad(dy_, w_, x.shape, **options), oracle.input_grad(dy, w)),
+        (xconv.conv_weight_grad(dy_, x_, w.shape, **options), oracle.weight_grad(dy, x)),
+    )
+    assert not standin.launches
+    for found, expected in results:
+        made = np.empty(found.shape, found.dtype)
+        for place, chunk in zip(np.ndindex(found.numblocks), found.to_delayed().ravel(), strict=True):
+            values = chunk.compute(scheduler="synchronous")
+            assert type(values) is cupy.ndarray
+            edges = [np.cumsum([0, *sizes]) for sizes in found.chunks]
+            made[tuple(slice(e[i], e[i + 1]) for e, i in zip(edges, place, strict=True))] = host(values)
+        assert np.array_equal(made, expected)
 
 
 def test_windows(standin):

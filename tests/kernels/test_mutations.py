@@ -4,7 +4,8 @@ import pytest
 
 from kernels.cases import VERBS, case, mutated
 from kernels.cpu import KernelError, harness
-from xconv._geometry import Axis, Geometry
+from xconv._axis import Axis
+from xconv._geometry import Geometry
 
 GEOMETRIES = (
     Geometry(2, 4, 4, 1, (Axis(7, 3, 2, 1, 1, 2), Axis(6, 2, 1, 2, 0, 1))),

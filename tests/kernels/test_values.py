@@ -7,7 +7,8 @@ import pytest
 
 from kernels.cases import DTYPES, VERBS, Placed, case, geometries, normal
 from kernels.cpu import KernelError, harness
-from xconv._geometry import Axis, Geometry
+from xconv._axis import Axis
+from xconv._geometry import Geometry
 from xconv.backends import _kernels as texts
 
 

@@ -1,14 +1,16 @@
 """Every algorithm by its name, in the order in which ``"auto"`` considers them."""
 
 from ._algorithm import Algorithm
+from ._chunked import Chunked
 from ._depthwise import Depthwise
 from ._fourier import Fourier
 from ._gemm import Gemm
 from ._pointwise import Pointwise
-from ._tiled import Schedule
+from ._schedule import Schedule
+from ._tiled import Tiled
 from ._winograd import Winograd
 
-__all__ = ["ALGORITHMS", "Algorithm", "Schedule"]
+__all__ = ["ALGORITHMS", "Algorithm", "Chunked", "Schedule", "Tiled"]
 
 ALGORITHMS: dict[str, Algorithm] = {
     algorithm.name: algorithm for algorithm in (Pointwise(), Depthwise(), Winograd(), Gemm(), Fourier())

@@ -21,7 +21,8 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import NamedTuple
 
-from .._geometry import Axis, Geometry
+from .._axis import Axis
+from .._geometry import Geometry
 from .._typing import Array, Kind, Shape
 from ..backends import Backend, Grid
 from ._bilinear import Bilinear

@@ -12,17 +12,18 @@ from typing import Concatenate, ParamSpec
 
 from .._geometry import Border, Geometry, Tile
 from .._typing import Array, DType, Index, Shape
-from ..backends import Backend, Piece, Team
+from ..backends import Piece, Team
 from ._algorithm import Algorithm
+from ._schedule import Schedule
 
 P = ParamSpec("P")
 
 
-def _on_its_device(method: Callable[Concatenate["Schedule", Array, P], Array]) -> Callable[..., Array]:
+def _on_its_device(method: Callable[Concatenate["Tiled", Array, P], Array]) -> Callable[..., Array]:
     """Runs a method of a schedule on the device of its first array."""
 
     @wraps(method)
-    def run(self: "Schedule", a: Array, *args: P.args, **options: P.kwargs) -> Array:
+    def run(self: "Tiled", a: Array, *args: P.args, **options: P.kwargs) -> Array:
         with self.backend.on_device_of(a):
             return method(self, a, *args, **options)
 
@@ -30,19 +31,12 @@ def _on_its_device(method: Callable[Concatenate["Schedule", Array, P], Array]) -
 
 
 @dataclass(frozen=True, eq=False)
-class Schedule:
-    """How a convolution is run: by which algorithm, with what arithmetic, in which pieces.
-
-    The methods take and return arrays in the caller's layout and check nothing.
-    """
+class Tiled(Schedule):
+    """By which algorithm, with what arithmetic, in which pieces."""
 
     algorithm: Algorithm
-    backend: Backend
-    geometry: Geometry
-    dtype: DType
-    #: The dtype of what is multiplied, and the one in which products are summed.
+    #: The dtype of what is multiplied.
     operand: DType
-    accumulator: DType
     team: Team
     #: Partial sums of the weight gradient that may grow side by side.
     lanes: int
@@ -53,18 +47,10 @@ class Schedule:
     #: Makes the parts of a padding that is not zeros, for the input gradient.
     find_borders: Callable[[], Iterator[Border]]
     #: The convolution with reflected filters that makes the input gradient, where that is cheaper than folding back.
-    reflection: "Schedule | None" = None
-
-    @cached_property
-    def x_shape(self) -> Shape:
-        return self._in_layout(self.geometry.x_shape)
-
-    @cached_property
-    def y_shape(self) -> Shape:
-        return self._in_layout(self.geometry.y_shape)
+    reflection: "Tiled | None" = None
 
     @_on_its_device
-    def forward(self, x: Array, w: Array, b: Array | None) -> Array:
+    def forward(self, x: Array, w: Array, b: Array | None = None) -> Array:
         backend, x = self.backend, self._channels_first(x)
         u, bias = self.algorithm.transform(backend, self.geometry, backend.astype(w, self.operand)), self._bias(b)
         rounded_once = bias is None or self.dtype == self.accumulator
@@ -79,7 +65,6 @@ class Schedule:
 
     @_on_its_device
     def input_grad(self, dy: Array, w: Array, b: Array | None = None, *, conjugate: bool = True) -> Array:
-        """The gradient; plus `b`, and without conjugation, for the transposed convolution."""
         if self.reflection:
             return self.reflection.forward(dy, self._reflected(w, conjugate=conjugate), b)
         backend, dy = self.backend, self._channels_first(dy)
@@ -126,8 +111,6 @@ class Schedule:
 
     @_on_its_device
     def im2col(self, x: Array, *, images_last: bool) -> Array:
-        """All windows, ``(n, c, *kernel, *out)``; with `images_last`, in memory that has the images behind the rest."""
-
         def piece(tile: Tile, out: Array | None) -> Array:
             g, part = self._read(tile, x)
             return self.backend.im2col(part, g, out)
@@ -195,10 +178,7 @@ class Schedule:
     @cached_property
     def _order(self) -> tuple[int, ...]:
         """The axes of an image in the order in which they lie in the caller's memory."""
-        return self._in_layout(tuple(range(2 + len(self.geometry.axes))))
-
-    def _in_layout(self, shape: Shape) -> Shape:
-        return (shape[0], *shape[2:], shape[1]) if self.geometry.channels_last else shape
+        return self.geometry.in_layout(tuple(range(2 + len(self.geometry.axes))))
 
     def _channels_first(self, a: Array) -> Array:
         return self.backend.xp.moveaxis(a, -1, 1) if self.geometry.channels_last else a

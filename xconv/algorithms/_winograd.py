@@ -21,7 +21,8 @@ from fractions import Fraction
 from functools import cache, lru_cache
 from typing import NamedTuple
 
-from .._geometry import Axis, Geometry
+from .._axis import Axis
+from .._geometry import Geometry
 from .._typing import Array, Kind
 from ..backends import Backend
 from ._bilinear import Bilinear

@@ -23,14 +23,16 @@ def backend_of(arrays: dict[str, Array]) -> Backend:
     """The backend of these arrays, given by argument name; TypeError where they have none, or more than one."""
     backends = [_by_type.get(type(array)) or _discover(name, array) for name, array in arrays.items()]
     backend = backends[0]
+    if any(found.chunked for found in backends):
+        backend = next(found for found in backends if found.chunked)
     for found, name in zip(backends, arrays, strict=True):
-        if found is not backend:
+        if found is not backend and not backend.adopts(arrays[name]):
             first = next(iter(arrays))
             here, there = _type(arrays[first]), _type(arrays[name])
             msg = f"`{first}` and `{name}` must be of one array library, got {here} and {there}"
             raise TypeError(msg)
     if backend.has_devices:
-        backend.check_devices(arrays)
+        backend.check_arrays(arrays)
     return backend
 
 
@@ -50,6 +52,10 @@ def _discover(name: str, array: Array) -> Backend:
         from ._cupy import CupyBackend
 
         namespace, make = "cupy", CupyBackend
+    elif array_api_compat.is_dask_array(array):
+        from ._dask import DaskBackend
+
+        namespace, make = "dask", DaskBackend
     elif array_api_compat.is_jax_array(array):
         from ._jax import JaxBackend
 

@@ -4,14 +4,12 @@ Blocks are the windows of a geometry, and are cut out whole. All transforms are 
 """
 
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from .._geometry import Axis, Geometry
+from .._axis import Axis
+from .._geometry import Geometry
 from .._typing import Array, Namespace, Shape
-
-#: Zeros before and behind an array along one axis, or less of it (`Backend.pad`).
-Pad = Callable[[Array, int, int, int], Array]
+from ._pieces import along, pad, zeros
 
 
 class Grid(NamedTuple):
@@ -34,26 +32,29 @@ class Grid(NamedTuple):
         return self.real and i == len(self.lengths) - 1
 
 
-def transform(xp: Namespace, pad: Pad, x: Array, g: Geometry, grid: Grid) -> Array:
+def transform(xp: Namespace, x: Array, g: Geometry, grid: Grid) -> Array:
     """The spectra of all windows, as the right side of a product: ``(1, frequencies * groups, depth, n * out)``."""
+    shape = (1, math.prod(grid.frequencies) * g.groups, g.c_in // max(1, g.groups), g.batch * g.pixels)
+    if 0 in (*x.shape, *g.out):  # of which not every library makes a transform
+        return zeros(xp, shape, xp.result_type(x.dtype, xp.complex64), x)
     for i, axis in reversed(list(enumerate(g.axes))):  # x is (n, c, *size[:i+1], out, frequencies, ...)
-        x = _spread(xp, pad, _cut(xp, pad, x, 2 + i, axis), 3 + i, grid.spacing[i])
+        x = _spread(xp, _cut(xp, x, 2 + i, axis), 3 + i, grid.spacing[i])
         fft = xp.fft.rfft if grid.is_half(i) else xp.fft.fft
         x = fft(x, n=grid.lengths[i], axis=3 + i, norm="ortho")
-    x = xp.permute_dims(x, product_order(len(g.axes)))
-    blocks = math.prod(grid.frequencies) * g.groups
-    return xp.reshape(x, (1, blocks, g.c_in // g.groups, g.batch * g.pixels))
+    return xp.reshape(xp.permute_dims(x, product_order(len(g.axes))), shape)
 
 
-def inverse(xp: Namespace, pad: Pad, v: Array, g: Geometry, grid: Grid) -> Array:
+def inverse(xp: Namespace, v: Array, g: Geometry, grid: Grid) -> Array:
     """The adjoint of `transform`, which undoes it where the windows do not overlap."""
+    if 0 in (*g.x_shape, *g.out):
+        return zeros(xp, g.x_shape, xp.real(v[:0, ...]).dtype if grid.real else v.dtype, v)
     x = xp.reshape(v, (*grid.frequencies, g.c_in, g.batch, *g.out))
     x = xp.permute_dims(x, block_order(len(g.axes)))
     for i, axis in enumerate(g.axes):  # x is (n, c, *size[:i], out, frequencies, ...)
         ifft = xp.fft.irfft if grid.is_half(i) else xp.fft.ifft
         x = ifft(x, n=grid.lengths[i], axis=3 + i, norm="ortho")
         step = grid.spacing[i]
-        x = _join(xp, pad, x[along(3 + i, slice(0, (axis.kernel - 1) * step + 1, step))], 2 + i, axis)
+        x = _join(xp, x[along(3 + i, slice(0, (axis.kernel - 1) * step + 1, step))], 2 + i, axis)
     return x
 
 
@@ -79,37 +80,32 @@ def block_order(rank: int) -> tuple[int, ...]:
     return (rank + 1, rank, *(axis for pair in pairs for axis in pair))
 
 
-def _cut(xp: Namespace, pad: Pad, x: Array, at: int, axis: Axis) -> Array:
+def _cut(xp: Namespace, x: Array, at: int, axis: Axis) -> Array:
     """The axis `at` as windows, ``(..., out, kernel, ...)``: each is some strides in a row."""
     strides = -(-axis.kernel // axis.stride)
     count = axis.out + strides - 1
-    x = pad(x, at, axis.lo, count * axis.stride - axis.size - axis.lo)
+    x = pad(xp, x, at, axis.lo, count * axis.stride - axis.size - axis.lo)
     x = xp.reshape(x, (*x.shape[:at], count, axis.stride, *x.shape[at + 1 :]))
     parts = [x[along(at, slice(j, j + axis.out))] for j in range(strides)]
     return xp.concat(parts, axis=at + 1)[along(at + 1, slice(axis.kernel))]
 
 
-def _join(xp: Namespace, pad: Pad, x: Array, at: int, axis: Axis) -> Array:
+def _join(xp: Namespace, x: Array, at: int, axis: Axis) -> Array:
     """The adjoint of `_cut`."""
     strides = -(-axis.kernel // axis.stride)
     count = axis.out + strides - 1
-    x = pad(x, at + 1, 0, strides * axis.stride - axis.kernel)
+    x = pad(xp, x, at + 1, 0, strides * axis.stride - axis.kernel)
     parts = [x[along(at + 1, slice(j * axis.stride, (j + 1) * axis.stride))] for j in range(strides)]
-    total = pad(parts[0], at, 0, strides - 1)
+    total = pad(xp, parts[0], at, 0, strides - 1)
     for j, part in enumerate(parts[1:], start=1):
-        total = total + pad(part, at, j, strides - 1 - j)
+        total = total + pad(xp, part, at, j, strides - 1 - j)
     x = xp.reshape(total, (*x.shape[:at], count * axis.stride, *x.shape[at + 2 :]))
-    return pad(x, at, -axis.lo, axis.size + axis.lo - count * axis.stride)
+    return pad(xp, x, at, -axis.lo, axis.size + axis.lo - count * axis.stride)
 
 
-def _spread(xp: Namespace, pad: Pad, x: Array, at: int, step: int) -> Array:
+def _spread(xp: Namespace, x: Array, at: int, step: int) -> Array:
     """Put ``step - 1`` zeros behind each element of the axis `at`."""
     if step == 1:
         return x
     shape = (*x.shape[:at], x.shape[at] * step, *x.shape[at + 1 :])
-    return xp.reshape(pad(xp.expand_dims(x, axis=at + 1), at + 1, 0, step - 1), shape)
-
-
-def along(at: int, index: slice | int) -> tuple[Any, ...]:
-    """`index` for the axis `at`, everything of the axes before and behind."""
-    return (*(slice(None),) * at, index, ...)
+    return xp.reshape(pad(xp, xp.expand_dims(x, axis=at + 1), at + 1, 0, step - 1), shape)

@@ -1,20 +1,18 @@
 """NumPy: strided windows, columns and products in kept memory, tiles on threads that each hold one BLAS thread."""
 
 import math
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from functools import lru_cache
-from itertools import product as index_product
-from typing import NamedTuple
 
 import numpy as np
 
 from .._geometry import Geometry, Tile
 from .._typing import Array, DType, Index, Kind, Shape
-from . import _fourier, _numpy_depthwise, _numpy_fourier, _numpy_spectra, _threads
+from . import _fourier, _numpy_depthwise, _numpy_fourier, _numpy_spectra, _numpy_windows, _threads
 from ._fourier import Grid
-from ._generic import MIB, Backend, Matrices, Piece, along, inverse
+from ._generic import MIB, Backend, Piece, inverse
+from ._scratch import Scratch
+from ._spectra import Matrices
 from ._threads import Team
 
 #: Bytes of a tile beside which NumPy's buffers do not matter.
@@ -28,42 +26,6 @@ def check_type(name: str, array: Array) -> None:
     if isinstance(array, (np.ma.MaskedArray, np.matrix)):
         msg = f"`{name}` must be a plain array, got {type(array).__qualname__}"
         raise TypeError(msg)
-
-
-class Scratch(threading.local):
-    """Memory of one thread, kept from call to call and handed out anew for every tile.
-
-    A fresh array of some megabytes costs a page fault for every 4 KiB of it, which is as much time as filling it.
-    """
-
-    #: The most memory that is kept.
-    KEEP = 32 * MIB
-    #: Bytes of a cache line, and of the widest registers.
-    LINE = 64
-
-    def __init__(self) -> None:
-        self.block = np.empty(0, np.uint8)
-        self.used = 0
-
-    def reset(self, size: int = 0) -> None:
-        """Take back all that was handed out, and get ready to hand out `size` bytes, in a few arrays."""
-        size += 16 * self.LINE  # every array begins a line
-        if size > self.block.size:
-            self.block = np.empty(0, np.uint8)  # first, so that the old block never coexists with what comes
-            if size <= self.KEEP:
-                raw = np.empty(size + self.LINE, np.uint8)
-                begin = -raw.ctypes.data % self.LINE
-                self.block = raw[begin : begin + size]
-        self.used = 0
-
-    def take(self, shape: Shape, dtype: DType) -> Array:
-        """Uninitialised memory, valid until the thread's next tile."""
-        dtype = np.dtype(dtype)
-        size = math.prod(shape) * dtype.itemsize
-        begin, self.used = self.used, self.used + -(-size // self.LINE) * self.LINE
-        if self.used <= self.block.size:
-            return np.ndarray(shape, dtype, self.block, begin)
-        return np.empty(shape, dtype)
 
 
 class DtypesOfNumpy(Backend):
@@ -131,57 +93,18 @@ class NumpyBackend(DtypesOfNumpy):
         return x
 
     def im2col(self, x: Array, g: Geometry, out: Array | None = None) -> Array:
-        images = _images(g, x.itemsize)
-        padded = self.scratch.take(images.padded, x.dtype)
-        outer, inner = g.kept
-        if g.is_padded:
-            padded.fill(0)
-        padded[outer] = x[inner]
-        windows = np.ndarray(images.windows, x.dtype, padded, 0, images.strides)
-        if out is not None:
-            out.transpose(images.order)[...] = windows
-            return out
-        memory = self.scratch.take(images.windows, x.dtype)
-        memory[...] = windows
-        return memory.transpose(images.back)
+        return _numpy_windows.columns(self.scratch.take, x, g, out)
 
     def col2im(self, cols: Array, g: Geometry, out: Array | None = None) -> Array:
         del out
-        axes = g.axes
-        padded = self.scratch.take((*g.x_shape[:2], *g.padded), cols.dtype)
-        padded.fill(0)
-        for tap in index_product(*(range(a.kernel) for a in axes)):
-            starts = (t * a.dilation for t, a in zip(tap, axes, strict=True))
-            places = (slice(s, s + (a.out - 1) * a.stride + 1, a.stride) for s, a in zip(starts, axes, strict=True))
-            padded[(..., *places)] += cols[(slice(None), slice(None), *tap)]
-        outer, inner = g.kept
-        if all(o.stop - o.start == a.size for o, a in zip(outer[2:], axes, strict=True)):
-            return padded[outer]
-        dx = self.scratch.take(g.x_shape, cols.dtype)
-        dx.fill(0)
-        dx[inner] = padded[outer]
-        return dx
+        return _numpy_windows.folded(
+            self.scratch.take, g, cols.dtype, lambda tap: cols[(slice(None), slice(None), *tap)]
+        )
 
     def extend(self, x: Array, g: Geometry) -> Array:
         made = self.scratch.take((*x.shape[:2], *g.padded), x.dtype)
-        self._extend(made, x, g, 2)
+        _numpy_windows.extend(made, x, g)
         return made
-
-    def _extend(self, made: Array, x: Array, g: Geometry, at: int) -> None:
-        """Write `x`, of which the axes before `at` have their padding already, run by run."""
-        if at == x.ndim:
-            made[...] = x
-            return
-        axis, end = g.axes[at - 2], 0
-        for run in axis.runs(g.pad_mode, slice(0, axis.padded)):
-            begin, middle = end, end + run.period
-            end += run.repeats * run.period
-            once = made[along(at, slice(begin, middle))]
-            self._extend(once, self._follow(x[along(at, run.source)], run._replace(repeats=1), at), g, at + 1)
-            if run.repeats > 1:
-                again = made[along(at, slice(middle, end))]
-                shape = (*made.shape[:at], run.repeats - 1, run.period, *made.shape[at + 1 :])
-                again.reshape(shape, copy=False)[...] = np.expand_dims(once, at)
 
     def spare(self, g: Geometry) -> int:
         return g.batch * g.c_in * (math.prod(g.padded) + math.prod(g.size))
@@ -196,8 +119,8 @@ class NumpyBackend(DtypesOfNumpy):
         return y
 
     def depthwise_input_grad(self, dy: Array, w: Array, g: Geometry, out: Array | None = None) -> Array:
-        if dy.size == 0 or not np.isfinite(w).all():  # zeros between the outputs are multiplied, too
-            return super().depthwise_input_grad(dy, w, g, out)
+        if dy.size == 0 or not np.isfinite(w).all():  # zeros between the outputs are multiplied below
+            return _numpy_depthwise.input_grad_by_tap(self.scratch.take, dy, w, g)
         dx = self.view(out, g.x_shape, dy.dtype)
         dx = self.scratch.take(g.x_shape, dy.dtype) if dx is None else dx
         _numpy_depthwise.input_grad(self.scratch.take, dy, w, g, dx)
@@ -207,7 +130,8 @@ class NumpyBackend(DtypesOfNumpy):
         if dy.size == 0:
             return np.zeros(g.w_shape, dy.dtype)
         mark = self.scratch.used
-        dw = _numpy_depthwise.weight_grad(self.scratch.take, dy, x, g)
+        with np.errstate(invalid="ignore"):
+            dw = _numpy_depthwise.weight_grad(self.scratch.take, dy, x, g)
         if np.isfinite(dw).all():
             return dw
         self.scratch.used = mark  # zero times infinity may be in sums where it does not belong
@@ -390,29 +314,3 @@ def _channels_behind(x: Array, g: Geometry) -> Array:
     """Images ``(n, c, *size)`` as ``(groups, n, *size, channels of a group)``."""
     x = x.reshape(g.batch, g.groups, g.c_in // g.groups, *g.size)
     return x.transpose(1, 0, *range(3, x.ndim), 2)
-
-
-class _Images(NamedTuple):
-    """How the windows of padded images lie in memory, with the images behind the channels and the kernel.
-
-    So all images of a tile share one product.
-    """
-
-    padded: Shape
-    windows: Shape
-    strides: tuple[int, ...]
-    #: The order of axes that leads there, and the one that leads back.
-    order: tuple[int, ...]
-    back: tuple[int, ...]
-
-
-@lru_cache(maxsize=1024)
-def _images(g: Geometry, itemsize: int) -> _Images:
-    padded = (g.batch, g.c_in, *g.padded)
-    steps = [itemsize * math.prod(padded[i + 1 :]) for i in range(len(padded))]
-    strides = [*steps[:2], *(a.dilation * s for a, s in zip(g.axes, steps[2:], strict=True))]
-    strides += [a.stride * s for a, s in zip(g.axes, steps[2:], strict=True)]
-    rank = len(g.axes)
-    order = (*range(1, 2 + rank), 0, *range(2 + rank, 2 + 2 * rank))
-    windows = tuple(g.columns_shape[i] for i in order)
-    return _Images(padded, windows, tuple(strides[i] for i in order), order, inverse(order))

@@ -7,17 +7,15 @@ numbers that mean nothing, and nobody reads them.
 """
 
 import math
-from collections.abc import Callable
 from itertools import product as index_product
 from typing import NamedTuple
 
 import numpy as np
 
 from .._geometry import Geometry
-from .._typing import Array, DType, Shape
-
-#: Hands out uninitialised memory.
-Take = Callable[[Shape, DType], Array]
+from .._typing import Array, Shape
+from . import _numpy_windows
+from ._scratch import Take
 
 
 class Line(NamedTuple):
@@ -81,9 +79,23 @@ def input_grad(take: Take, dy: Array, w: Array, g: Geometry, dx: Array) -> None:
         total = seen[0, distance:]
         np.add(total, seen[i, : lay.size - distance], out=total)
     outer, inner = g.kept
-    if any(part.stop - part.start < size for part, size in zip(inner[2:], g.size, strict=True)):
+    if g.is_cropped:
         dx[...] = 0
     dx.swapaxes(0, 1)[inner] = seen[0].reshape(lay.shape)[outer]
+
+
+def input_grad_by_tap(take: Take, dy: Array, w: Array, g: Geometry) -> Array:
+    """The same for filters with numbers that are not finite, of which none may meet a zero that is no output."""
+    filters = g.c_out // g.c_in
+    dy = dy.reshape(g.batch, g.c_in, filters, *g.out)
+    term, total = take(dy.shape, dy.dtype), take((g.batch, g.c_in, *g.out), dy.dtype)
+    w = w.reshape(g.c_in, filters, *g.kernel)
+
+    def seen(tap: Shape) -> Array:
+        np.multiply(dy, w[(..., *tap, *(None for _ in g.axes))], out=term)
+        return np.sum(term, axis=2, out=total)
+
+    return _numpy_windows.folded(take, g, dy.dtype, seen)
 
 
 def weight_grad(take: Take, dy: Array, x: Array, g: Geometry) -> Array:

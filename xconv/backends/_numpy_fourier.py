@@ -1,21 +1,21 @@
 """Fourier transforms of the blocks of an image on NumPy arrays, in kept memory.
 
-A transform reads the overlapping windows of one axis where they lie, and writes where the next axis wants them padded;
-the last one writes as the product reads. With ``norm="ortho"`` NumPy transforms float32 in float32; without, it would
+Every axis is padded in memory, its overlapping windows are copied to whole lines with their zeros behind them, and the
+transform goes from there to memory of the same order: NumPy takes an inner loop for all lines that lie behind each
+other, and one for each where they do not. With ``norm="ortho"`` it transforms float32 in float32; without, it would
 take the way through float64, whose memory is fresh each time.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from .._geometry import Axis, Geometry
+from .._axis import Axis
+from .._geometry import Geometry
 from .._typing import Array, DType, Shape
-from ._fourier import Grid, along
-
-#: Hands out uninitialised memory.
-Take = Callable[[Shape, DType], Array]
+from ._fourier import Grid
+from ._pieces import along
+from ._scratch import Take
 
 
 def transform(take: Take, x: Array, g: Geometry, grid: Grid, v: Array) -> None:
@@ -52,10 +52,9 @@ def inverse(take: Take, v: Array, g: Geometry, grid: Grid, x: Array) -> None:
         lines = take((*v.shape[: at + 1], grid.lengths[i], *v.shape[at + 2 :]), x.dtype if grid.is_half(i) else v.dtype)
         ifft(v, n=grid.lengths[i], axis=at + 1, norm="ortho", out=lines)
         v = _joined(take, lines[_every(at + 1, axis, grid.spacing[i])], at, axis)[along(at, axis.kept[0])]
-    inner = g.kept[1]
-    if any(part.stop - part.start < size for part, size in zip(inner[2:], g.size, strict=True)):
+    if g.is_cropped:
         x[...] = 0
-    x[inner] = v
+    x[g.kept[1]] = v
 
 
 def _padded(take: Take, shape: Shape, at: int, axis: Axis, dtype: DType) -> tuple[Array, Array]:

@@ -5,7 +5,6 @@ those rows is a product that BLAS runs without a copy of either side. What comes
 """
 
 import math
-from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -13,10 +12,8 @@ import numpy as np
 
 from .._geometry import Geometry
 from .._typing import Array, DType, Shape
-from ._generic import Matrices
-
-#: Hands out uninitialised memory.
-Take = Callable[[Shape, DType], Array]
+from ._scratch import Take
+from ._spectra import Matrices
 
 #: Elements of temporary memory that are worth one more image at a time: they fit into a second-level cache.
 NEAR = 2**17
@@ -135,6 +132,6 @@ def gather(take: Take, v: Array, g: Geometry, lay: Layout, x: Array) -> None:
     lines = tuple((a.out + len(s) - 1) * a.stride for a, s in zip(g.axes, lay.transposes, strict=True))
     images = cur.reshape(g.groups, n, *lines, -1).view(v.dtype)
     outer, inner = g.kept
-    if any(part.stop - part.start < size for part, size in zip(inner[2:], g.size, strict=True)):
+    if g.is_cropped:
         x[...] = 0
     x[:, :, *inner[2:]] = images[:, :, *outer[2:]]

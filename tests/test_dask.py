@@ -1,0 +1,311 @@
+"""Dask: the same numbers, lazily, with no task and no byte beyond what the halos need."""
+
+import math
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from libraries import refuse
+from oracle import Oracle
+from strategies import cases
+
+import xconv
+
+dask = pytest.importorskip("dask")
+da = pytest.importorskip("dask.array")
+
+pytestmark = [
+    pytest.mark.numpy_only,
+    pytest.mark.filterwarnings("default:.*sum of squares.*"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    with dask.config.set(scheduler="synchronous"):
+        yield
+
+
+@pytest.fixture
+def never():
+    """Dask refuses to compute anything while this is entered."""
+
+    return dask.config.set(scheduler=refuse)
+
+
+@st.composite
+def cut(draw, shape):
+    """Chunks of any sizes."""
+    chunks = []
+    for n in shape:
+        inner = draw(st.sets(st.integers(1, n - 1), max_size=4)) if n > 1 else ()
+        chunks.append(tuple(b - a for a, b in pairwise([0, *sorted(inner), n])))
+    return tuple(chunks)
+
+
+def kinds(array):
+    """How many tasks of each kind make this array, without those that make what it is made from."""
+    layer = array.__dask_graph__().layers[array.name]
+    counts = {}
+    for key in layer:
+        kind = "part" if key[0].startswith("xconv-part-") else key[0].removeprefix("xconv-").rpartition("-")[0]
+        counts[kind] = counts.get(kind, 0) + 1
+    return counts
+
+
+def moved(array):
+    """Elements that are cut out of chunks for others."""
+    tasks = array.__dask_graph__().layers[array.name].values()
+    indices = [task.args[0] for task in tasks if task.key[0].startswith("xconv-part-")]
+    return sum(math.prod(s.stop - s.start for s in index) for index in indices)
+
+
+@settings(max_examples=150)
+@given(case=cases(), data=st.data())
+def test_any_geometry_in_any_chunks(never, case, data):
+    oracle = Oracle(case.x_shape, case.w_shape, **case.options)
+    x, w, dy = case.integers(case.x_shape, case.w_shape, oracle.y_shape)
+    options = {**case.options, "layout": case.layout}
+    x_, w_, dy_ = (da.from_array(a, chunks=data.draw(cut(a.shape))) for a in (case.in_layout(x), w, case.in_layout(dy)))
+    with never:
+        results = (
+            xconv.conv(x_, w_, **options),
+            xconv.conv_input_grad(dy_, w_, case.shape_in_layout(case.x_shape), **options),
+            xconv.conv_weight_grad(dy_, x_, case.w_shape, **options),
+        )
+    expected = (
+        case.in_layout(oracle.conv(x, w)),
+        case.in_layout(oracle.input_grad(dy, w)),
+        oracle.weight_grad(dy, x),
+    )
+    for result, values in zip(results, expected, strict=True):
+        assert isinstance(result, da.Array)
+        assert result.shape == values.shape
+        computed = result.compute()
+        assert type(computed) is np.ndarray
+        assert computed.dtype == result.dtype == np.float64
+        assert np.array_equal(computed, values)
+
+
+@settings(max_examples=60)
+@given(case=cases(), data=st.data())
+def test_windows_in_any_chunks(case, data):
+    options = {name: case.options[name] for name in ("stride", "padding", "dilation", "pad_mode")}
+    (x,) = case.integers(case.x_shape)
+    kernel = case.w_shape[2:]
+    cols = xconv.im2col(x, kernel, **options)
+    found = xconv.im2col(da.from_array(x, chunks=data.draw(cut(x.shape))), kernel, **options)
+    assert np.array_equal(found.compute(), cols)
+    del options["pad_mode"]
+    lazy = da.from_array(cols, chunks=data.draw(cut(cols.shape)))
+    found = xconv.col2im(lazy, case.x_shape[2:], **options)
+    assert np.array_equal(found.compute(), xconv.col2im(cols, case.x_shape[2:], **options))
+
+
+@pytest.mark.parametrize("layout", ["channels_first", "channels_last"])
+def test_transposed(rng, layout):
+    x, w, b = rng.standard_normal((2, 4, 9, 7)), rng.standard_normal((4, 3, 3, 3)), rng.standard_normal(6)
+    options = {"stride": 2, "padding": 1, "output_padding": (1, 0), "groups": 2, "layout": layout}
+    if layout == "channels_last":
+        x = np.moveaxis(x, 1, -1)
+    lazy = xconv.conv_transpose(*(da.from_array(a, chunks=3) for a in (x, w, b)), **options)
+    assert np.allclose(lazy.compute(), xconv.conv_transpose(x, w, b, **options), rtol=0, atol=1e-12)
+
+
+def test_complex_and_half(rng):
+    x, w = (rng.standard_normal(s) + 1j * rng.standard_normal(s) for s in ((2, 3, 12), (4, 3, 5)))
+    y = xconv.conv(x, w)
+    lazy = [da.from_array(a, chunks=4) for a in (x, w, y)]
+    dx = xconv.conv_input_grad(lazy[2], lazy[1], x.shape)
+    assert np.allclose(dx.compute(), xconv.conv_input_grad(y, w, x.shape))
+    dw = xconv.conv_weight_grad(lazy[2], lazy[0], w.shape)
+    assert np.allclose(dw.compute(), xconv.conv_weight_grad(y, x, w.shape))
+    # Sums over all chunks are rounded to float16 once, and so is what the padding adds to the input gradient.
+    ones = np.ones((1, 1, 4096), np.float16)
+    dw = xconv.conv_weight_grad(da.from_array(ones, chunks=64), da.from_array(ones, chunks=64), (1, 1, 1))
+    assert dw.dtype == np.float16
+    assert dw.compute() == 4096
+    dy = da.from_array(np.ones((1, 1, 4101), np.float16), chunks=64)
+    dx = xconv.conv_input_grad(dy, np.ones((1, 1, 1), np.float16), (1, 1, 3), padding=2049, pad_mode="edge")
+    assert dx.dtype == np.float16
+    assert np.array_equal(dx.compute()[0, 0], [2050, 1, 2050])
+
+
+def test_bias_integers_and_dtype(rng):
+    x, w = rng.integers(-100, 100, (2, 3, 9, 9), dtype=np.int8), rng.integers(-100, 100, (4, 3, 3, 3), dtype=np.int8)
+    b = rng.integers(-100, 100, 4, dtype=np.int8)
+    y = xconv.conv(*(da.from_array(a, chunks=3) for a in (x, w, b)), dtype="int32", padding=1)
+    assert y.dtype == np.int32
+    assert np.array_equal(y.compute(), xconv.conv(x, w, b, dtype=np.int32, padding=1))
+
+
+def test_the_classic_four(rng):
+    X, W, b = rng.standard_normal((5, 2, 10, 10)), rng.standard_normal((4, 2, 3, 3)), rng.standard_normal((4, 1))
+    lazy = [da.from_array(a, chunks=4) for a in (X, W, b)]
+    out, cache = xconv.conv_forward(*lazy)
+    expected, kept = xconv.conv_forward(X, W, b)
+    assert np.allclose(out.compute(), expected)
+    for found, right in zip(xconv.conv_backward(out, cache), xconv.conv_backward(expected, kept), strict=True):
+        assert np.allclose(found.compute(), right)
+    cols = xconv.im2col_indices(lazy[0], 3, 3)
+    assert np.array_equal(cols.compute(), xconv.im2col_indices(X, 3, 3))
+    assert np.allclose(xconv.col2im_indices(cols, X.shape).compute(), xconv.col2im_indices(cols.compute(), X.shape))
+
+
+# what it costs
+
+
+def test_images_by_themselves_need_no_halo():
+    x, w = da.ones((12, 3, 20, 20), chunks=(2, 3, 20, 20)), da.ones((4, 3, 3, 3), chunks=-1)
+    y = xconv.conv(x, w, padding=1, pad_mode="wrap")
+    assert kinds(y) == {"conv": 6}
+    assert y.chunks == ((2,) * 6, (4,), (20,), (20,))
+    assert kinds(xconv.conv_input_grad(y, w, x.shape, padding=1)) == {"input-grad": 6}
+    assert kinds(xconv.conv_weight_grad(y, x, w.shape, padding=1)) == {"weight-grad-partial": 6, "weight-grad": 1}
+
+
+@pytest.mark.parametrize("padding", [2, 0])
+def test_only_halos_travel(padding):
+    """A chunk is read where it is, and 2 rows and columns of each of those around it are brought there."""
+    x, w = da.ones((1, 2, 40, 60), chunks=(1, 2, 10, 10)), da.ones((3, 2, 5, 5), chunks=-1)
+    y = xconv.conv(x, w, padding=padding)
+    sides = 3 * 6 + 4 * 5
+    corners = 3 * 5
+    assert kinds(y) == {"conv": 24, "part": 2 * sides + 4 * corners}
+    assert moved(y) == 2 * (2 * sides * 2 * 10 + 4 * corners * 2 * 2)
+    if padding:
+        assert y.chunks == ((1,), (3,), (10,) * 4, (10,) * 6)
+        dx = xconv.conv_input_grad(y, w, x.shape, padding=2)
+        assert dx.chunks == x.chunks
+        assert moved(dx) == 3 * (2 * sides * 2 * 10 + 4 * corners * 2 * 2)
+        dw = xconv.conv_weight_grad(y, x, w.shape, padding=2)
+        assert moved(dw) == moved(y)
+
+
+def test_stride_without_overlap_needs_no_halo():
+    x, w = da.ones((1, 1, 64), chunks=16), da.ones((1, 1, 4), chunks=-1)
+    y = xconv.conv(x, w, stride=4)
+    assert kinds(y) == {"conv": 4}
+    assert kinds(xconv.conv_input_grad(y, w, x.shape, stride=4)) == {"input-grad": 4}
+
+
+def test_padding_travels_as_what_it_reads():
+    """ "wrap" brings two columns from the other end, and not the whole row."""
+    x, w = da.ones((1, 1, 1000), chunks=100), da.ones((1, 1, 5), chunks=-1)
+    y = xconv.conv(x, w, padding=2, pad_mode="wrap")
+    assert moved(y) == 10 * 2 * 2
+    assert kinds(y) == {"conv": 10, "part": 20}
+
+
+def test_halos_are_shared():
+    """What the weight gradient reads of an image is what the forward pass has read."""
+    x, w = da.ones((1, 1, 100), chunks=10), da.ones((1, 1, 3), chunks=-1)
+    y = xconv.conv(x, w, padding=1)
+    dw = xconv.conv_weight_grad(da.ones_like(x), x, w.shape, padding=1)
+    (merged,) = dask.optimize(dask.delayed([y, dw]))
+    assert sum(str(key[0]).startswith("xconv-part-") for key in merged.__dask_graph__() if isinstance(key, tuple)) == 18
+
+
+def test_sums_are_a_tree():
+    x = da.ones((1, 1, 1000), chunks=10)
+    dw = xconv.conv_weight_grad(x, x, (1, 1, 1))
+    assert kinds(dw) == {"weight-grad-partial": 100, "weight-grad-sum": 13 + 2, "weight-grad": 1}
+    assert dw.compute() == 1000
+
+
+def test_names_tell_graphs_apart():
+    x, w = da.ones((1, 1, 30), chunks=10), da.ones((1, 1, 3), chunks=-1)
+    names = {
+        xconv.conv(x, w).name,
+        xconv.conv(x, w).name,
+        xconv.conv(x, w, padding=1).name,
+        xconv.conv(x, w, algorithm="gemm").name,
+        xconv.conv(x, 2 * w).name,
+        xconv.conv(x, w, w[:, 0, 0]).name,
+        xconv.conv_transpose(x, w, padding=1).name,
+        xconv.conv_input_grad(x, w, (1, 1, 30), padding=1).name,
+    }
+    with xconv.config(numerics="strict"):
+        names.add(xconv.conv(x, w).name)
+    assert len(names) == 8
+
+
+def test_the_same_bits_on_any_scheduler(rng):
+    x, w = (
+        da.from_array(rng.standard_normal(s).astype("float32"), chunks=c) for s, c in (((2, 4, 99), 9), ((3, 4, 5), 9))
+    )
+    y = xconv.conv(x, w)
+    dw = xconv.conv_weight_grad(y, x, w.shape)
+    values = [dw.compute(scheduler=name) for name in ("synchronous", "threads", "threads")]
+    assert np.array_equal(values[0], values[1])
+    assert np.array_equal(values[0], values[2])
+
+
+def test_on_a_cluster():
+    """An image that no worker has room for; `nox -s large` does so with 4 GiB, and kills a worker."""
+    pytest.importorskip("distributed")
+    example = Path(__file__).parents[1] / "examples" / "large.py"
+    run = subprocess.run(
+        [sys.executable, example, "--size=2048", "--chunk=512", "--kill-after=0"],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert run.returncode == 0, run.stderr
+    assert "every sum is right" in run.stdout
+
+
+# what does not fit
+
+
+def test_numpy_filters_come_along(rng):
+    x, w, b = rng.standard_normal((1, 2, 30)), rng.standard_normal((3, 2, 5)), rng.standard_normal(3)
+    lazy = da.from_array(x, chunks=10)
+    expected = xconv.conv(x, w, b)
+    assert np.allclose(xconv.conv(lazy, w, b).compute(), expected)
+    assert np.allclose(xconv.conv(x, da.from_array(w), b).compute(), expected)
+    dw = xconv.conv_weight_grad(expected, lazy, w.shape)
+    assert np.allclose(dw.compute(), xconv.conv_weight_grad(expected, x, w.shape))
+
+
+def test_chunks_of_two_libraries():
+    x = da.ones((1, 1, 9), chunks=3)
+    strict = pytest.importorskip("array_api_strict")
+    with pytest.raises(TypeError, match=r"`x` and `w` must be of one array library, got .*dask.* and .*strict"):
+        xconv.conv(x, strict.ones((1, 1, 3)))
+    other = x.map_blocks(lambda a: a, meta=np.ma.masked_array(np.ones((0, 0, 0))))
+    with pytest.raises(TypeError, match=r"chunks of `x` and `w` must be of one array library, got numpy.ndarray and"):
+        xconv.conv(x, other)
+
+
+def test_unknown_sizes():
+    x = da.ones((1, 1, 9), chunks=3)
+    unknown = x[:, :, x[0, 0] > 0]
+    with pytest.raises(ValueError, match=r"`x` must have chunks of known sizes, .* compute_chunk_sizes"):
+        xconv.conv(unknown, np.ones((1, 1, 3)))
+
+
+def test_errors_come_before_any_work(never):
+    x, w = da.ones((1, 2, 9), chunks=3), da.ones((1, 2, 3), chunks=-1)
+    with never:
+        with pytest.raises(ValueError, match="`algorithm` 'winograd' cannot serve this convolution: the stride"):
+            xconv.conv(x, w, stride=2, algorithm="winograd")
+        with pytest.raises(ValueError, match="`w`"):
+            xconv.conv(x, w[:, :1])
+        with pytest.raises(TypeError, match="`x` and `w` must lie in one piece"):
+            xconv.plan(x, w)
+
+
+def test_settings_are_those_of_the_call(rng):
+    x, w = rng.standard_normal((1, 8, 40, 40)), rng.standard_normal((8, 8, 3, 3))
+    lazy = da.from_array(x, chunks=(1, 8, 20, 40))
+    with xconv.config(workspace=1):
+        y = xconv.conv(lazy, w)
+    with pytest.raises(ValueError, match="`workspace` must be at least"):
+        y.compute()

@@ -1,0 +1,138 @@
+"""One axis of a convolution: which inputs an output reads, and which outputs read an input.
+
+For output ``o`` and kernel tap ``t``, an axis reads the input position
+
+    p = o * stride + t * dilation - lo .
+
+Everything here follows from that line. A part of the outputs, or a part of the inputs, again satisfies it with another
+``lo`` and another ``size``; so a piece of an axis is an axis. Negative padding crops.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import NamedTuple
+
+
+class Run(NamedTuple):
+    """Neighbours that the padding of an axis reads, `repeats` times in a row.
+
+    They are `length` elements from `start` in steps of 1 or -1; or, with a `step` of 0, there and back: all of them
+    upwards, and downwards again without the two at the ends.
+    """
+
+    start: int
+    length: int
+    step: int
+    repeats: int = 1
+
+    @property
+    def period(self) -> int:
+        """How many elements are read before they repeat."""
+        return self.length if self.step else 2 * (self.length - 1)
+
+    @property
+    def source(self) -> slice:
+        """The elements that are read, in ascending order."""
+        if self.step < 0:
+            return slice(self.start - self.length + 1, self.start + 1)
+        return slice(self.start, self.start + self.length)
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One spatial axis: `size` elements, padded by `lo` before and `hi` behind, under a window of `kernel` taps."""
+
+    size: int
+    kernel: int
+    stride: int = 1
+    dilation: int = 1
+    lo: int = 0
+    hi: int = 0
+
+    @cached_property
+    def extent(self) -> int:
+        """Length of the dilated kernel."""
+        return (self.kernel - 1) * self.dilation + 1
+
+    @cached_property
+    def padded(self) -> int:
+        return self.size + self.lo + self.hi
+
+    @cached_property
+    def out(self) -> int:
+        return max(0, (self.padded - self.extent) // self.stride + 1)
+
+    @cached_property
+    def kept(self) -> tuple[slice, slice]:
+        """Where the padded axis and the axis are the same: as a part of the one, and as a part of the other."""
+        begin = min(max(self.lo, 0), self.padded)
+        end = max(begin, min(self.lo + self.size, self.padded))
+        return slice(begin, end), slice(begin - self.lo, end - self.lo)
+
+    @cached_property
+    def is_padded(self) -> bool:
+        return self.lo != 0 or self.hi != 0
+
+    def settled(self) -> "Axis":
+        """The same axis with no step that is larger than needed: one output takes any stride, one tap any dilation."""
+        stride = min(self.stride, max(1, self.padded - self.extent + 1))
+        return replace(self, stride=stride, dilation=1 if self.kernel == 1 else self.dilation)
+
+    def narrowed(self, out: int) -> "Axis":
+        """An axis of the same kernel that makes `out` outputs from exactly the inputs they read."""
+        return replace(self, size=max(0, (out - 1) * self.stride + self.extent), lo=0, hi=0)
+
+    def for_outputs(self, first: int, last: int, *, whole: bool) -> tuple["Axis", slice]:
+        """The axis that makes the outputs [first, last), and the inputs it reads.
+
+        With `whole`, an axis whose window leaves the array keeps all inputs (its padding may come from anywhere).
+        """
+        begin = first * self.stride - self.lo
+        end = (last - 1) * self.stride - self.lo + self.extent
+        if whole and (begin < 0 or end > self.size):
+            start, stop = 0, self.size
+        else:
+            start = min(max(begin, 0), self.size)
+            stop = max(start, min(end, self.size))
+        return replace(self, size=stop - start, lo=start - begin, hi=end - stop), slice(start, stop)
+
+    def for_inputs(self, first: int, last: int) -> tuple["Axis", slice]:
+        """The axis that joins the inputs [first, last) to all outputs that read them, and those outputs."""
+        begin = min(self.out, max(0, -((self.extent - 1 - self.lo - first) // self.stride)))
+        end = max(begin, min(self.out, (last - 1 + self.lo) // self.stride + 1))
+        size = last - first
+        if begin == end:
+            return replace(self, size=size, lo=0, hi=-size), slice(begin, begin)
+        lo = self.lo + first - begin * self.stride
+        hi = (end - begin - 1) * self.stride + self.extent - lo - size
+        return replace(self, size=size, lo=lo, hi=hi), slice(begin, end)
+
+    @cached_property
+    def zones(self) -> tuple[slice, ...]:
+        """The parts of the padded axis: before the elements of the axis, these elements, and behind them."""
+        kept = self.kept[0]
+        zones = (slice(0, kept.start), kept, slice(kept.stop, self.padded))
+        return tuple(zone for zone in zones if zone.start < zone.stop)
+
+    def runs(self, mode: str, part: slice) -> Iterator[Run]:
+        """What a part of the padded axis reads, for a `mode` other than "constant", as a handful of runs in order."""
+        position, stop = part.start - self.lo, part.stop - self.lo
+        period = {"edge": 1, "wrap": self.size, "reflect": max(1, 2 * (self.size - 1))}[mode]
+        while position < stop:
+            room = min(stop, 0 if position < 0 else stop) - position
+            phase = position % period
+            if 0 <= position < self.size:
+                run = Run(position, min(self.size - position, room), 1)
+            elif period == 1:
+                run = Run(0 if position < 0 else self.size - 1, 1, 1, room)
+            elif phase == 0 and room >= period:
+                run = Run(0, self.size, 1 if mode == "wrap" else 0, room // period)
+            elif mode == "wrap":
+                run = Run(phase, min(period - phase, room), 1)
+            elif phase < self.size - 1:
+                run = Run(phase, min(self.size - 1 - phase, room), 1)
+            else:
+                run = Run(period - phase, min(period - phase, room), -1)
+            yield run
+            position += run.repeats * run.period

@@ -1,0 +1,93 @@
+"""The windows of images on NumPy arrays, and their adjoint, in kept memory."""
+
+import math
+from collections.abc import Callable
+from functools import lru_cache
+from itertools import product
+from typing import NamedTuple
+
+import numpy as np
+
+from .._geometry import Geometry
+from .._typing import Array, DType, Shape
+from ._generic import inverse
+from ._pieces import along
+from ._scratch import Take
+from ._windows import follow
+
+
+def columns(take: Take, x: Array, g: Geometry, out: Array | None) -> Array:
+    """Every window of the zero-padded `x`, ``(n, c, *kernel, *out)``; in `out` if that is handed over."""
+    images = _images(g, x.itemsize)
+    padded = take(images.padded, x.dtype)
+    outer, inner = g.kept
+    if g.is_padded:
+        padded.fill(0)
+    padded[outer] = x[inner]
+    windows = np.ndarray(images.windows, x.dtype, padded, 0, images.strides)
+    if out is not None:
+        out.transpose(images.order)[...] = windows
+        return out
+    memory = take(images.windows, x.dtype)
+    memory[...] = windows
+    return memory.transpose(images.back)
+
+
+def folded(take: Take, g: Geometry, dtype: DType, seen: Callable[[Shape], Array]) -> Array:
+    """The adjoint: what each tap has `seen`, ``(n, c, *out)``, added to where it was read from."""
+    padded = take((*g.x_shape[:2], *g.padded), dtype)
+    padded.fill(0)
+    for tap in product(*(range(a.kernel) for a in g.axes)):
+        starts = (t * a.dilation for t, a in zip(tap, g.axes, strict=True))
+        places = (slice(s, s + (a.out - 1) * a.stride + 1, a.stride) for s, a in zip(starts, g.axes, strict=True))
+        padded[(..., *places)] += seen(tap)
+    outer, inner = g.kept
+    if not g.is_cropped:
+        return padded[outer]
+    dx = take(g.x_shape, dtype)
+    dx.fill(0)
+    dx[inner] = padded[outer]
+    return dx
+
+
+def extend(made: Array, x: Array, g: Geometry, at: int = 2) -> None:
+    """Write `x` with its padding from the axis `at` on into `made`, run by run; the axes before have theirs."""
+    if at == x.ndim:
+        made[...] = x
+        return
+    axis, end = g.axes[at - 2], 0
+    for run in axis.runs(g.pad_mode, slice(0, axis.padded)):
+        begin, middle = end, end + run.period
+        end += run.repeats * run.period
+        once = made[along(at, slice(begin, middle))]
+        extend(once, follow(np, x[along(at, run.source)], run._replace(repeats=1), at), g, at + 1)
+        if run.repeats > 1:
+            again = made[along(at, slice(middle, end))]
+            shape = (*made.shape[:at], run.repeats - 1, run.period, *made.shape[at + 1 :])
+            again.reshape(shape, copy=False)[...] = np.expand_dims(once, at)
+
+
+class _Images(NamedTuple):
+    """How the windows of padded images lie in memory, with the images behind the channels and the kernel.
+
+    So all images of a tile share one product.
+    """
+
+    padded: Shape
+    windows: Shape
+    strides: tuple[int, ...]
+    #: The order of axes that leads there, and the one that leads back.
+    order: tuple[int, ...]
+    back: tuple[int, ...]
+
+
+@lru_cache(maxsize=1024)
+def _images(g: Geometry, itemsize: int) -> _Images:
+    padded = (g.batch, g.c_in, *g.padded)
+    steps = [itemsize * math.prod(padded[i + 1 :]) for i in range(len(padded))]
+    strides = [*steps[:2], *(a.dilation * s for a, s in zip(g.axes, steps[2:], strict=True))]
+    strides += [a.stride * s for a, s in zip(g.axes, steps[2:], strict=True)]
+    rank = len(g.axes)
+    order = (*range(1, 2 + rank), 0, *range(2 + rank, 2 + 2 * rank))
+    windows = tuple(g.columns_shape[i] for i in order)
+    return _Images(padded, windows, tuple(strides[i] for i in order), order, inverse(order))

@@ -1,0 +1,92 @@
+"""The windows of images, their adjoint, and padding that is read from the image, in the pure array-API standard."""
+
+import math
+
+from .._axis import Axis, Run
+from .._geometry import Geometry
+from .._typing import Array, Namespace
+from ._pieces import along, pad
+
+
+def columns(xp: Namespace, x: Array, g: Geometry) -> Array:
+    """Every window of the zero-padded ``x (n, c, *size)``, as ``(n, c, *kernel, *out)``."""
+    for i, axis in enumerate(g.axes):  # x is (n, c, *kernel[:i], *out[:i], *size[i:])
+        at = 2 + 2 * i
+        x = pad(xp, x, at, axis.lo, axis.hi)
+        starts = range(0, axis.extent, axis.dilation)
+        span = (axis.out - 1) * axis.stride + 1
+        taps = [x[along(at, slice(start, start + span, axis.stride))] for start in starts]
+        x = xp.stack(taps, axis=2 + i)
+    return x
+
+
+def folded(xp: Namespace, cols: Array, g: Geometry) -> Array:
+    """The adjoint of `columns`: adds each element of the columns to the input element that it was read from."""
+    for i, axis in reversed(list(enumerate(g.axes))):  # cols is (n, c, *kernel[:i+1], *out[:i+1], *size[i+1:])
+        taps = [cols[along(2 + i, t)] for t in range(axis.kernel)]
+        cols = pad(xp, _fold(xp, taps, 2 + 2 * i, axis), 2 + 2 * i, -axis.lo, -axis.hi)
+    # Where nothing was added up, the result would share its memory with the columns.
+    return cols * 1 if g.taps == 1 else cols
+
+
+def _fold(xp: Namespace, taps: list[Array], at: int, axis: Axis) -> Array:
+    """Sum the taps along the axis `at`, each shifted to its place in the padded input.
+
+    Output o of a tap at offset t = q * stride + r falls on position o + q of the sub-grid with phase r.
+    """
+    length = -(-axis.padded // axis.stride)
+    blank = pad(xp, xp.zeros_like(taps[0]), at, 0, length - axis.out)
+    phases = [blank] * axis.stride
+    for t, tap in enumerate(taps):
+        q, r = divmod(t * axis.dilation, axis.stride)
+        shifted = pad(xp, tap, at, q, length - axis.out - q)
+        phases[r] = shifted if phases[r] is blank else phases[r] + shifted
+    if axis.stride == 1:
+        return phases[0]
+    grid = xp.stack(phases, axis=at + 1)
+    grid = xp.reshape(grid, (*grid.shape[:at], length * axis.stride, *grid.shape[at + 2 :]))
+    return grid[along(at, slice(0, axis.padded))]
+
+
+def spare(g: Geometry) -> int:
+    """Elements that `columns` and `folded` need at once beside the columns they make or take, at most."""
+    *others, last = g.axes  # the last axis of im2col, and the first of col2im, is the largest step
+    partial = math.prod(a.kernel * a.out for a in others) * (last.padded + last.stride)
+    return math.prod(g.columns_shape) + g.batch * g.c_in * (5 * partial + 2 * math.prod(g.padded))
+
+
+def extend(xp: Namespace, x: Array, g: Geometry) -> Array:
+    """`x` with its padding written out, for the pad modes that read it from the array."""
+    for at, axis in enumerate(g.axes, start=2):
+        runs = axis.runs(g.pad_mode, slice(0, axis.padded))
+        parts = [follow(xp, x[along(at, run.source)], run, at) for run in runs]
+        x = xp.concat(parts, axis=at) if len(parts) > 1 else parts[0]
+    return x
+
+
+def follow(xp: Namespace, x: Array, run: Run, at: int) -> Array:
+    """What a run reads, from its source `x`."""
+    if run.step < 0:
+        x = xp.flip(x, axis=at)
+    elif run.step == 0:
+        back = x[along(at, slice(1, run.length - 1))]
+        x = xp.concat([x, xp.flip(back, axis=at)], axis=at)
+    if run.repeats > 1:
+        before, behind = x.shape[:at], x.shape[at + 1 :]
+        x = xp.broadcast_to(xp.expand_dims(x, axis=at), (*before, run.repeats, run.period, *behind))
+        x = xp.reshape(x, (*before, run.repeats * run.period, *behind))
+    return x
+
+
+def retract(xp: Namespace, dx: Array, runs: tuple[Run, ...]) -> Array:
+    """The adjoint of what `runs` read: the gradient of the padding, brought to where it was taken from."""
+    for at, run in enumerate(runs, start=2):
+        if run.repeats > 1:
+            dx = xp.reshape(dx, (*dx.shape[:at], run.repeats, run.period, *dx.shape[at + 1 :]))
+            dx = xp.sum(dx, axis=at, dtype=dx.dtype)
+        if run.step < 0:
+            dx = xp.flip(dx, axis=at)
+        elif run.step == 0:
+            there, back = (dx[along(at, part)] for part in (slice(run.length), slice(run.length, run.period)))
+            dx = there + pad(xp, xp.flip(back, axis=at), at, 1, 1)
+    return dx
