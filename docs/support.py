@@ -154,8 +154,8 @@ equal to NumPy's. It is no promise for a library that xconv is not tested with.
 
 {chr(10).join(remarks)}
 
-Made by `python3 -m nox -s support` with xconv {xconv.__version__}, Python {platform.python_version()},
-{platform.system()} {platform.machine()}.
+Made by `python docs/support.py`, which `python3 -m nox -s support` runs, with xconv {xconv.__version__},
+Python {platform.python_version()}, {platform.system()} {platform.machine()}.
 """
 
 
