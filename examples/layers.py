@@ -39,6 +39,7 @@ def with_torch(images: np.ndarray, slopes: np.ndarray, values: Values) -> list[f
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.conv(x, self.w, self.b)
 
+    torch.set_num_threads(1)  # on a busy machine they wait for one another longer than such small arrays take
     first, last = Conv(*values[:2], padding="same", pad_mode="edge"), Conv(*values[2:])
     network = torch.nn.Sequential(first, torch.nn.ReLU(), last)
     optimizer = torch.optim.SGD(network.parameters(), RATE)
