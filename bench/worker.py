@@ -70,7 +70,7 @@ class Worker:
         """Nanoseconds of each of some calls."""
         if warmup:
             self.calls[operation]()
-        return _timed(self.calls[operation], calls)
+        return timed(self.calls[operation], calls)
 
     def memory(self, case: str, problem: str, operation: str) -> int | None:
         """Bytes of temporary memory at the peak of a first call, beside its result. For a process that does no more.
@@ -90,7 +90,7 @@ class Worker:
         return temporary(call, on_numpy=self.contender.on_numpy)
 
 
-def _timed(call: Callable[[], Any], calls: int) -> list[int]:
+def timed(call: Callable[[], Any], calls: int) -> list[int]:
     samples = []
     gc.collect()
     gc.disable()
@@ -122,7 +122,7 @@ def _checked(call: Callable[[], Any], expected: list[Any], tolerance: float) -> 
         raise ArithmeticError(msg)
     if seconds > SLOW:
         return {"error": error, "estimate": seconds, "sample": round(seconds * 1e9)}
-    return {"error": error, "estimate": _timed(call, 1)[0] / 1e9}
+    return {"error": error, "estimate": timed(call, 1)[0] / 1e9}
 
 
 @contextmanager
@@ -144,7 +144,7 @@ def _limited(seconds: int) -> Iterator[None]:
         signal.alarm(0)
 
 
-def _limit_cores(threads: int) -> None:
+def limit_cores(threads: int) -> None:
     """Leave the process as many cores as threads, for libraries that count cores; before any of them is loaded."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
@@ -158,5 +158,5 @@ def _threadpools() -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    _limit_cores(int(sys.argv[2]))
+    limit_cores(int(sys.argv[2]))
     serve(Worker(sys.argv[1], int(sys.argv[2])).requests)
