@@ -78,7 +78,7 @@ def interop(session: nox.Session) -> None:
     session.install("-e", ".", *nox.project.dependency_groups(PROJECT, "test", "interop"))
     bridges = [f"tests/test_interop_{name}.py" for name in ("torch", "jax", "autograd")]
     asked = ("--backend=torch", "--backend=jax64", "--backend=numpy", "--doctest-modules", BRIDGES)
-    covered(session, *bridges, *asked, what=f"--include={BRIDGES}/*")
+    covered(session, *bridges, *asked, "--numprocesses=auto", what=f"--include={BRIDGES}/*")
     session.run("python", "examples/layers.py")
     session.run("pytest", "--backend=torch", "--ignore-glob=*interop*", "--numprocesses=auto", *session.posargs)
     # JAX compiles every new shape, so each of its precisions runs what is worth it there.
