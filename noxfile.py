@@ -15,6 +15,8 @@ nox.options.default_venv_backend = "virtualenv"
 PROJECT = nox.project.load_toml("pyproject.toml")
 #: What CUDA is for: run by `kernels` and `gpu`, and not by `tests`.
 CUDA = "xconv/backends/_cupy.py,xconv/backends/_cublas.py,xconv/backends/_kernels.py"
+#: The bridges to PyTorch, JAX and autograd: run by `interop`, and not by `tests`.
+BRIDGES = "xconv/interop"
 #: A page of the documentation whose examples need PyTorch.
 WITH_TORCH = "from-torch.md"
 #: What `support` tries to install beside NumPy.
@@ -52,7 +54,7 @@ def away(session: nox.Session, *options: str) -> None:
 def tests(session: nox.Session) -> None:
     """The test suite with NumPy and array-api-strict, and the coverage of it."""
     session.install("-e", ".", *nox.project.dependency_groups(PROJECT, "test"))
-    covered(session, "--numprocesses=auto", what=f"--omit={CUDA}")
+    covered(session, "--numprocesses=auto", what=f"--omit={CUDA},{BRIDGES}/*")
 
 
 @nox.session
@@ -79,9 +81,13 @@ def gpu(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def interop(session: nox.Session) -> None:
-    """The test suite with PyTorch, with JAX at both of its precisions, and with Dask."""
-    install(session, "test", "interop")
-    session.run("pytest", "--backend=torch", "--numprocesses=auto", *session.posargs)
+    """The test suite with PyTorch, JAX at both of its precisions, and Dask; the bridges, and the coverage of these."""
+    session.install("-e", ".", *nox.project.dependency_groups(PROJECT, "test", "interop"))
+    bridges = [f"tests/test_interop_{name}.py" for name in ("torch", "jax", "autograd")]
+    asked = ("--backend=torch", "--backend=jax64", "--backend=numpy", "--doctest-modules", BRIDGES)
+    covered(session, *bridges, *asked, "--numprocesses=auto", what=f"--include={BRIDGES}/*")
+    session.run("python", "examples/layers.py")
+    session.run("pytest", "--backend=torch", "--ignore-glob=*interop*", "--numprocesses=auto", *session.posargs)
     # JAX compiles every new shape, so each of its precisions runs what is worth it there.
     chosen = {
         "jax64": ("jax", "fuzz", "conv", "classic", "plan"),
@@ -98,7 +104,8 @@ def interop(session: nox.Session) -> None:
 def doctests(session: nox.Session) -> None:
     """The examples in the docstrings, in the README and in the documentation."""
     install(session, "test")
-    without = [f"--ignore={file}" for file in CUDA.split(",")]  # they cannot be imported without CuPy
+    # They cannot be imported without CuPy, PyTorch, JAX and autograd.
+    without = [f"--ignore={file}" for file in (*CUDA.split(","), BRIDGES)]
     session.run("pytest", "--doctest-modules", "--doctest-glob=*.md", *without, "xconv", "README.md", *session.posargs)
     pages = [str(page) for page in Path("docs").glob("*.md") if page.name != WITH_TORCH]
     session.run("pytest", "--doctest-glob=*.md", *pages, *session.posargs)

@@ -6,6 +6,7 @@ import importlib.util
 from enum import Enum
 
 import numpy as np
+from hypothesis import settings
 
 
 class Backend(Enum):
@@ -53,10 +54,14 @@ class Library:
         self.real = "float32" if self.name == "jax" else "float64"
         #: How many hypothesis examples are worth their time, of a hundred: JAX compiles every new shape.
         shares = {"numpy": 100, "strict": 15, "strictest": 15, "torch": 20, "cupy": 20, "cupy-on-host": 4, "dask": 5}
-        self.share = shares.get(self.name, 1)
+        self.share = shares.get(self.name, 0.5)
 
     def __repr__(self):
         return self.name
+
+    def examples(self, part=1):
+        """A hypothesis setting: the library's share of a part of the examples, and at least five."""
+        return settings(max_examples=max(5, int(settings().max_examples * self.share / 100 / part)))
 
     @contextlib.contextmanager
     def active(self):

@@ -4,7 +4,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from libraries import Backend
 from oracle import check_algorithm
@@ -33,7 +33,7 @@ dtypes = st.sampled_from(["float64", "float64", "complex128"])
 
 
 def test_any_geometry(lib):
-    @settings(max_examples=max(5, settings().max_examples * lib.share // 500))
+    @lib.examples(5)
     @given(case=cases(), dtype=dtypes)
     def check(case, dtype):
         check_algorithm(lib, "fft", case, dtype, unit=UNIT)
@@ -44,7 +44,7 @@ def test_any_geometry(lib):
 def test_any_length(lib):
     """Blocks of a single output and of all, and transforms that are longer than they must be."""
 
-    @settings(max_examples=max(5, settings().max_examples * lib.share // 500))
+    @lib.examples(5)
     @given(case=cases(), dtype=dtypes, surplus=st.lists(st.integers(0, 9), min_size=3, max_size=3))
     def check(case, dtype, surplus):
         def some_lengths(g):

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis.strategies import integers
 from oracle import Oracle
 from strategies import cases
@@ -40,7 +40,7 @@ def check_geometry(lib, case, **forced):
 
 
 def test_any_geometry(lib, compared):
-    @settings(max_examples=max(10, settings().max_examples * lib.share // 100))
+    @lib.examples()
     @given(case=cases())
     def check(case):
         check_geometry(lib, case)
@@ -54,7 +54,7 @@ def test_any_geometry_in_tiles(lib, compared):
     if lib.name == "dask":
         pytest.skip("its tasks have workspaces of their own")
 
-    @settings(max_examples=max(5, settings().max_examples * lib.share // 400))
+    @lib.examples(4)
     @given(case=cases())
     def check(case):
         with xconv.config(workspace=least_workspace(lib, case)):
@@ -65,7 +65,7 @@ def test_any_geometry_in_tiles(lib, compared):
 
 
 def test_any_depthwise_geometry(lib, compared):
-    @settings(max_examples=max(10, settings().max_examples * lib.share // 400))
+    @lib.examples(4)
     @given(case=cases(), filters=integers(1, 3))
     def check(case, filters):
         channels = case.x_shape[1]
@@ -90,7 +90,7 @@ def least_workspace(lib, case):
 
 
 def test_windows(lib, compared):
-    @settings(max_examples=max(10, settings().max_examples * lib.share // 400))
+    @lib.examples(4)
     @given(case=cases())
     def check(case):
         options = {k: v for k, v in case.options.items() if k != "groups"}

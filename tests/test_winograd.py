@@ -4,7 +4,7 @@ from itertools import product
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from oracle import check_algorithm
 from strategies import Case
@@ -61,7 +61,7 @@ def cases(draw):
 
 
 def test_any_geometry(lib):
-    @settings(max_examples=max(5, settings().max_examples * lib.share // 500))
+    @lib.examples(5)
     @given(case=cases(), dtype=st.sampled_from(["float64", "float64", "complex128"]))
     def check(case, dtype):
         check_algorithm(lib, "winograd", case, dtype, unit=UNIT)

@@ -276,6 +276,9 @@ class Backend:
 
     def outer(self, s: Array, v: Array) -> Array:
         """The sum of ``s @ v^H`` over all images and pixels, ``(blocks, rows, depth)``."""
+        (*_, rows, pixels), depth = s.shape, v.shape[2]
+        if rows * depth <= (rows + depth) * pixels:  # a product per image takes no more memory than copies of both
+            return self.xp.sum(self.product(s, self.adjoint(v)), axis=0, dtype=v.dtype)
         s, v = (self._images_last(a) for a in (s, v))
         return self.product(s, self.adjoint(v))
 

@@ -1,0 +1,102 @@
+r"""What the bridges share: a convolution and its gradients as three products that are one another's derivatives.
+
+The number
+
+.. math:: T = \sum y \cdot \mathrm{conv}(x, w)
+
+is linear in each of x, w and y. Its derivative in y is the convolution, that in x the input gradient, that in w the
+weight gradient: each is a product of two of the three and gives the third. So the gradient of a product in one operand
+is again a product, of the other operand and of the gradient that comes back, which takes the place of the result; and
+so are all gradients of gradients. Nothing is conjugated: the products are linear for complex numbers, too.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, TypedDict
+
+from array_api_compat import array_namespace
+
+from .. import _config
+from .._api import conv, conv_input_grad, conv_transpose, conv_weight_grad
+from .._typing import Array, DType, Ints, Layout, Padding, PadMode, Shape
+
+#: What each product is a product of.
+OPERANDS = {"y": ("x", "w"), "x": ("y", "w"), "w": ("y", "x")}
+
+
+class _Options(TypedDict, total=False):
+    stride: Ints
+    padding: Padding
+    dilation: Ints
+    groups: int
+    layout: Layout
+    dtype: DType | None
+    algorithm: str
+
+
+class ConvOptions(_Options, total=False):
+    """The keyword arguments of `conv`."""
+
+    pad_mode: PadMode
+
+
+class TransposeOptions(_Options, total=False):
+    """The keyword arguments of `conv_transpose`."""
+
+    output_padding: Ints
+
+
+@dataclass(frozen=True)
+class Product:
+    """One of the three products, with everything but its arrays.
+
+    A user calls "y", a convolution, or "x", a transposed one.
+    """
+
+    #: "y", "x" or "w".
+    result: str
+    options: Mapping[str, Any]
+    #: Those that surrounded the call hold for its gradients as well, which another thread may compute.
+    settings: _config.Settings = field(default_factory=_config.current)
+    #: Those of the operand that this is the gradient of; None for what the user called.
+    shape: Shape | None = None
+    dtype: DType | None = None
+
+    def __call__(self, a: Array, b: Array, bias: Array | None = None) -> Array:
+        """Multiply the operands, in the order of `OPERANDS`."""
+        with _config.applied(self.settings):
+            if self.shape is None:
+                called = conv if self.result == "y" else conv_transpose
+                return called(a, b, bias, **self.options)
+            if self.result == "y":
+                return cast(conv(a, b, **self.options), self.dtype)
+            adjoint = conv_input_grad if self.result == "x" else conv_weight_grad  # conjugates b
+            return cast(adjoint(a, b.conj(), self.shape, **self.options), self.dtype)
+
+    def gradient(self, at: int, operand: Array, g: Array, other: Array) -> tuple["Product", Array, Array]:
+        """The gradient in the operand at 0 or 1: a product with its operands.
+
+        `g` is the gradient that comes back, and `other` the other operand.
+        """
+        places = OPERANDS[self.result]
+        found = {self.result: g, places[1 - at]: other}
+        first, second = OPERANDS[places[at]]
+        options = {name: value for name, value in self.options.items() if name != "output_padding"}  # now in `shape`
+        shape, dtype = tuple(operand.shape), operand.dtype
+        product = replace(self, result=places[at], options=options, shape=shape, dtype=dtype)
+        return product, found[first], found[second]
+
+    def all_but_channels(self, rank: int) -> tuple[int, ...]:
+        """The axes of a result over which the gradient that comes back is summed for that of a bias."""
+        channels = rank - 1 if self.options.get("layout") == "channels_last" else 1
+        return tuple(axis for axis in range(rank) if axis != channels)
+
+
+def cast(x: Array, dtype: DType) -> Array:
+    """`x` in the dtype of what it is the gradient of, which may be narrower; of a real number it is real."""
+    if x.dtype == dtype:
+        return x
+    xp = array_namespace(x)
+    if xp.isdtype(x.dtype, "complex floating") and not xp.isdtype(dtype, "complex floating"):
+        x = xp.real(x)
+    return xp.astype(x, dtype)
