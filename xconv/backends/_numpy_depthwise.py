@@ -1,8 +1,8 @@
 """Depthwise convolution on NumPy arrays: whole planes, shifted as they lie in memory, in kept memory.
 
-The padded planes of a channel lie behind each other, and a tap is a distance in that one line. What a kernel's last
-axis reads is a few shifted copies of the line; one small product a channel puts them together for all other taps, and
-the sum over these is one of shifted lines, too. Where a window would reach over the end of a row, the line holds
+The padded planes of a channel lie behind each other, and a tap is a distance in that one line. What the longest axis of
+a kernel reads is a few shifted copies of the line; one small product a channel puts them together for all other taps,
+and the sum over these is one of shifted lines, too. Where a window would reach over the end of a row, the line holds
 numbers that mean nothing, and nobody reads them.
 """
 
@@ -23,9 +23,11 @@ class Line(NamedTuple):
 
     shape: Shape
     filters: int
-    #: Distances to the taps of all axes but the last one, and to those of the last one.
-    leading: tuple[int, ...]
-    last: tuple[int, ...]
+    #: The axis of the kernel that has most taps.
+    long: int
+    #: Distances to the taps of this axis, and to those of all others together.
+    inner: tuple[int, ...]
+    outer: tuple[int, ...]
 
     @property
     def size(self) -> int:
@@ -35,34 +37,35 @@ class Line(NamedTuple):
 def line(g: Geometry) -> Line:
     steps = [math.prod(g.padded[i + 1 :]) for i in range(len(g.axes))]
     distances = [[t * a.dilation * step for t in range(a.kernel)] for a, step in zip(g.axes, steps, strict=True)]
-    *others, last = distances
-    leading = tuple(sum(taps) for taps in index_product(*others))
-    return Line((g.c_in, g.batch, *g.padded), g.c_out // g.c_in, leading, tuple(last))
+    long = max(range(len(g.axes)), key=lambda i: (g.axes[i].kernel, i))
+    inner = distances.pop(long)
+    outer = tuple(sum(taps) for taps in index_product(*distances))
+    return Line((g.c_in, g.batch, *g.padded), g.c_out // g.c_in, long, tuple(inner), outer)
 
 
 def spare(g: Geometry) -> int:
     """Elements that any of the three functions needs at once, at most."""
     lay = line(g)
-    rows = lay.filters * len(lay.leading)
-    return (1 + 2 * len(lay.last) + lay.filters + rows) * (lay.size + lay.last[-1] + lay.leading[-1])
+    rows = lay.filters * len(lay.outer)
+    return (1 + 2 * len(lay.inner) + lay.filters + rows) * (lay.size + lay.inner[-1] + lay.outer[-1])
 
 
 def work(g: Geometry) -> int:
     """Time of `forward`, in multiply-adds of a product."""
     lay = line(g)
-    rows, taps = lay.filters * len(lay.leading), len(lay.last)
-    return lay.size * (25 + 6 * taps + 10 * rows + 3 * rows * taps)
+    rows, taps = lay.filters * len(lay.outer), len(lay.inner)
+    return lay.size * (55 + 12 * taps + 2 * rows + 3 * rows * taps)
 
 
 def forward(take: Take, x: Array, w: Array, g: Geometry, y: Array) -> None:
     """The convolution of every channel with its own filters, into `y`."""
     lay = line(g)
-    rows = lay.filters * len(lay.leading)
+    rows = lay.filters * len(lay.outer)
     sums = take((rows, lay.size), x.dtype)
     seen = _shifted(take, _padded(take, x, g, lay), lay)
-    np.matmul(w.reshape(g.c_in, rows, len(lay.last)), _by_channel(seen, g), out=_by_channel(sums, g))
-    sums = sums.reshape(lay.filters, len(lay.leading), lay.size)
-    for i, distance in enumerate(lay.leading[1:], start=1):
+    np.matmul(_filters(w, g, lay), _by_channel(seen, g), out=_by_channel(sums, g))
+    sums = sums.reshape(lay.filters, len(lay.outer), lay.size)
+    for i, distance in enumerate(lay.outer[1:], start=1):
         total = sums[:, 0, : lay.size - distance]
         np.add(total, sums[:, i, distance:], out=total)
     _in_order(y, g)[...] = _outputs(sums[:, 0].reshape(lay.filters, *lay.shape), g)
@@ -71,11 +74,10 @@ def forward(take: Take, x: Array, w: Array, g: Geometry, y: Array) -> None:
 def input_grad(take: Take, dy: Array, w: Array, g: Geometry, dx: Array) -> None:
     """The transpose of `forward` in x, into `dx`."""
     lay = line(g)
-    rows, taps = lay.filters * len(lay.leading), len(lay.last)
-    seen = take((taps, lay.size), dy.dtype)
-    left = w.reshape(g.c_in, rows, taps).transpose(0, 2, 1)
+    seen = take((len(lay.inner), lay.size), dy.dtype)
+    left = _filters(w, g, lay).transpose(0, 2, 1)
     np.matmul(left, _by_channel(_spread(take, dy, g, lay), g), out=_by_channel(seen, g))
-    for i, distance in enumerate(lay.last[1:], start=1):
+    for i, distance in enumerate(lay.inner[1:], start=1):
         total = seen[0, distance:]
         np.add(total, seen[i, : lay.size - distance], out=total)
     outer, inner = g.kept
@@ -105,12 +107,21 @@ def weight_grad(take: Take, dy: Array, x: Array, g: Geometry) -> Array:
     seen = _shifted(take, _padded(take, x, g, lay), lay)
     if x.dtype.kind == "c":
         np.conj(seen, out=seen)
-    return np.matmul(_by_channel(spread, g), _by_channel(seen, g).transpose(0, 2, 1)).reshape(g.w_shape)
+    dw = np.matmul(_by_channel(spread, g), _by_channel(seen, g).transpose(0, 2, 1))
+    others = (k for i, k in enumerate(g.kernel) if i != lay.long)
+    dw = dw.reshape(g.c_in, lay.filters, *others, len(lay.inner))
+    return np.moveaxis(dw, -1, 2 + lay.long).reshape(g.w_shape)
+
+
+def _filters(w: Array, g: Geometry, lay: Line) -> Array:
+    """The filters of each channel as a matrix ``(filters * outer taps, inner taps)``."""
+    w = np.moveaxis(w.reshape(g.c_in, lay.filters, *g.kernel), 2 + lay.long, -1)
+    return w.reshape(g.c_in, -1, len(lay.inner))
 
 
 def _padded(take: Take, x: Array, g: Geometry, lay: Line) -> Array:
     """The planes with their padding, and zeros behind the last one."""
-    made = take((lay.size + lay.last[-1],), x.dtype)
+    made = take((lay.size + lay.inner[-1],), x.dtype)
     if g.is_padded:
         made.fill(0)
     else:
@@ -121,24 +132,24 @@ def _padded(take: Take, x: Array, g: Geometry, lay: Line) -> Array:
 
 
 def _shifted(take: Take, made: Array, lay: Line) -> Array:
-    """What every tap of the last axis sees, ``(taps, line)``."""
-    if len(lay.last) == 1:
+    """What every inner tap sees, ``(taps, line)``."""
+    if len(lay.inner) == 1:
         return made[None, : lay.size]
-    seen = take((len(lay.last), lay.size), made.dtype)
-    for row, distance in zip(seen, lay.last, strict=True):
+    seen = take((len(lay.inner), lay.size), made.dtype)
+    for row, distance in zip(seen, lay.inner, strict=True):
         row[...] = made[distance : distance + lay.size]
     return seen
 
 
 def _spread(take: Take, dy: Array, g: Geometry, lay: Line) -> Array:
-    """The result's gradient between zeros, where every leading tap brings it: ``(filters * taps, line)``."""
+    """The result's gradient between zeros, where every outer tap brings it: ``(filters * taps, line)``."""
     made = take((lay.filters, *lay.shape), dy.dtype)
     made.fill(0)
     _outputs(made, g)[...] = _in_order(dy, g)
-    if len(lay.leading) == 1:
+    if len(lay.outer) == 1:
         return made.reshape(lay.filters, lay.size)
-    spread = take((lay.filters, len(lay.leading), lay.size), dy.dtype)
-    for i, distance in enumerate(lay.leading):
+    spread = take((lay.filters, len(lay.outer), lay.size), dy.dtype)
+    for i, distance in enumerate(lay.outer):
         spread[:, i, :distance] = 0
         spread[:, i, distance:] = made.reshape(lay.filters, lay.size)[:, : lay.size - distance]
     return spread.reshape(-1, lay.size)
