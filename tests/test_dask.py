@@ -15,6 +15,7 @@ from oracle import Oracle
 from strategies import cases
 
 import xconv
+from xconv.algorithms import Tiled
 
 dask = pytest.importorskip("dask")
 da = pytest.importorskip("dask.array")
@@ -40,10 +41,10 @@ def never():
 
 @st.composite
 def cut(draw, shape):
-    """Chunks of any sizes."""
+    """Chunks of any sizes, empty ones among them."""
     chunks = []
     for n in shape:
-        inner = draw(st.sets(st.integers(1, n - 1), max_size=4)) if n > 1 else ()
+        inner = draw(st.lists(st.integers(0, n), max_size=4))
         chunks.append(tuple(b - a for a, b in pairwise([0, *sorted(inner), n])))
     return tuple(chunks)
 
@@ -126,10 +127,11 @@ def test_complex_and_half(rng):
     dw = xconv.conv_weight_grad(lazy[2], lazy[0], w.shape)
     assert np.allclose(dw.compute(), xconv.conv_weight_grad(y, x, w.shape))
     # Sums over all chunks are rounded to float16 once, and so is what the padding adds to the input gradient.
-    ones = np.ones((1, 1, 4096), np.float16)
-    dw = xconv.conv_weight_grad(da.from_array(ones, chunks=64), da.from_array(ones, chunks=64), (1, 1, 1))
+    ones = da.from_array(np.ones((1, 1, 30 * 2049), np.float16), chunks=2049)
+    dw = xconv.conv_weight_grad(ones, ones, (1, 1, 1))
     assert dw.dtype == np.float16
-    assert dw.compute() == 4096
+    assert dw.compute() == 61472  # 61470, rounded
+    assert kinds(dw)["weight-grad-sum"] == 4
     dy = da.from_array(np.ones((1, 1, 4101), np.float16), chunks=64)
     dx = xconv.conv_input_grad(dy, np.ones((1, 1, 1), np.float16), (1, 1, 3), padding=2049, pad_mode="edge")
     assert dx.dtype == np.float16
@@ -218,21 +220,104 @@ def test_sums_are_a_tree():
     assert dw.compute() == 1000
 
 
-def test_names_tell_graphs_apart():
-    x, w = da.ones((1, 1, 30), chunks=10), da.ones((1, 1, 3), chunks=-1)
-    names = {
-        xconv.conv(x, w).name,
-        xconv.conv(x, w).name,
-        xconv.conv(x, w, padding=1).name,
-        xconv.conv(x, w, algorithm="gemm").name,
-        xconv.conv(x, 2 * w).name,
-        xconv.conv(x, w, w[:, 0, 0]).name,
-        xconv.conv_transpose(x, w, padding=1).name,
-        xconv.conv_input_grad(x, w, (1, 1, 30), padding=1).name,
-    }
+X, W = da.ones((2, 4, 28), np.float32, chunks=10), da.ones((4, 2, 3), np.float32, chunks=-1)
+DY = da.ones((2, 4, 28), np.float32, chunks=7)
+FUNCTIONS = {
+    "conv": (xconv.conv, (X, W)),
+    "input_grad": (lambda dy, w, **options: xconv.conv_input_grad(dy, w, X.shape, **options), (DY, W)),
+    "weight_grad": (lambda dy, x, **options: xconv.conv_weight_grad(dy, x, W.shape, **options), (DY, X)),
+    "transpose": (xconv.conv_transpose, (DY, W)),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_names_tell_graphs_apart(name):
+    """A name for each thing that a result depends on, and the same one for the same result."""
+    function, (a, b) = FUNCTIONS[name]
+    options = {"padding": 1, "groups": 2}
+    names = [
+        function(a, b, **options).name,
+        function(2 * a, b, **options).name,
+        function(a, 2 * b, **options).name,
+        function(a, b, **options, dtype=np.float64).name,
+        function(a, b, **options, algorithm="gemm").name,
+        function(a.rechunk(9), b, **options).name,
+    ]
+    if name != "transpose":
+        names.append(function(a, b, **options, pad_mode="edge").name)
     with xconv.config(numerics="strict"):
-        names.add(xconv.conv(x, w).name)
-    assert len(names) == 8
+        names.append(function(a, b, **options).name)
+    with xconv.config(workspace=2**24):
+        names.append(function(a, b, **options).name)
+    assert len(set(names)) == len(names)
+    with xconv.config(threads=3):
+        assert function(a, b, **options).name == names[0]
+
+
+def test_names_of_windows_and_of_transposed_convolutions():
+    x = da.ones((2, 3, 9, 9), chunks=4)
+    w = da.ones((3, 2, 3, 3), chunks=-1)
+    dy = xconv.conv_transpose(x, w)
+    names = {
+        xconv.conv_transpose(x, w).name,
+        xconv.conv_transpose(x, w, da.ones(2)).name,
+        xconv.conv_input_grad(x, w, dy.shape).name,
+        xconv.im2col(x, 3).name,
+        xconv.im2col(x, 3, padding=1).name,
+        xconv.im2col(x, 2).name,
+    }
+    assert len(names) == 6
+
+
+def test_building_is_linear():
+    """In the number of chunks: 4 times as many take not much more than 4 times as long."""
+
+    def calls(chunks):
+        x, w = da.ones((chunks, 1, 8), chunks=(1, 1, 8)), np.ones((1, 1, 3))
+        counted = 0
+
+        def count(*_):
+            nonlocal counted
+            counted += 1
+
+        sys.setprofile(count)
+        try:
+            xconv.conv_weight_grad(xconv.conv(x, w, padding=1), x, w.shape, padding=1)
+        finally:
+            sys.setprofile(None)
+        return counted
+
+    calls(10)
+    assert calls(400) < 5 * calls(100)
+
+
+def test_a_coarse_side_is_cut_as_the_fine_one():
+    """No task of a weight gradient reads more than a chunk and its halo, though `dy` lies in one piece."""
+    x, dy = da.ones((1, 1, 96, 96), chunks=(1, 1, 16, 16)), np.ones((1, 1, 96, 96))
+    dw = xconv.conv_weight_grad(dy, x, (1, 1, 3, 3), padding=1)
+    assert kinds(dw)["weight-grad-partial"] == 36
+    assert np.array_equal(dw.compute(), xconv.conv_weight_grad(dy, np.ones(x.shape), (1, 1, 3, 3), padding=1))
+    dw = xconv.conv_weight_grad(da.from_array(dy, chunks=16), np.ones(x.shape), (1, 1, 3, 3), padding=1)
+    assert kinds(dw)["weight-grad-partial"] == 36
+
+
+def tasks(array, kind):
+    layer = array.__dask_graph__().layers[array.name]
+    return [task for key, task in layer.items() if f"-{kind}-" in key[0]]
+
+
+def test_what_tasks_get_is_left_alone():
+    """A part of a chunk does not hold the chunk; and a gradient to which padding is added is not written to."""
+    x, w = da.ones((1, 1, 30), chunks=10), np.ones((1, 1, 3))
+    y = xconv.conv(x, w, padding=1)
+    part = next(task for task in y.__dask_graph__().layers[y.name].values() if task.key[0].startswith("xconv-part-"))
+    chunk = np.ones((1, 1, 10))
+    assert part(dict.fromkeys(part.dependencies, chunk)).base is None
+    dx = xconv.conv_input_grad(y, w, x.shape, padding=1, pad_mode="edge")
+    patched = dx.__dask_graph__().layers[dx.name][dx.name, 0, 0, 0]
+    given = {key: np.ones((1, 1, 10 if "inner" in key[0] else 1)) for key in patched.dependencies}
+    assert patched(given)[0, 0, 0] == 2
+    assert all(np.all(a == 1) for a in given.values())
 
 
 def test_the_same_bits_on_any_scheduler(rng):
@@ -279,16 +364,33 @@ def test_chunks_of_two_libraries():
     strict = pytest.importorskip("array_api_strict")
     with pytest.raises(TypeError, match=r"`x` and `w` must be of one array library, got .*dask.* and .*strict"):
         xconv.conv(x, strict.ones((1, 1, 3)))
-    other = x.map_blocks(lambda a: a, meta=np.ma.masked_array(np.ones((0, 0, 0))))
-    with pytest.raises(TypeError, match=r"chunks of `x` and `w` must be of one array library, got numpy.ndarray and"):
+    other = x.map_blocks(lambda a: a, meta=strict.ones((0, 0, 0)))
+    with pytest.raises(TypeError, match=r"chunks of `x` and `w` must be of one array library, got numpy and .*strict"):
         xconv.conv(x, other)
 
 
-def test_unknown_sizes():
-    x = da.ones((1, 1, 9), chunks=3)
-    unknown = x[:, :, x[0, 0] > 0]
-    with pytest.raises(ValueError, match=r"`x` must have chunks of known sizes, .* compute_chunk_sizes"):
-        xconv.conv(unknown, np.ones((1, 1, 3)))
+def test_chunks_that_are_no_plain_arrays(tmp_path):
+    masked = da.ones((1, 1, 9), chunks=3).map_blocks(np.ma.masked_array, meta=np.ma.masked_array(np.ones((0, 0, 0))))
+    with pytest.raises(TypeError, match="`x` must be a plain array, got MaskedArray"):
+        xconv.im2col(masked, 3)
+    csr = pytest.importorskip("scipy.sparse").csr_array(np.ones((0, 0)))
+    sparse = da.ones((1, 1, 9), chunks=3)
+    sparse._meta = csr
+    with pytest.raises(TypeError, match="the chunks of `x` must be arrays of NumPy or CuPy, got csr_array"):
+        xconv.conv(sparse, np.ones((1, 1, 3)))
+    mapped = np.memmap(tmp_path / "w", np.float64, "w+", shape=(1, 1, 3))
+    mapped[...] = 2
+    assert np.array_equal(xconv.conv(da.ones((1, 1, 9), chunks=3), mapped).compute(), np.full((1, 1, 7), 6.0))
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("which", [0, 1])
+def test_unknown_sizes(name, which):
+    function, arrays = FUNCTIONS[name]
+    arrays = list(arrays)
+    arrays[which] = arrays[which][:, :, arrays[which][0, 0] > 0]
+    with pytest.raises(ValueError, match=r"`\w+` must have chunks of known sizes, .* compute_chunk_sizes"):
+        function(*arrays, padding=1, groups=2)
 
 
 def test_errors_come_before_any_work(never):
@@ -302,10 +404,16 @@ def test_errors_come_before_any_work(never):
             xconv.plan(x, w)
 
 
-def test_settings_are_those_of_the_call(rng):
+def test_settings_are_those_of_the_call(rng, monkeypatch):
     x, w = rng.standard_normal((1, 8, 40, 40)), rng.standard_normal((8, 8, 3, 3))
     lazy = da.from_array(x, chunks=(1, 8, 20, 40))
     with xconv.config(workspace=1):
         y = xconv.conv(lazy, w)
     with pytest.raises(ValueError, match="`workspace` must be at least"):
         y.compute()
+    seen = []
+    monkeypatch.setattr(Tiled, "forward", lambda *_: seen.append(xconv._config.current().precision) or np.ones(0))
+    with xconv.config(precision="tf32"):
+        y = xconv.conv(lazy, w)
+    y.to_delayed().ravel()[0].compute()
+    assert seen == ["tf32"]

@@ -113,7 +113,8 @@ def _scheduled(
     able = _choices(candidates(g, backend, dtype, settings), algorithm)
     if backend.chunked:
         run = partial(computed, algorithm, settings, multiplies)
-        return Chunked(backend, g, dtype, backend.accumulator(dtype), run)
+        identity = (algorithm, settings._replace(threads=None), multiplies)  # threads change no result
+        return Chunked(backend, g, dtype, backend.accumulator(dtype), run, identity)
     schedule = _first_that_fits(able, backend, g, dtype, settings, multiplies=multiplies)
     reflected = g.reflected() if multiplies else None
     if reflected is None or 0 in (*reflected.x_shape, *reflected.w_shape, *reflected.y_shape):

@@ -103,6 +103,7 @@ def test_chunks_of_dask(standin):
     )
     assert not standin.launches
     for found, expected in results:
+        assert type(found._meta) is cupy.ndarray
         made = np.empty(found.shape, found.dtype)
         for place, chunk in zip(np.ndindex(found.numblocks), found.to_delayed().ravel(), strict=True):
             values = chunk.compute(scheduler="synchronous")

@@ -37,11 +37,13 @@ class Chunked(Schedule):
     backend: Any
     #: ``run(geometry, dtype, function, *arrays)`` calls a function of the schedule of a smaller convolution.
     run: Callable[..., Array]
+    #: What tells it from other convolutions, besides its geometry and dtypes.
+    identity: tuple[object, ...]
 
     def forward(self, x: Array, w: Array, b: Array | None = None) -> Array:
         g, backend = self.geometry, self.backend
         x, others = backend.unsplit(x, self._at(1)), self._whole(w, b)
-        graph = backend.graph("conv", x, *others, self.run, self._identity)
+        graph = self._graph("conv", x, *others)
         cuts = self._cuts(x, _outputs, g.out)
         for number, images, ranges in _blocks(cuts):
             geometry, reads = self._reading(images, ranges)
@@ -53,7 +55,7 @@ class Chunked(Schedule):
     def input_grad(self, dy: Array, w: Array, b: Array | None = None, *, conjugate: bool = True) -> Array:
         g, backend = self.geometry, self.backend
         dy, others = backend.unsplit(dy, self._at(1)), self._whole(w, b)
-        graph = backend.graph("input-grad", dy, *others, self.run, self._identity, conjugate)
+        graph = self._graph("input-grad", dy, *others, conjugate)
         cuts = self._cuts(dy, _inputs, g.size)
         chunks = self._chunks(cuts, g.c_in)
         added = self._borders(graph, dy, others[0], cuts, chunks, conjugate=conjugate)
@@ -73,9 +75,11 @@ class Chunked(Schedule):
     def weight_grad(self, dy: Array, x: Array) -> Array:
         g, backend = self.geometry, self.backend
         dy, x = (backend.unsplit(a, self._at(1)) for a in (dy, x))
-        graph = backend.graph("weight-grad", dy, x, self.run, self._identity)
+        graph = self._graph("weight-grad", dy, x)
         sums = []
-        for _, images, ranges in _blocks(self._cuts(dy)):
+        # Cut by whichever lies in smaller chunks: what a task reads of either is no larger than these.
+        pairs = zip(self._cuts(dy, _same, g.out), self._cuts(x, _outputs, g.out), strict=True)
+        for _, images, ranges in _blocks([max(pair, key=len) for pair in pairs]):
             geometry, reads = self._reading(images, ranges)
             run = partial(self.run, geometry, self.accumulator, "weight_grad")
             here = self._gathered(graph, dy, (images, slice(0, g.c_out), *ranges))
@@ -89,7 +93,7 @@ class Chunked(Schedule):
     def im2col(self, x: Array, *, images_last: bool) -> Array:
         g = self.geometry
         x = self.backend.unsplit(x, 1)
-        graph = self.backend.graph("im2col", x, self.run, self._identity)
+        graph = self._graph("im2col", x, images_last)
         cuts = self._cuts(x, _outputs, g.out)
         for number, images, ranges in _blocks(cuts):
             geometry, reads = self._reading(images, ranges)
@@ -102,7 +106,7 @@ class Chunked(Schedule):
         g = self.geometry
         for at in range(1, 2 + len(g.axes)):
             cols = self.backend.unsplit(cols, at)
-        graph = self.backend.graph("col2im", cols, self.run, self._identity)
+        graph = self._graph("col2im", cols)
         cuts = self._cuts(cols, _inputs, g.size)
         for number, images, ranges in _blocks(cuts):
             tile = g.part("inputs", images, ranges)
@@ -145,9 +149,9 @@ class Chunked(Schedule):
                         added[number].append((inside, place, part))
         return added
 
-    @property
-    def _identity(self) -> object:
-        return self.geometry, str(self.dtype)
+    def _graph(self, label: str, *operands: object) -> "Graph":
+        graph: Graph = self.backend.graph(label, self.geometry, str(self.dtype), self.identity, *operands)
+        return graph
 
     def _at(self, axis: int) -> int:
         """Where a logical axis of an image is in the caller's layout."""
@@ -157,9 +161,7 @@ class Chunked(Schedule):
     def _whole(self, w: Array, b: Array | None) -> list[Array]:
         return [self.backend.whole(a) for a in (w, b) if a is not None]
 
-    def _cuts(
-        self, a: Array, along: Callable[[Axis, int], int] | None = None, lengths: Shape | None = None
-    ) -> list[list[int]]:
+    def _cuts(self, a: Array, along: Callable[[Axis, int], int], lengths: Shape) -> list[list[int]]:
         """Where to cut the images and every axis of the result, given the chunks of `a`.
 
         `along` brings an edge of a chunk from the axis of `a` to that of the result, which is so long.
@@ -167,13 +169,11 @@ class Chunked(Schedule):
         rank = len(self.geometry.axes)
         at = [self._at(2 + i) if a.ndim == 2 + rank else 2 + rank + i for i in range(rank)]
         batch, *spatial = (self.backend.edges(a, i) for i in (0, *at))
-        if along is None or lengths is None:
-            return [batch, *spatial]
-        cuts = []
-        for axis, edges, length in zip(self.geometry.axes, spatial, lengths, strict=True):
-            inner = {min(max(along(axis, edge), 0), length) for edge in edges[1:-1]}
-            cuts.append([0, *sorted(inner - {0, length}), length])
-        return [batch, *cuts]
+        places = [[along(axis, e) for e in edges] for axis, edges in zip(self.geometry.axes, spatial, strict=True)]
+        return [
+            [0, *sorted({edge for edge in edges if 0 < edge < length}), length]
+            for edges, length in zip([batch, *places], (self.geometry.batch, *lengths), strict=True)
+        ]
 
     def _chunks(self, cuts: list[list[int]], channels: int) -> tuple[Shape, ...]:
         batch, *spatial = (_sizes(cut) for cut in cuts)
@@ -202,6 +202,10 @@ class Chunked(Schedule):
 def _all(box: Index) -> Read:
     """A box that is all there is to read."""
     return (), (), box
+
+
+def _same(_: Axis, edge: int) -> int:
+    return edge
 
 
 def _outputs(axis: Axis, edge: int) -> int:

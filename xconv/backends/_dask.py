@@ -1,9 +1,11 @@
 """Dask: arrays in chunks, and graphs of tasks that make the chunks of another."""
 
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
 from importlib import import_module
-from itertools import accumulate, islice, pairwise, product
+from itertools import accumulate, islice, product
 from typing import Any, NamedTuple
 
 import array_api_compat
@@ -15,7 +17,7 @@ from dask.highlevelgraph import HighLevelGraph
 
 from .._axis import Run
 from .._typing import Array, DType, Index, Shape
-from ._numpy import DtypesOfNumpy
+from ._numpy import DtypesOfNumpy, check_type
 from ._pieces import joined
 from ._windows import follow, retract
 
@@ -34,14 +36,19 @@ class DaskBackend(DtypesOfNumpy):
     def check_arrays(self, arrays: dict[str, Array]) -> None:
         """TypeError unless all chunks are of one array library, ValueError where nobody knows how large they are."""
         for name, a in arrays.items():
+            meta = getattr(a, "_meta", a)
+            check_type(name, meta)
+            if not array_api_compat.is_array_api_obj(meta):
+                msg = f"the chunks of `{name}` must be arrays of NumPy or CuPy, got {type(meta).__qualname__}"
+                raise TypeError(msg)
             if any(math.isnan(n) for n in a.shape):
                 msg = f"`{name}` must have chunks of known sizes, got shape {a.shape}: call its compute_chunk_sizes()"
                 raise ValueError(msg)
-        kinds = {name: type(getattr(a, "_meta", a)) for name, a in arrays.items()}
-        first = next(iter(kinds))
-        for name, kind in kinds.items():
-            if kind is not kinds[first]:
-                here, there = (f"{k.__module__}.{k.__qualname__}" for k in (kinds[first], kind))
+        libraries = {name: array_api_compat.array_namespace(getattr(a, "_meta", a)) for name, a in arrays.items()}
+        first = next(iter(libraries))
+        for name, library in libraries.items():
+            if library is not libraries[first]:
+                here, there = (xp.__name__.removeprefix("array_api_compat.") for xp in (libraries[first], library))
                 msg = f"the chunks of `{first}` and `{name}` must be of one array library, got {here} and {there}"
                 raise TypeError(msg)
 
@@ -57,13 +64,14 @@ class DaskBackend(DtypesOfNumpy):
 
     def edges(self, a: Array, axis: int) -> list[int]:
         """Where the chunks along an axis begin, and the last one ends."""
-        return _edges(a.chunks[axis])
+        return list(_edges(a.chunks[axis]))
 
     def overlaps(self, chunks: tuple[Shape, ...], box: Index) -> Iterator[tuple[Shape, Index, Index]]:
         """The chunks that have a part in a box: their numbers, that part of each, and its place in the box."""
         return _overlaps(chunks, box)
 
     def graph(self, label: str, *identity: object) -> "Graph":
+        """An empty graph, whose name tells it from every graph with another identity."""
         return Graph(label, tokenize(label, *identity))
 
 
@@ -199,11 +207,14 @@ class Graph:
 def _overlaps(chunks: tuple[Shape, ...], box: Index) -> Iterator[tuple[Shape, Index, Index]]:
     choices: list[list[tuple[int, slice, slice]]] = []
     for sizes, wanted in zip(chunks, box, strict=True):
+        edges = _edges(sizes)
         choice: list[tuple[int, slice, slice]] = []
-        for i, (low, high) in enumerate(pairwise(_edges(sizes))):
-            begin, end = max(low, wanted.start), min(high, wanted.stop)
-            if begin < end or (begin == end and wanted.start == wanted.stop and not choice):
+        i = max(0, min(bisect_right(edges, wanted.start) - 1, len(sizes) - 1))
+        while i < len(sizes) and (edges[i] < wanted.stop or not choice):
+            low, begin, end = edges[i], max(edges[i], wanted.start), min(edges[i + 1], wanted.stop)
+            if begin < end or wanted.start == wanted.stop:
                 choice.append((i, slice(begin - low, end - low), slice(begin - wanted.start, end - wanted.start)))
+            i += 1
         choices.append(choice)
     for found in product(*choices):
         number, inside, place = zip(*found, strict=True)
@@ -214,8 +225,9 @@ def _size(index: Index) -> int:
     return math.prod(s.stop - s.start for s in index)
 
 
-def _edges(sizes: Shape) -> list[int]:
-    return [0, *accumulate(int(n) for n in sizes)]
+@lru_cache
+def _edges(sizes: Shape) -> tuple[int, ...]:
+    return (0, *accumulate(int(n) for n in sizes))
 
 
 # what tasks do, on the arrays of the chunks' library
