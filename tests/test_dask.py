@@ -220,8 +220,8 @@ def test_sums_are_a_tree():
     assert dw.compute() == 1000
 
 
-X, W = da.ones((2, 4, 28), np.float32, chunks=10), da.ones((4, 2, 3), np.float32, chunks=-1)
-DY = da.ones((2, 4, 28), np.float32, chunks=7)
+X, W = da.ones((2, 4, 28), dtype="float32", chunks=10), da.ones((4, 2, 3), dtype="float32", chunks=-1)
+DY = da.ones((2, 4, 28), dtype="float32", chunks=7)
 FUNCTIONS = {
     "conv": (xconv.conv, (X, W)),
     "input_grad": (lambda dy, w, **options: xconv.conv_input_grad(dy, w, X.shape, **options), (DY, W)),
