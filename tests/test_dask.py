@@ -136,6 +136,10 @@ def test_complex_and_half(rng):
     dx = xconv.conv_input_grad(dy, np.ones((1, 1, 1), np.float16), (1, 1, 3), padding=2049, pad_mode="edge")
     assert dx.dtype == np.float16
     assert np.array_equal(dx.compute()[0, 0], [2050, 1, 2050])
+    w = np.array([[[1, 2048]]], np.float16)
+    dy = da.from_array(np.ones((1, 1, 3), np.float16), chunks=1)
+    dx = xconv.conv_input_grad(dy, w, (1, 1, 2), padding=1, pad_mode="edge")
+    assert np.array_equal(dx.compute()[0, 0], [2050, 4096])  # 2049 and 1; 2049 and 2048
 
 
 def test_bias_integers_and_dtype(rng):
