@@ -221,10 +221,6 @@ def _overlaps(chunks: tuple[Shape, ...], box: Index) -> Iterator[tuple[Shape, In
         yield number, inside, place
 
 
-def _size(index: Index) -> int:
-    return math.prod(s.stop - s.start for s in index)
-
-
 @lru_cache
 def _edges(sizes: Shape) -> tuple[int, ...]:
     return (0, *accumulate(int(n) for n in sizes))
