@@ -54,7 +54,7 @@ class Library:
         self.real = "float32" if self.name == "jax" else "float64"
         #: How many hypothesis examples are worth their time, of a hundred: JAX compiles every new shape.
         shares = {"numpy": 100, "strict": 15, "strictest": 15, "torch": 20, "cupy": 20, "cupy-on-host": 4, "dask": 5}
-        self.share = shares.get(self.name, 0.5)
+        self.share = shares.get(self.name, 0.25)
 
     def __repr__(self):
         return self.name
