@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import xconv
+from xconv.backends import _numpy_depthwise
 
 SHAPES = ((2, 3, 7, 6), (6, 1, 3, 4))
 
@@ -83,3 +84,11 @@ def test_complex(rng, lib, stride):
 def test_auto_takes_it():
     x, w = np.ones((8, 128, 28, 28), np.float32), np.ones((128, 1, 3, 3), np.float32)
     assert xconv.plan(x, w, padding=1, groups=128).algorithm == "depthwise"
+
+
+@pytest.mark.parametrize("kernel", [(17, 1), (1, 17), (17, 3)])
+def test_the_longest_axis_goes_into_the_product(kernel):
+    """As sums of shifted lines, 17 taps of the first axis took five times as long."""
+    p = xconv.plan(np.ones((2, 3, 40, 40)), np.ones((3, 1, *kernel)), groups=3, algorithm="depthwise")
+    line = _numpy_depthwise.line(p.schedule.geometry)
+    assert (len(line.inner), len(line.outer)) == (17, max(1, min(kernel)))
