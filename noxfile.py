@@ -61,7 +61,8 @@ def tests(session: nox.Session) -> None:
 def kernels(session: nox.Session) -> None:
     """CuPy without a GPU: the CUDA kernels compiled, run on the CPU, and called as on a device."""
     session.install("-e", ".", *nox.project.dependency_groups(PROJECT, "kernels"))
-    files = [f"tests/test_{name}.py" for name in ("fuzz", "conv", "classic", "plan", "winograd", "algorithms")]
+    names = ("fuzz", "conv", "classic", "plan", "winograd", "algorithms", "tuning")
+    files = [f"tests/test_{name}.py" for name in names]
     options = ("--backend=cupy-on-host", "--numprocesses=auto")
     covered(session, "tests/kernels", *files, *options, what=f"--include={CUDA}")
 
@@ -90,7 +91,7 @@ def interop(session: nox.Session) -> None:
     session.run("pytest", "--backend=torch", "--ignore-glob=*interop*", "--numprocesses=auto", *session.posargs)
     # JAX compiles every new shape, so each of its precisions runs what is worth it there.
     chosen = {
-        "jax64": ("jax", "fuzz", "conv", "classic", "plan"),
+        "jax64": ("jax", "fuzz", "conv", "classic", "plan", "tuning"),
         "jax": ("jax", "algorithms", "winograd", "fourier"),
         "dask": ("conv", "classic", "errors"),  # random geometries in random chunks are in test_dask
     }

@@ -401,3 +401,23 @@ def test_tiles_are_joined_and_never_copied_into_the_whole(jax, integers):
         assert (xconv.conv(x, w) == whole).all()
     assert "scatter" not in traced
     assert "dynamic_update_slice" not in traced
+
+
+def test_tuning_follows_the_record_where_it_cannot_measure(jax, integers, monkeypatch):
+    x, w = integers((1, 8, 20, 20), (8, 8, 3, 3))
+    tuning = xconv.Tuning()
+
+    def traced():
+        return str(jax.make_jaxpr(lambda x: xconv.conv(x, w))(x))
+
+    with xconv.config(tuning=tuning):
+        traced()
+        assert len(tuning) == 0
+        xconv.conv(x, w)
+        assert len(tuning) == 1
+        (times,) = tuning._seconds.values()
+        texts = set()
+        for name in times:
+            times[name] = min(times.values()) / 2
+            texts.add(traced())
+    assert len(texts) == len(times) > 1

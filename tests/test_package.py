@@ -15,7 +15,7 @@ from xconv import backends
 pytestmark = pytest.mark.numpy_only
 
 PUBLIC = [
-    "col2im", "col2im_indices", "config", "conv", "conv_backward", "conv_forward", "conv_input_grad",
+    "Tuning", "col2im", "col2im_indices", "config", "conv", "conv_backward", "conv_forward", "conv_input_grad",
     "conv_transpose", "conv_weight_grad", "im2col", "im2col_indices", "plan",
 ]  # fmt: skip
 
@@ -61,6 +61,7 @@ def test_import_is_quick():
 def test_documentation(name):
     doc = inspect.getdoc(getattr(xconv, name))
     sections = ["Parameters", "Raises", "Examples"] + (["Returns"] if name != "config" else [])
+    sections = ["Notes", "Examples"] if name == "Tuning" else sections
     for section in sections:
         assert re.search(rf"^{section}\n-+$", doc, re.MULTILINE), section
     for parameter in inspect.signature(getattr(xconv, name)).parameters:
@@ -70,7 +71,7 @@ def test_documentation(name):
 def test_arrays_are_positional_and_options_are_named():
     for name in PUBLIC:
         function = getattr(xconv, name)
-        if name in {"config", "conv_forward", "conv_backward", "im2col_indices", "col2im_indices"}:
+        if name in {"Tuning", "config", "conv_forward", "conv_backward", "im2col_indices", "col2im_indices"}:
             continue
         for parameter in inspect.signature(function).parameters.values():
             assert parameter.kind in {parameter.POSITIONAL_ONLY, parameter.KEYWORD_ONLY}

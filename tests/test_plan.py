@@ -139,9 +139,9 @@ def test_config_nests_and_ends():
     outer = xconv.config(workspace=100, threads=2)
     with outer:
         with xconv.config(workspace=200, numerics="strict"), outer:
-            assert _config.current() == (100, "ieee", "strict", 2)
-        assert _config.current() == (100, "ieee", "fast", 2)
-    assert _config.current() == (None, "ieee", "fast", None)
+            assert _config.current() == (100, "ieee", "strict", 2, None)
+        assert _config.current() == (100, "ieee", "fast", 2, None)
+    assert _config.current() == (None, "ieee", "fast", None, None)
     with pytest.raises(ValueError, match="groups"), xconv.config(precision="tf32"):
         xconv.conv(np.ones((1, 1, 1)), np.ones((1, 1, 1)), groups=0)
     assert _config.current().precision == "ieee"

@@ -3,10 +3,12 @@
 from ._api import col2im, conv, conv_input_grad, conv_transpose, conv_weight_grad, im2col, plan
 from ._classic import col2im_indices, conv_backward, conv_forward, im2col_indices
 from ._config import config
+from ._tuning import Tuning
 
 __version__ = "0.1.0.dev0"
 
 __all__ = [
+    "Tuning",
     "col2im",
     "col2im_indices",
     "config",

@@ -8,7 +8,7 @@ from ._arguments import frozen, integer, per_axis, shape
 from ._plan import Plan
 from ._planner import Options, scheduled
 from ._typing import Array, DType, Ints, Layout, Padding, PadMode, Shape
-from .algorithms import Schedule, Tiled
+from .algorithms import Schedule
 from .backends import Backend, backend_of
 
 
@@ -488,10 +488,9 @@ def plan(
     backend = backend_of(given)
     options = _options(backend, stride, padding, dilation, groups, pad_mode, layout, dtype, algorithm)
     schedule = _schedule(backend, given, tuple(x.shape), tuple(w.shape), options)
-    if not isinstance(schedule, Tiled):
-        msg = "`x` and `w` must lie in one piece: what is done with an array in chunks is planned chunk by chunk"
-        raise TypeError(msg)
-    return Plan(schedule, (x.dtype, w.dtype), _config.current())
+    return Plan(
+        schedule.chosen("forward", x), schedule, schedule.seconds("forward", x), (x.dtype, w.dtype), _config.current()
+    )
 
 
 def _schedule(backend: Backend, given: dict[str, Array], x_shape: Shape, w_shape: Shape, options: Options) -> Schedule:

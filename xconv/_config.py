@@ -7,6 +7,7 @@ from types import EllipsisType
 from typing import Literal, NamedTuple, Self
 
 from ._arguments import integer
+from ._tuning import Tuning
 
 
 class Settings(NamedTuple):
@@ -14,6 +15,7 @@ class Settings(NamedTuple):
     precision: str = "ieee"
     numerics: str = "fast"
     threads: int | None = None
+    tuning: Tuning | None = None
 
 
 #: The settings of the blocks that surround a line of code, the innermost last; before them, the defaults.
@@ -56,6 +58,9 @@ class config:  # noqa: N801
     threads : int, optional
         Threads of the NumPy backend. By default as many as NumPy's BLAS may use at the moment of the call.
         Results do not depend on it.
+    tuning : Tuning, optional
+        A record of measured times: ``algorithm="auto"`` chooses by it, and measures what it does not hold. By default
+        nothing is measured, and what is predicted to be fastest is chosen.
 
     Raises
     ------
@@ -79,8 +84,11 @@ class config:  # noqa: N801
         precision: Literal["ieee", "tf32"] | EllipsisType | None = ...,
         numerics: Literal["fast", "strict"] | EllipsisType | None = ...,
         threads: int | EllipsisType | None = ...,
+        tuning: Tuning | EllipsisType | None = ...,
     ) -> None:
         changes: dict[str, object] = {}
+        if not isinstance(tuning, EllipsisType):
+            changes["tuning"] = _checked(tuning)
         for name, number in (("workspace", workspace), ("threads", threads)):
             if isinstance(number, EllipsisType):
                 continue
@@ -108,3 +116,10 @@ class config:  # noqa: N801
             msg = "a `config` block was left that had not been entered"
             raise RuntimeError(msg)
         _blocks.set(outer)
+
+
+def _checked(tuning: object) -> Tuning | None:
+    if tuning is None or isinstance(tuning, Tuning):
+        return tuning
+    msg = f"`tuning` must be an `xconv.Tuning`, got {tuning!r}"
+    raise TypeError(msg)

@@ -113,6 +113,11 @@ class Geometry:
         axes = tuple(replace(axis, size=axis.padded, lo=0, hi=0) for axis in self.axes)
         return replace(self, axes=axes, pad_mode="constant")
 
+    @cached_property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to multiply, or nothing that it would be for."""
+        return 0 in (*self.x_shape, *self.w_shape, *self.y_shape)
+
     def reflected(self) -> "Geometry | None":
         """The convolution with reflected filters that is the adjoint of this one; None where there is none.
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from ._config import Settings, applied
 from ._planner import Candidate, candidates
 from ._typing import Array, DType, Shape
-from .algorithms import Tiled
+from .algorithms import Schedule, Tiled
 from .backends import backend_of
 
 
@@ -18,7 +18,8 @@ class Plan:
     Attributes
     ----------
     algorithm : str
-        The algorithm's name.
+        The name of the forward pass's algorithm. The gradients' is the same, unless a :class:`Tuning` found others to
+        be faster at these.
     x_shape, w_shape, y_shape : tuple of int
         Shapes of the input, the filters and the result, in the plan's layout.
     dtype : dtype
@@ -46,7 +47,12 @@ class Plan:
     (8, 64, 56, 56)
     """
 
+    #: How the forward pass is run.
     schedule: Tiled
+    #: What runs all three functions, each by its own algorithm where that was measured.
+    run: Schedule
+    #: Seconds that the algorithms took for the forward pass, where that was measured.
+    seconds: dict[str, float]
     dtypes: tuple[DType, DType]
     settings: Settings
 
@@ -99,19 +105,19 @@ class Plan:
             given["b"] = (b, self.w_shape[:1], self.dtype)
         self._check(given)
         with applied(self.settings):
-            return self.schedule.forward(x, w, b)
+            return self.run.forward(x, w, b)
 
     def input_grad(self, dy: Array, w: Array, /) -> Array:
         """What ``xconv.conv_input_grad(dy, w, plan.x_shape)`` returns; `dy` has the plan's result shape and dtype."""
         self._check({"dy": (dy, self.y_shape, self.dtype), "w": (w, self.w_shape, self.dtypes[1])})
         with applied(self.settings):
-            return self.schedule.input_grad(dy, w)
+            return self.run.input_grad(dy, w)
 
     def weight_grad(self, dy: Array, x: Array, /) -> Array:
         """What ``xconv.conv_weight_grad(dy, x, plan.w_shape)`` returns; `dy` has the plan's result shape and dtype."""
         self._check({"dy": (dy, self.y_shape, self.dtype), "x": (x, self.x_shape, self.dtypes[0])})
         with applied(self.settings):
-            return self.schedule.weight_grad(dy, x)
+            return self.run.weight_grad(dy, x)
 
     def _check(self, given: dict[str, tuple[Array, Shape, DType]]) -> None:
         if backend_of({name: array for name, (array, _, _) in given.items()}) is not self.schedule.backend:
@@ -136,7 +142,8 @@ class Plan:
             + (", in parallel" if team.heavy and team.limit > 1 and self.schedule.backend.parallel else ""),
         ]
         for name, cost, refusal, note in self.candidates:
-            verdict = refusal or f"predicted cost {_metric(cost, 'MAC')}" + (f"; {note}" if note else "")
+            measured = f", measured {1e3 * self.seconds[name]:.3g} ms" if name in self.seconds else ""
+            verdict = refusal or f"predicted cost {_metric(cost, 'MAC')}{measured}" + (f"; {note}" if note else "")
             lines.append(f"  {'*' if name == self.algorithm else ' '} {name:<10} {verdict}")
         return "\n".join(lines)
 

@@ -14,7 +14,7 @@ from ._arguments import geometry, transposed_geometry
 from ._config import Settings, applied
 from ._geometry import Geometry
 from ._typing import Array, DType, Shape
-from .algorithms import ALGORITHMS, Algorithm, Chunked, Schedule, Tiled
+from .algorithms import ALGORITHMS, Algorithm, Chunked, Schedule, Tiled, Tuned
 from .backends import MIB, Backend, Team, backend_of
 
 #: Multiply-adds of a call that is worth a second thread.
@@ -24,6 +24,8 @@ HEAVY = 2**19
 REPETITION, MOST_TILE = 1.5, 256 * MIB
 #: To fold an element back by summation takes as much time as to move so many.
 FOLDING = 2
+#: What is predicted to take so many times as long as the best is not worth a measurement.
+PROMISING = 16
 #: So many tiles are kept with a plan; of more than that, each is made when its turn comes.
 KEPT = 64
 #: The most memory for partial sums of a weight gradient.
@@ -110,14 +112,39 @@ def _scheduled(
     settings: Settings,
     multiplies: bool,  # noqa: FBT001
 ) -> Schedule:
-    able = _choices(candidates(g, backend, dtype, settings), algorithm)
+    predicted = partial(_predicted, backend, g, dtype, settings=settings, multiplies=multiplies)
+    found = candidates(g, backend, dtype, settings)
+    able = _choices(found, algorithm)
     if backend.chunked:
+        settings = settings._replace(tuning=None)  # a task on another machine does not measure
         run = partial(computed, algorithm, settings, multiplies)
         identity = (algorithm, settings._replace(threads=None), multiplies)  # threads change no result
         return Chunked(backend, g, dtype, backend.accumulator(dtype), run, identity)
+    if settings.tuning is None or algorithm != "auto" or not multiplies or g.is_empty:
+        return predicted(algorithm)
+    choices = {}
+    for candidate in found:
+        if candidate.name in able and candidate.cost <= PROMISING * found[0].cost:
+            with suppress(WorkspaceError):
+                choices[candidate.name] = predicted(candidate.name)
+    if len(choices) < 2:
+        return predicted(algorithm)
+    others = ", ".join(f"{name} {value}" for name, value in settings._asdict().items() if name != "tuning")
+    return Tuned(backend, g, dtype, backend.accumulator(dtype), settings.tuning, choices, others)
+
+
+#: The same, remembered for the parts of arrays in chunks.
+_of_part = lru_cache(maxsize=1024)(_scheduled)
+
+
+def _predicted(
+    backend: Backend, g: Geometry, dtype: DType, algorithm: str, *, settings: Settings, multiplies: bool
+) -> Tiled:
+    """By the algorithm of that name, or by the one that is predicted to be fastest."""
+    able = _choices(candidates(g, backend, dtype, settings), algorithm)
     schedule = _first_that_fits(able, backend, g, dtype, settings, multiplies=multiplies)
     reflected = g.reflected() if multiplies else None
-    if reflected is None or 0 in (*reflected.x_shape, *reflected.w_shape, *reflected.y_shape):
+    if reflected is None or reflected.is_empty:
         return schedule
     with suppress(ValueError):  # what cannot be reflected, or not within the workspace, is folded back
         able = _choices(candidates(reflected, backend, dtype, settings), algorithm)
@@ -125,10 +152,6 @@ def _scheduled(
         if reflection.algorithm.traffic(reflected) <= FOLDING * schedule.algorithm.traffic(g):
             return replace(schedule, reflection=reflection)
     return schedule
-
-
-#: The same, remembered for the parts of arrays in chunks.
-_of_part = lru_cache(maxsize=1024)(_scheduled)
 
 
 def candidates(g: Geometry, backend: Backend, dtype: DType, settings: Settings) -> tuple[Candidate, ...]:
@@ -140,7 +163,7 @@ def candidates(g: Geometry, backend: Backend, dtype: DType, settings: Settings) 
         note = None
         if settings.numerics == "strict" and not algorithm.componentwise:
             note = 'its error bound is not componentwise, and `numerics` is "strict"'
-        elif name in backend.unproven:
+        elif name in backend.unproven and settings.tuning is None:
             note = f"it has not been measured on {backend.name}; ask for it by name"
         cost = 0 if refusal else algorithm.work(g, backend, balance) + balance * algorithm.traffic(g)
         found.append(Candidate(name, cost, refusal, note))

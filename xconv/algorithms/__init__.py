@@ -8,9 +8,10 @@ from ._gemm import Gemm
 from ._pointwise import Pointwise
 from ._schedule import Schedule
 from ._tiled import Tiled
+from ._tuned import Tuned
 from ._winograd import Winograd
 
-__all__ = ["ALGORITHMS", "Algorithm", "Chunked", "Schedule", "Tiled"]
+__all__ = ["ALGORITHMS", "Algorithm", "Chunked", "Schedule", "Tiled", "Tuned"]
 
 ALGORITHMS: dict[str, Algorithm] = {
     algorithm.name: algorithm for algorithm in (Pointwise(), Depthwise(), Winograd(), Gemm(), Fourier())

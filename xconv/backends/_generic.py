@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from itertools import islice
+from time import perf_counter
 
 import array_api_compat
 import array_api_extra as xpx
@@ -104,6 +105,10 @@ class Backend:
     def device(self, x: Array) -> Device:
         return array_api_compat.device(x)
 
+    def place(self, x: Array) -> str:
+        """The name of the device of `x`, for a record of times."""
+        return str(self.device(x))
+
     def adopts(self, array: Array) -> bool:
         """Whether an array of another library may come along with this library's."""
         del array
@@ -140,6 +145,18 @@ class Backend:
         """Multiply-adds in the time of one element to or from memory."""
         del dtype, precision
         return 16
+
+    def seconds(self, run: Callable[[], Array], calls: int) -> float | None:
+        """Time of so many calls, until their results are there; None where these are only traced."""
+        start = perf_counter()
+        for _ in range(calls):
+            made = run()
+        read = {"integer": int, "real": float, "complex": complex}[self.kind(made.dtype) or "real"]
+        try:
+            read(made[(0,) * made.ndim])  # the one thing that waits in every library
+        except (TypeError, RuntimeError):
+            return None
+        return perf_counter() - start
 
     # memory
 

@@ -16,6 +16,12 @@ PRECISIONS = {"ieee": "highest", "tf32": "tensorfloat32"}
 class JaxBackend(Backend):
     """JAX arrays and tracers."""
 
+    def place(self, x: Array) -> str:
+        """The kind of device: a tracer does not tell which, and is most likely to end on the default one."""
+        import jax
+
+        return str(getattr(self.device(x), "platform", jax.default_backend()))
+
     def product(self, u: Array, v: Array, out: Array | None = None) -> Array:
         del out
         return self.xp.matmul(u, v, precision=PRECISIONS[_config.current().precision])
