@@ -88,3 +88,7 @@ def test_only_dense_arrays():
     sparse = SimpleNamespace(layout="torch.sparse_coo", device=None)
     with pytest.raises(TypeError, match="`x` must be a dense array, got one of layout"):
         NumpyBackend().check_arrays({"x": sparse})
+
+
+def test_libraries_that_do_not_tell_the_device():
+    assert backends.Backend(np).device(SimpleNamespace()) is None
