@@ -124,6 +124,8 @@ def frozen(name: str, value: Any) -> Any:
     """An int, a string, or a tuple of such; TypeError naming the argument for anything else."""
     if type(value) is int or isinstance(value, str):
         return value
+    if type(value) is tuple and all(type(entry) is int for entry in value):
+        return value
     with suppress(TypeError):
         return operator.index(value)  # before iterating: an array without axes is an integer, and looks iterable
     if isinstance(value, (Mapping, AbstractSet)):  # these have no order of axes

@@ -1,7 +1,5 @@
 """The settings of a block of code, kept in a context variable: each thread and each asyncio task has its own."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from contextvars import ContextVar
 from types import EllipsisType
 from typing import Literal, NamedTuple, Self
@@ -26,14 +24,17 @@ def current() -> Settings:
     return _blocks.get()[-1]
 
 
-@contextmanager
-def applied(settings: Settings) -> Iterator[None]:
+class applied:  # noqa: N801
     """Run a block with exactly these settings."""
-    token = _blocks.set((*_blocks.get(), settings))
-    try:
-        yield
-    finally:
-        _blocks.reset(token)
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    def __enter__(self) -> None:
+        self._token = _blocks.set((self._settings,))
+
+    def __exit__(self, *error: object) -> None:
+        _blocks.reset(self._token)
 
 
 class config:  # noqa: N801

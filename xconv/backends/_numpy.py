@@ -32,9 +32,8 @@ class DtypesOfNumpy(Backend):
     """A library whose dtypes are those of NumPy, and of ml_dtypes."""
 
     def kind(self, dtype: DType) -> Kind:
-        if dtype.name == "bfloat16":  # of ml_dtypes
-            return "real"
-        return KINDS.get(dtype.kind)
+        known = KINDS.get(dtype.kind)
+        return "real" if known is None and dtype.name == "bfloat16" else known  # of ml_dtypes
 
     def to_dtype(self, dtype: object) -> DType:
         with suppress(TypeError):

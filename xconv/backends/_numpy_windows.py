@@ -1,7 +1,7 @@
 """The windows of images on NumPy arrays, and their adjoint, in kept memory."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from itertools import product
 from typing import NamedTuple
@@ -9,11 +9,14 @@ from typing import NamedTuple
 import numpy as np
 
 from .._geometry import Geometry
-from .._typing import Array, DType, Shape
+from .._typing import Array, DType, Index, Shape
 from ._generic import inverse
 from ._pieces import along
 from ._scratch import Take
 from ._windows import follow
+
+#: Kernels with no more taps have theirs remembered: to name a tap takes longer than to add a small image.
+FEW_TAPS = 64
 
 
 def columns(take: Take, x: Array, g: Geometry, out: Array | None) -> Array:
@@ -37,10 +40,8 @@ def folded(take: Take, g: Geometry, dtype: DType, seen: Callable[[Shape], Array]
     """The adjoint: what each tap has `seen`, ``(n, c, *out)``, added to where it was read from."""
     padded = take((*g.x_shape[:2], *g.padded), dtype)
     padded.fill(0)
-    for tap in product(*(range(a.kernel) for a in g.axes)):
-        starts = (t * a.dilation for t, a in zip(tap, g.axes, strict=True))
-        places = (slice(s, s + (a.out - 1) * a.stride + 1, a.stride) for s, a in zip(starts, g.axes, strict=True))
-        padded[(..., *places)] += seen(tap)
+    for tap, place in _taps(g) if g.taps <= FEW_TAPS else _each_tap(g):
+        padded[place] += seen(tap)
     outer, inner = g.kept
     if not g.is_cropped:
         return padded[outer]
@@ -65,6 +66,19 @@ def extend(made: Array, x: Array, g: Geometry, at: int = 2) -> None:
             again = made[along(at, slice(middle, end))]
             shape = (*made.shape[:at], run.repeats - 1, run.period, *made.shape[at + 1 :])
             again.reshape(shape, copy=False)[...] = np.expand_dims(once, at)
+
+
+def _each_tap(g: Geometry) -> Iterator[tuple[Shape, Index]]:
+    """Every tap, and what it sees in the padded images."""
+    for tap in product(*(range(a.kernel) for a in g.axes)):
+        starts = (t * a.dilation for t, a in zip(tap, g.axes, strict=True))
+        places = (slice(s, s + (a.out - 1) * a.stride + 1, a.stride) for s, a in zip(starts, g.axes, strict=True))
+        yield tap, (slice(None), slice(None), *places)
+
+
+@lru_cache(maxsize=256)
+def _taps(g: Geometry) -> tuple[tuple[Shape, Index], ...]:
+    return tuple(_each_tap(g))
 
 
 class _Images(NamedTuple):
