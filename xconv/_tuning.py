@@ -2,7 +2,6 @@
 
 from collections.abc import Collection
 from os import PathLike
-from pathlib import Path
 from typing import Self
 
 #: What a file of this format says of itself.
@@ -61,6 +60,7 @@ class Tuning:
     def load(cls, path: str | PathLike[str]) -> Self:
         """The record that was saved to `path`; ValueError for a file of another kind."""
         import json
+        from pathlib import Path
 
         text = Path(path).read_text(encoding="utf-8")
         try:
@@ -79,6 +79,7 @@ class Tuning:
     def save(self, path: str | PathLike[str]) -> None:
         """Write the record to `path`, as JSON. A file that is there is replaced when the new one is whole."""
         import json
+        from pathlib import Path
 
         path = Path(path)
         new = path.with_name(f"{path.name}.new")
