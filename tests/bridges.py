@@ -51,14 +51,14 @@ def shapes(case):
 
 
 def calls(monkeypatch):
-    """A list that grows by the name of each of xconv's functions that a bridge calls, and the settings around it."""
+    """A list that grows by each of xconv's functions that a bridge calls: its name, the settings, and the options."""
     seen = []
 
     def spied(name):
         function = getattr(xconv, name)
 
         def spy(*args, **options):
-            seen.append((name, xconv._config.current()))
+            seen.append((name, xconv._config.current(), options))
             return function(*args, **options)
 
         return spy

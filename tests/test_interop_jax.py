@@ -67,7 +67,7 @@ def derivatives(jax, function, operands, dy, seeds):
     def compute(operands, dy, seeds):
         first, pull_back = jax.vjp(gradients, *operands, dy)
         (dx, dw, *rest) = first
-        second = pull_back((*seeds, *(jax.numpy.zeros_like(a) for a in rest)))
+        second = pull_back((*seeds, *(jax.numpy.ones_like(a) for a in rest)))
         return function(*operands), dx, dw, *rest, *second
 
     return compute(tuple(operands), dy, tuple(seeds))
@@ -118,10 +118,10 @@ def test_the_explicit_gradients_are_called(jax, bridge, integers, monkeypatch):
     for transform in (lambda f: f, jax.jit):
         gradients = transform(jax.grad(lambda x, w: bridge.conv(x, w).sum(), argnums=(0, 1)))
         gradients(x, w)
-        assert [name for name, _ in seen] == names
+        assert [name for name, *_ in seen] == names
         seen.clear()
     jax.grad(lambda x: jax.grad(lambda w: bridge.conv(x, w).sum())(w).sum())(x)
-    assert {name for name, _ in seen} == set(names)
+    assert {name for name, *_ in seen} == set(names)
 
 
 @pytest.mark.parametrize("function", ["conv", "conv_transpose"])
@@ -139,7 +139,7 @@ def test_settings_hold_for_the_gradients(jax, bridge, integers, monkeypatch):
     with xconv.config(numerics="strict", workspace=50_000):
         y, pull_back = jax.vjp(bridge.conv, x, w)
     pull_back(y)
-    assert [(s.numerics, s.workspace) for _, s in seen] == [("strict", 50_000)] * 3
+    assert [(s.numerics, s.workspace) for _, s, _ in seen] == [("strict", 50_000)] * 3
 
 
 @pytest.mark.parametrize(
@@ -197,6 +197,37 @@ def test_options_are_static(jax, bridge, integers):
         assert_same([dx], [xconv.conv_input_grad(dy, w, x.shape, stride=stride)])
 
 
+@pytest.mark.parametrize("name", ["2d-all", "transpose-all", *ROUNDING])
+def test_second_derivatives_within_a_scan(jax, bridge, name):
+    """JAX loses track of an operand where a function with its own derivatives computes constants."""
+    function, x_shape, w_shape, options = (CASES | ROUNDING)[name]
+    keys = jax.random.split(jax.random.key(1), 2)
+    images, w = jax.random.normal(keys[0], (2, *x_shape)), jax.random.normal(keys[1], w_shape)
+
+    def loss(module, images, w):
+        def step(scale, x):
+            y = getattr(module, function)(x, scale * w, **options)
+            return jax.numpy.tanh(y.sum() / 8) + 1, (y**2).sum()
+
+        return sum(part.sum() for part in jax.lax.scan(step, jax.numpy.ones(()), images))
+
+    def second(module):
+        first = jax.grad(partial(loss, module), (0, 1))
+        return jax.jit(jax.grad(lambda *a: sum((d**2).sum() for d in first(*a)), (0, 1)))(images, w)
+
+    for one, other in zip(second(bridge), second(xconv), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-9 * float(abs(other).max()))
+
+
+def test_parameters_may_be_of_numpy(jax, bridge):
+    x, w = np.ones((1, 1, 4)), np.ones((1, 1, 2))
+    value, dw = jax.value_and_grad(lambda w: bridge.conv(x, w).sum())(w)
+    assert (value, dw.tolist()) == (6, [[[3, 3]]])
+    assert isinstance(bridge.conv(x, w), jax.Array)
+    value, dw = jax.value_and_grad(lambda w: bridge.conv(jax.numpy.asarray(x), w).sum())(w)
+    assert (value, dw.tolist()) == (6, [[[3, 3]]])
+
+
 def test_errors_are_those_of_xconv(jax, bridge):
     x, w = jax.numpy.ones((1, 2, 5)), jax.numpy.ones((3, 2, 3))
     with pytest.raises(ValueError, match="`b` must have one element per output channel"):
@@ -221,6 +252,16 @@ x, w, b, dy = (jnp.asarray(rng.integers(-3, 4, s), "float32") for s in ((8, 2, 6
 def gradients(x, w, b, dy):
     y, pull_back = jax.vjp(lambda *a: conv(*a, padding=1), x, w, b)
     return y, *pull_back(dy)
+
+def of_a_loss(x, w, b):
+    gradients = jax.grad(lambda *a: (conv(x, *a, padding=1) ** 2).sum(), (0, 1))(w, b)
+    return [jax.lax.psum(a, "images") for a in gradients]
+
+in_specs = (PartitionSpec("images"), PartitionSpec(), PartitionSpec())
+whole_batch = jax.grad(lambda *a: (conv(x, *a, padding=1) ** 2).sum(), (0, 1))(w, b)
+mapped = jax.shard_map(of_a_loss, mesh=mesh, in_specs=in_specs, out_specs=PartitionSpec())(x, w, b)
+for one, other in zip(mapped, whole_batch, strict=True):
+    assert np.array_equal(one, len(jax.devices()) * other)  # psum adds up what JAX has added up already
 
 alone = gradients(x, w, b, dy)
 placed = [jax.device_put(a, s) for a, s in zip((x, w, b, dy), (split, whole, whole, split))]

@@ -52,7 +52,8 @@ def derivatives(torch, function, operands, dy, seeds):
     *operands, dy = leaves(*operands, dy)
     y = function(*operands)
     first = torch.autograd.grad(y, operands, dy, create_graph=True)
-    second = torch.autograd.grad(first[:2], (*operands[:2], dy), seeds)
+    seeds = (*seeds, torch.ones_like(first[2]))
+    second = torch.autograd.grad(first, (*operands[:2], dy), seeds)
     return [a.detach() for a in (y, *first, *second)]
 
 
@@ -104,7 +105,7 @@ def test_only_what_is_needed(torch, bridge, integers, monkeypatch, wanted):
     operands |= dict(zip(wanted, needed, strict=True))
     bridge.conv(*operands.values()).sum().backward()
     names = {"x": "conv_input_grad", "w": "conv_weight_grad"}
-    assert [name for name, _ in seen] == ["conv", *(names[name] for name in wanted if name in names)]
+    assert [name for name, *_ in seen] == ["conv", *(names[name] for name in wanted if name in names)]
     assert all(a.grad.shape == a.shape for a in needed)
 
 
@@ -114,7 +115,7 @@ def test_second_derivatives_of_what_is_needed(torch, bridge, integers, monkeypat
     (dx,) = torch.autograd.grad(bridge.conv(x, w).sum(), x, create_graph=True)
     seen = calls(monkeypatch)
     torch.autograd.grad(dx.square().sum(), w)
-    assert [name for name, _ in seen] == ["conv_weight_grad"]
+    assert [name for name, *_ in seen] == ["conv_weight_grad"]
 
 
 def test_without_gradients(torch, bridge, integers):
@@ -136,7 +137,7 @@ def test_nothing_but_the_operands_is_kept(torch, bridge, function):
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda a: kept.append(a.data_ptr()), lambda a: a):
         getattr(bridge, function)(x, w, b, padding=1)
-    assert set(kept) == {a.data_ptr() for a in (x, w, b)}
+    assert set(kept) == {a.data_ptr() for a in (x, w)}
 
 
 def test_settings_hold_for_the_gradients(torch, bridge, integers, monkeypatch):
@@ -147,7 +148,7 @@ def test_settings_hold_for_the_gradients(torch, bridge, integers, monkeypatch):
         y = bridge.conv(x, w)
     with ThreadPoolExecutor(1) as pool:
         pool.submit(y.sum().backward).result()
-    assert [(s.numerics, s.workspace) for _, s in seen] == [("strict", 50_000)] * 3
+    assert [(s.numerics, s.workspace) for _, s, _ in seen] == [("strict", 50_000)] * 3
     assert x.grad is not None
 
 
@@ -169,10 +170,40 @@ def test_mixed_dtypes(torch, bridge):
 
 
 def test_wider_dtype(torch, bridge):
-    x, w = leaves(torch.ones((1, 2, 5)), torch.ones((3, 2, 3)))
-    y = bridge.conv(x, w, dtype=torch.float64)
-    y.sum().backward()
+    """The gradients are computed in it as well, and then rounded."""
+    x, w = leaves(torch.ones((1, 1, 3)), torch.ones((1, 1, 3)))
+    y = bridge.conv(x, w, dtype=torch.float64, padding=2)
+    dy = torch.tensor([[[0.0, 2**24, 1, -(2**24), 0]]], dtype=torch.float64)
+    y.backward(dy)
     assert (y.dtype, x.grad.dtype, w.grad.dtype) == (torch.float64, torch.float32, torch.float32)
+    assert w.grad.flatten()[1] == 1  # 2**24 + 1 - 2**24, which is 0 in float32
+
+
+def test_the_algorithm_is_that_of_the_gradients_too(torch, bridge, integers, monkeypatch):
+    seen = calls(monkeypatch)
+    x, w = leaves(*integers((1, 2, 5), (3, 2, 3)))
+    bridge.conv(x, w, algorithm="gemm", dtype=torch.float64).sum().backward()
+    assert [options for *_, options in seen] == [{"algorithm": "gemm", "dtype": torch.float64}] * 3
+
+
+@every_case
+def test_results_may_be_changed_in_place(torch, bridge, integers, case):
+    function, _, _, options = case
+    x_shape, w_shape, _, y_shape = shapes(case)
+    x, w, dy = integers(x_shape, w_shape, y_shape)
+    ours, theirs = leaves(x, w), leaves(x, w)
+    getattr(bridge, function)(*ours, **options).relu_().backward(dy)
+    getattr(xconv, function)(*theirs, **options).relu().backward(dy)
+    assert_same(torch, [a.grad for a in ours], [a.grad for a in theirs])
+
+
+def test_the_bias_may_change_before_the_backward_pass(torch, bridge, integers):
+    x, w, b = leaves(*integers((1, 2, 5), (3, 2, 3), (3,)))
+    y = bridge.conv(x, w, b).sum()
+    with torch.no_grad():
+        b.add_(1)
+    y.backward()
+    assert b.grad.tolist() == [3, 3, 3]
 
 
 def test_errors_are_those_of_xconv(torch, bridge):

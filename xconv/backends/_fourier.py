@@ -4,12 +4,15 @@ Blocks are the windows of a geometry, and are cut out whole. All transforms are 
 """
 
 import math
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from .._axis import Axis
 from .._geometry import Geometry
 from .._typing import Array, Namespace, Shape
 from ._pieces import along, pad, zeros
+
+if TYPE_CHECKING:
+    from ._generic import Backend
 
 
 class Grid(NamedTuple):
@@ -32,27 +35,27 @@ class Grid(NamedTuple):
         return self.real and i == len(self.lengths) - 1
 
 
-def transform(xp: Namespace, x: Array, g: Geometry, grid: Grid) -> Array:
+def transform(backend: "Backend", x: Array, g: Geometry, grid: Grid) -> Array:
     """The spectra of all windows, as the right side of a product: ``(1, frequencies * groups, depth, n * out)``."""
+    xp = backend.xp
     shape = (1, math.prod(grid.frequencies) * g.groups, g.c_in // max(1, g.groups), g.batch * g.pixels)
     if 0 in (*x.shape, *g.out):  # of which not every library makes a transform
         return zeros(xp, shape, xp.result_type(x.dtype, xp.complex64), x)
     for i, axis in reversed(list(enumerate(g.axes))):  # x is (n, c, *size[:i+1], out, frequencies, ...)
         x = _spread(xp, _cut(xp, x, 2 + i, axis), 3 + i, grid.spacing[i])
-        fft = xp.fft.rfft if grid.is_half(i) else xp.fft.fft
-        x = fft(x, n=grid.lengths[i], axis=3 + i, norm="ortho")
+        x = backend.fft(x, 3 + i, grid.lengths[i], half=grid.is_half(i))
     return xp.reshape(xp.permute_dims(x, product_order(len(g.axes))), shape)
 
 
-def inverse(xp: Namespace, v: Array, g: Geometry, grid: Grid) -> Array:
+def inverse(backend: "Backend", v: Array, g: Geometry, grid: Grid) -> Array:
     """The adjoint of `transform`, which undoes it where the windows do not overlap."""
+    xp = backend.xp
     if 0 in (*g.x_shape, *g.out):
         return zeros(xp, g.x_shape, xp.real(v[:0, ...]).dtype if grid.real else v.dtype, v)
     x = xp.reshape(v, (*grid.frequencies, g.c_in, g.batch, *g.out))
     x = xp.permute_dims(x, block_order(len(g.axes)))
     for i, axis in enumerate(g.axes):  # x is (n, c, *size[:i], out, frequencies, ...)
-        ifft = xp.fft.irfft if grid.is_half(i) else xp.fft.ifft
-        x = ifft(x, n=grid.lengths[i], axis=3 + i, norm="ortho")
+        x = backend.ifft(x, 3 + i, grid.lengths[i], half=grid.is_half(i))
         step = grid.spacing[i]
         x = _join(xp, x[along(3 + i, slice(0, (axis.kernel - 1) * step + 1, step))], 2 + i, axis)
     return x

@@ -275,14 +275,24 @@ class Backend:
         Of the shape ``(1, frequencies * groups, depth, n * pixels)``. With `lasting` they outlive the tile.
         """
         del lasting
-        return _fourier.transform(self.xp, x, g, grid)
+        return _fourier.transform(self, x, g, grid)
 
     def fourier_inverse(
         self, v: Array, g: Geometry, grid: Grid, out: Array | None = None, *, lasting: bool = False
     ) -> Array:
         """The adjoint of `fourier`: windows that overlap are added up; in `out` if possible."""
         del out, lasting
-        return _fourier.inverse(self.xp, v, g, grid)
+        return _fourier.inverse(self, v, g, grid)
+
+    def fft(self, x: Array, at: int, length: int, *, half: bool) -> Array:
+        """The orthonormal transform of `x`, with zeros behind it, along one axis; `half` of one of real numbers."""
+        transform = self.xp.fft.rfft if half else self.xp.fft.fft
+        return transform(x, n=length, axis=at, norm="ortho")
+
+    def ifft(self, x: Array, at: int, length: int, *, half: bool) -> Array:
+        """The inverse of `fft`."""
+        transform = self.xp.fft.irfft if half else self.xp.fft.ifft
+        return transform(x, n=length, axis=at, norm="ortho")
 
     def fourier_spare(self, g: Geometry, grid: Grid) -> int:
         """Numbers that `fourier` and its adjoint need at once beside what they take and make, at most."""

@@ -1,12 +1,13 @@
 """JAX: arrays that cannot be written to, and products whose precision has to be asked for."""
 
+import math
 from collections.abc import Callable, Sequence
 
 from .. import _config
 from .._geometry import Tile
 from .._typing import Array, DType, Index, Shape
 from ._generic import Backend, Piece
-from ._pieces import joined
+from ._pieces import joined, pad
 from ._threads import Team
 
 #: What JAX calls our precisions. Its own default on a GPU is TF32.
@@ -25,6 +26,21 @@ class JaxBackend(Backend):
     def product(self, u: Array, v: Array, out: Array | None = None) -> Array:
         del out
         return self.xp.matmul(u, v, precision=PRECISIONS[_config.current().precision])
+
+    # jax.numpy.fft makes constants on the way, which `zeros` in _pieces.py says more about.
+
+    def fft(self, x: Array, at: int, length: int, *, half: bool) -> Array:
+        from jax import lax
+
+        x = self.xp.moveaxis(pad(self.xp, x, at, 0, length - x.shape[at]), at, -1)
+        spectrum = lax.fft(x, "RFFT" if half else "FFT", (length,)) * (1 / math.sqrt(length))
+        return self.xp.moveaxis(spectrum, -1, at)
+
+    def ifft(self, x: Array, at: int, length: int, *, half: bool) -> Array:
+        from jax import lax
+
+        made = lax.fft(self.xp.moveaxis(x, at, -1), "IRFFT" if half else "IFFT", (length,)) * math.sqrt(length)
+        return self.xp.moveaxis(made, -1, at)
 
     def assemble(
         self,

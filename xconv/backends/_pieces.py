@@ -17,8 +17,9 @@ def zeros(xp: Namespace, shape: Shape, dtype: DType, like: Array) -> Array:
     """Zeros on the device of `like`, to write into; batched or sharded where a transformation made `like` so."""
     if 0 in like.shape:
         return xp.zeros(shape, dtype=dtype, device=array_api_compat.device(like))
-    one = xp.zeros_like(like[(slice(0, 1),) * like.ndim], dtype=dtype)
-    one = xp.reshape(one, (1,) * len(shape))
+    one = xp.reshape(like[(slice(0, 1),) * like.ndim], (1,) * len(shape))
+    # Computed from `like`: JAX hands constants within a `custom_vjp` to the wrong function, under `scan`.
+    one = xp.astype(xp.logical_and(one == one, one != one), dtype)  # noqa: PLR0124
     return xp.broadcast_to(one, shape) + one
 
 

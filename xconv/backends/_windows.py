@@ -5,7 +5,7 @@ import math
 from .._axis import Axis, Run
 from .._geometry import Geometry
 from .._typing import Array, Namespace
-from ._pieces import along, pad
+from ._pieces import along, pad, zeros
 
 
 def columns(xp: Namespace, x: Array, g: Geometry) -> Array:
@@ -35,7 +35,7 @@ def _fold(xp: Namespace, taps: list[Array], at: int, axis: Axis) -> Array:
     Output o of a tap at offset t = q * stride + r falls on position o + q of the sub-grid with phase r.
     """
     length = -(-axis.padded // axis.stride)
-    blank = pad(xp, xp.zeros_like(taps[0]), at, 0, length - axis.out)
+    blank = zeros(xp, (*taps[0].shape[:at], length, *taps[0].shape[at + 1 :]), taps[0].dtype, taps[0])
     phases = [blank] * axis.stride
     for t, tap in enumerate(taps):
         q, r = divmod(t * axis.dilation, axis.stride)

@@ -56,7 +56,7 @@ def conv(x: Array, w: Array, b: Array | None = None, /, **options: Unpack[ConvOp
     >>> jax.jit(jax.grad(lambda w: conv(x, w).sum()))(w)
     Array([[[3., 6., 9.]]], dtype=float32)
     """
-    return _bilinear(Product("y", options), x, w, b)
+    return _bilinear(Product("y", options), *_together(x, w, b))
 
 
 def conv_transpose(x: Array, w: Array, b: Array | None = None, /, **options: Unpack[TransposeOptions]) -> Array:
@@ -94,7 +94,27 @@ def conv_transpose(x: Array, w: Array, b: Array | None = None, /, **options: Unp
     >>> jax.grad(lambda w: conv_transpose(x, w, stride=2).sum())(w)
     Array([[[3., 3.]]], dtype=float32)
     """
-    return _bilinear(Product("x", options), x, w, b)
+    return _bilinear(Product("x", options), *_together(x, w, b))
+
+
+def _together(*operands: Any) -> list[Array | None]:
+    """The operands as arrays of JAX that vary over the same axes of a mesh.
+
+    JAX sees to both for its own functions, but not for those with derivatives of their own; under ``shard_map`` it then
+    would not sum the gradient of what is the same on all devices.
+    """
+    arrays = [None if a is None else jax.numpy.asarray(a) for a in operands]
+    axes = frozenset[str]().union(*(_varying(a) for a in arrays if a is not None))
+    for i, a in enumerate(arrays):
+        if a is not None and (missing := axes - _varying(a)):
+            arrays[i] = jax.lax.pcast(a, tuple(sorted(missing)), to="varying")
+    return arrays
+
+
+def _varying(a: Array) -> frozenset[str]:
+    """The axes of a mesh over which `a` may differ from device to device."""
+    manual = getattr(jax.typeof(a), "mat", None)
+    return getattr(manual, "varying", frozenset())
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -108,7 +128,7 @@ def _forward(product: Product, *operands: Any) -> tuple[Array, tuple[Any, ...]]:
 
 
 def _backward(product: Product, operands: tuple[Any, ...], g: Array) -> tuple[Array | None, ...]:
-    a, b, bias = operands
+    a, b, bias = _together(*operands)
     da = _bilinear(*product.gradient(0, a, g, b), None)
     db = _bilinear(*product.gradient(1, b, g, a), None)
     dbias = None if bias is None else cast(g.sum(product.all_but_channels(g.ndim)), bias.dtype)

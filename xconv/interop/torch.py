@@ -106,20 +106,22 @@ class _Bilinear(torch.autograd.Function):
 
     @staticmethod
     def forward(product: Product, a: Array, b: Array, bias: Array | None) -> Array:
-        return product(a, b, bias)
+        y = product(a, b, bias)
+        return y.data if y._is_view() else y  # noqa: SLF001 - a view made in here could not be changed in place
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Array) -> None:
         del output
-        ctx.product, *tensors = inputs
-        ctx.save_for_backward(*tensors)
+        ctx.product, a, b, bias = inputs
+        ctx.bias_dtype = None if bias is None else bias.dtype
+        ctx.save_for_backward(a, b)
 
     @staticmethod
     def backward(ctx: Any, g: Array) -> tuple[Array | None, ...]:
         """PyTorch's gradients are conjugate ones: those of a product are taken with the conjugate operand."""
-        product, (a, b, bias) = ctx.product, ctx.saved_tensors
+        product, (a, b) = ctx.product, ctx.saved_tensors
         _, for_a, for_b, for_bias = ctx.needs_input_grad
         da = _Bilinear.apply(*product.gradient(0, a, g, b.conj()), None) if for_a else None
         db = _Bilinear.apply(*product.gradient(1, b, g, a.conj()), None) if for_b else None
-        dbias = cast(g.sum(product.all_but_channels(g.ndim)), bias.dtype) if for_bias else None
+        dbias = cast(g.sum(product.all_but_channels(g.ndim)), ctx.bias_dtype) if for_bias else None
         return None, da, db, dbias
