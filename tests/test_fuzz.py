@@ -59,7 +59,7 @@ def test_any_geometry_in_tiles(lib, compared):
     def check(case):
         with xconv.config(workspace=least_workspace(lib, case)):
             check_geometry(lib, case)
-        compared[kind("the same in the smallest tiles", lib, case)] += 1
+        compared[kind("conv and both gradients in the smallest tiles", lib, case)] += 1
 
     check()
 
