@@ -266,13 +266,17 @@ def test_threads_measure_once(large, laps):
 
 @pytest.mark.numpy_only
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
-@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*fork")
 def test_a_child_of_a_process_that_measures(large):
     with _tuned._measuring, xconv.config(tuning=xconv.Tuning()):
         child = os.fork()
         if child == 0:
-            xconv.conv(*large)
-            os._exit(0)
+            status = 1
+            try:
+                xconv.conv(*large)
+                status = 0
+            finally:
+                os._exit(status)
     assert os.waitpid(child, 0)[1] == 0
 
 
