@@ -1,0 +1,114 @@
+"""Kernels on tensor cores on the CPU: their text behind an emulation of a block of threads and its warps.
+
+What is not shown: that a device does what NVIDIA's manual says, the order in which a tensor core adds up and how it
+rounds in between, speed.
+"""
+
+import ctypes
+import functools
+import hashlib
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from kernels.cpu import KernelError, compile_
+from xconv.backends import _implicit
+
+#: Kernels in one file of C++.
+BATCH = 8
+MACROS = ("F16", "BF16", "TF32", "ADJOINT", "PACKED", "NAME")
+#: What depends on the kernel's types; the rest is in warps.hpp.
+EMULATION = """
+void multiply(float* c, const unsigned* a, const unsigned* b) { ::multiply_as<::NUMBER>(c, a, b); }
+void convert(float& to, float from) { to = from; }
+void convert(unsigned short& to, float from) { to = ::HALF(from).bits; }
+"""
+
+
+def function(product, symbol):
+    """The kernel as a C++ function over its blocks."""
+    number = next(macro for macro in MACROS[:3] if f"#define {macro}\n" in product.head)
+    head = product.head.replace(f"#define {number}\n", f"#define XCONV_{number}\n")
+    body = product.kernel.replace("#ifdef TF32", "#ifdef XCONV_TF32").replace('extern "C"', "")
+    emulation = EMULATION.replace("NUMBER", number).replace("HALF", "bfloat16" if number == "BF16" else "float16")
+    undone = "\n".join(f"#undef {name}" for name in (*MACROS, f"XCONV_{number}"))
+    return f"""
+namespace {symbol}_ {{
+{head}
+{emulation}
+{body}
+const E* x; const E* u; U* y;
+void one() {{ NAME(x, u, y); }}
+void run(void** data, const long long* sizes, unsigned char* written, int first, int last, char* text) {{
+  x = (const E*)data[0], u = (const E*)data[1], y = (U*)data[2];
+  Report report = {{text, 0}};
+  Block here;
+  here.report = &report, here.kernel = one;
+  here.ranges = {{{{(char*)x, sizes[0], sizeof(E), nullptr}}, {{(char*)u, sizes[1], sizeof(E), nullptr}},
+                 {{(char*)y, sizes[2], sizeof(U), written}}}};
+  block = &here;
+  for (here.index.x = first; here.index.x < last && !*text; ++here.index.x) here.run(THREADS);
+}}
+}}
+extern "C" void {symbol}(void** data, const long long* sizes, unsigned char* written, int first, int last, char* text) {{
+  {symbol}_::run(data, sizes, written, first, last, text);
+}}
+{undone}
+"""
+
+
+class Warps:
+    """Compiles kernels, keeps them by their text, and runs them."""
+
+    def __init__(self, flags=()):
+        self.flags = ["-std=c++17", "-O1", "-fPIC", "-shared", "-ffp-contract=off", "-Wall", "-Wno-unknown-pragmas"]
+        self.flags += ["-Wno-unused", *flags]
+        self.functions = {}
+        self.folder = tempfile.TemporaryDirectory()
+        for name in ("cpu.hpp", "warps.hpp"):
+            Path(self.folder.name, name).write_text(Path(__file__).with_name(name).read_text())
+        compile_(*self.flags, "-x", "c++-header", Path(self.folder.name, "warps.hpp"))
+
+    def prepare(self, products):
+        """Compile kernels ahead of their launches."""
+        missing = [p for p in dict.fromkeys(products) if p not in self.functions]
+        size = min(BATCH, -(-len(missing) // 2)) or 1
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(self._compile, [missing[i : i + size] for i in range(0, len(missing), size)]))
+
+    def _compile(self, products):
+        symbols = ["k" + hashlib.sha256(p.code.encode()).hexdigest()[:16] for p in products]
+        path = Path(self.folder.name, symbols[0])
+        texts = (function(p, symbol) for p, symbol in zip(products, symbols, strict=True))
+        path.with_suffix(".cpp").write_text('#include "warps.hpp"\n' + "".join(texts))
+        compile_(*self.flags, path.with_suffix(".cpp"), "-o", path.with_suffix(".so"))
+        library = ctypes.CDLL(str(path.with_suffix(".so")))
+        for product, symbol in zip(products, symbols, strict=True):
+            self.functions[product] = getattr(library, symbol)
+
+    def launch(self, product, *arrays, blocks=None):
+        """Run a kernel on its flat arrays, all blocks or a range of them; KernelError where it goes astray."""
+        self.prepare([product])
+        written = np.zeros(arrays[-1].size, np.uint8)
+        blocks = range(product.blocks) if blocks is None else blocks
+        text = ctypes.create_string_buffer(256)
+        self.functions[product](
+            (ctypes.c_void_p * 3)(*(a.ctypes.data for a in arrays)),
+            (ctypes.c_longlong * 3)(*(a.size for a in arrays)),
+            ctypes.c_void_p(written.ctypes.data),
+            blocks.start,
+            blocks.stop,
+            text,
+        )
+        if text.value:
+            msg = f"{product.name}, {text.value.decode()}"
+            raise KernelError(msg)
+        return written
+
+
+@functools.cache
+def warps():
+    """The harness of this process, which knows all that was compiled."""
+    return Warps()
