@@ -159,7 +159,7 @@ def candidates(g: Geometry, backend: Backend, dtype: DType, settings: Settings) 
     found = []
     balance = backend.balance(dtype, settings.precision)
     for name, algorithm in ALGORITHMS.items():
-        refusal = algorithm.refusal(g, backend.kind(dtype)) or algorithm.lack(backend)
+        refusal = algorithm.refusal(g, backend.kind(dtype)) or algorithm.lack(backend, dtype, settings.precision)
         note = None
         if settings.numerics == "strict" and not algorithm.componentwise:
             note = 'its error bound is not componentwise, and `numerics` is "strict"'

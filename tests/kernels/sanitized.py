@@ -1,13 +1,15 @@
-"""Run kernels of many geometries under the sanitizers: ``python -m kernels.sanitized [PATTERN SLIP]``."""
+"""Run kernels of many geometries under the sanitizers: ``python -m kernels.sanitized threads|warps [PATTERN SLIP]``."""
 
 import sys
 from dataclasses import replace
 
+from kernels import products
 from kernels.cases import VERBS, case, geometries, mutated
 from kernels.cpu import SANITIZERS, Harness
+from kernels.warps import Warps
 
 
-def main(pattern="", slip=""):
+def threads(pattern="", slip=""):
     harness = Harness(SANITIZERS)
     special = [
         case(verb, g, ("float32", "int8", "float16")[i % 3], literal=i % 2 == 0, seed=i // 2, scattered=i % 4 > 1)
@@ -27,5 +29,15 @@ def main(pattern="", slip=""):
         c.check(harness)
 
 
+def warps(pattern="", slip=""):
+    harness = Warps(SANITIZERS)
+    cases = list(products.random_cases(12, seed=5))
+    if pattern:
+        cases = [replace(c, product=c.mutated(pattern, slip)) for c in cases[:4]]
+    harness.prepare([c.product for c in cases])
+    for c in cases:
+        c.check(harness)
+
+
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    {"threads": threads, "warps": warps}[sys.argv[1]](*sys.argv[2:])

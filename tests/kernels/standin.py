@@ -7,12 +7,14 @@ device is replaced in these places, and nowhere else:
 - the launch of kernels, by the hook that CuPy has for it: ours go to the harness, CuPy's own to NumPy;
 - the ways between the two memories, `asarray` and `get`;
 - CuPy's reductions and libraries, `sum`, `max`, `copy`, `concat`, `tensordot` and `matmul` of integers, by NumPy;
+- kernels on tensor cores, by the emulation of warps;
 - cuBLAS, by a function after its documentation (`blas`);
 - devices: an array is on the one that was current when its memory was handed out, and launches must be made there.
 """
 
 import contextlib
 import ctypes
+from functools import partial
 from types import SimpleNamespace
 
 import cupy
@@ -24,7 +26,8 @@ from cupy_backends.cuda import libs as libraries
 
 from kernels.blas import HostBlas
 from kernels.cpu import harness
-from xconv.backends import _cublas, _cupy
+from kernels.warps import warps
+from xconv.backends import _cublas, _cupy, _implicit
 
 
 class HostPointer(memory.MemoryPointer):
@@ -72,6 +75,8 @@ def device(values):
 
 class Device:
     """A device that can be made the current one."""
+
+    compute_capability = "90"
 
     def __init__(self, number, entered):
         self.number, self.entered = number, entered
@@ -132,6 +137,7 @@ class StandIn:
                 return super().__call__(*arguments, size=-1 if size is None else size)
 
         monkeypatch.setattr(cupy, "ElementwiseKernel", Kernel)
+        monkeypatch.setattr(cupy, "RawKernel", lambda code, name: partial(self.launch_blocks, code, name))
         monkeypatch.setattr(_cupy, "_texts", _cupy._Texts())
         monkeypatch.setattr(cupy.ndarray, "__cupy_override_elementwise_kernel__", launch, raising=False)
         monkeypatch.setattr(cupy.ndarray, "device", property(self.device_of))
@@ -148,7 +154,7 @@ class StandIn:
 
     def _forget(self):
         """Empty the caches that hold what is replaced."""
-        for cached in (_cupy._general, _cupy._elementwise, _cublas._cublas):
+        for cached in (_cupy._general, _cupy._elementwise, _cublas._cublas, _implicit._ready):
             cached.cache_clear()
 
     def launch(self, kernel, *arguments, out=None, dtype=None):
@@ -169,6 +175,14 @@ class StandIn:
             numbers = tuple(a for a in arguments if not isinstance(a, cupy.ndarray))
             harness().launch(Text(kernel, numbers, size), *arrays)
         return arguments[-1]
+
+    def launch_blocks(self, code, name, grid, threads, arguments):
+        """A kernel of blocks of threads: CuPy's `RawKernel`."""
+        assert threads == (_implicit.THREADS,)
+        assert {self.device_of(a) for a in arguments} == {self.entered[-1]}
+        self.launches.append((name, arguments))
+        head, kernel = code.split(_implicit.INSTRUCTIONS)
+        warps().launch(_implicit.Product(name, head, *grid, kernel), *map(host, arguments))
 
     @property
     def names(self):

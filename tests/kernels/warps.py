@@ -14,10 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from kernels.cpu import KernelError, compile_
-from xconv.backends import _implicit
 
 #: Kernels in one file of C++.
-BATCH = 8
+BATCH = 25
 MACROS = ("F16", "BF16", "TF32", "ADJOINT", "PACKED", "NAME")
 #: What depends on the kernel's types; the rest is in warps.hpp.
 EMULATION = """
@@ -52,7 +51,8 @@ void run(void** data, const long long* sizes, unsigned char* written, int first,
   for (here.index.x = first; here.index.x < last && !*text; ++here.index.x) here.run(THREADS);
 }}
 }}
-extern "C" void {symbol}(void** data, const long long* sizes, unsigned char* written, int first, int last, char* text) {{
+extern "C" void {symbol}(void** data, const long long* sizes, unsigned char* written, int first, int last,
+                         char* text) {{
   {symbol}_::run(data, sizes, written, first, last, text);
 }}
 {undone}
@@ -63,7 +63,7 @@ class Warps:
     """Compiles kernels, keeps them by their text, and runs them."""
 
     def __init__(self, flags=()):
-        self.flags = ["-std=c++17", "-O1", "-fPIC", "-shared", "-ffp-contract=off", "-Wall", "-Wno-unknown-pragmas"]
+        self.flags = ["-std=c++17", "-O0", "-fPIC", "-shared", "-ffp-contract=off", "-Wall", "-Wno-unknown-pragmas"]
         self.flags += ["-Wno-unused", *flags]
         self.functions = {}
         self.folder = tempfile.TemporaryDirectory()

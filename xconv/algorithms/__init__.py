@@ -5,6 +5,7 @@ from ._chunked import Chunked
 from ._depthwise import Depthwise
 from ._fourier import Fourier
 from ._gemm import Gemm
+from ._implicit import Implicit
 from ._pointwise import Pointwise
 from ._schedule import Schedule
 from ._tiled import Tiled
@@ -14,5 +15,5 @@ from ._winograd import Winograd
 __all__ = ["ALGORITHMS", "Algorithm", "Chunked", "Schedule", "Tiled", "Tuned"]
 
 ALGORITHMS: dict[str, Algorithm] = {
-    algorithm.name: algorithm for algorithm in (Pointwise(), Depthwise(), Winograd(), Gemm(), Fourier())
+    algorithm.name: algorithm for algorithm in (Pointwise(), Depthwise(), Winograd(), Gemm(), Fourier(), Implicit())
 }

@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from typing import ClassVar
 
 from .._geometry import Geometry
-from .._typing import Array, Kind
+from .._typing import Array, DType, Kind
 from ..backends import Backend
 
 
@@ -22,9 +22,9 @@ class Algorithm(ABC):
     def refusal(self, g: Geometry, kind: Kind) -> str | None:
         """Why this algorithm cannot serve the geometry, or a dtype of this kind; None where it can."""
 
-    def lack(self, backend: Backend) -> str | None:
-        """What this algorithm needs and the array library has not; None where it has all."""
-        del backend
+    def lack(self, backend: Backend, dtype: DType, precision: str) -> str | None:
+        """What this algorithm needs and the array library has not, for this dtype; None where it has all."""
+        del backend, dtype, precision
         return None
 
     def fitted(self, g: Geometry, kind: Kind) -> "Algorithm":

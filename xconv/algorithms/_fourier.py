@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 from .._axis import Axis
 from .._geometry import Geometry
-from .._typing import Array, Kind, Shape
+from .._typing import Array, DType, Kind, Shape
 from ..backends import Backend, Grid
 from ._bilinear import Bilinear
 
@@ -170,7 +170,8 @@ class Fourier(Bilinear):
             return f"its spectra of {len(g.axes)} spatial axes have more than the 64 axes of an array"
         return None
 
-    def lack(self, backend: Backend) -> str | None:
+    def lack(self, backend: Backend, dtype: DType, precision: str) -> str | None:
+        del dtype, precision
         return None if hasattr(backend.xp, "fft") else f"{backend.name} has no `fft` extension"
 
     def scratch(self, g: Geometry, backend: Backend) -> int:

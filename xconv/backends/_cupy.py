@@ -21,7 +21,7 @@ import numpy as np
 from .. import _config
 from .._geometry import Geometry, Tile
 from .._typing import Array, DType, Index, Shape
-from . import _kernels
+from . import _implicit, _kernels
 from ._cublas import gemm
 from ._generic import MIB, Piece, inverse
 from ._kernels import WIDEST, Kernel, Memory
@@ -47,7 +47,7 @@ class CupyBackend(DtypesOfNumpy):
     #: But the host takes some 50 us to launch a tile: there are no more than these, unless they were larger than that.
     most_tiles, most_tile_bytes = 8, 256 * MIB
 
-    unproven = frozenset({"winograd", "fft"})
+    unproven = frozenset({"winograd", "fft", "implicit"})
 
     def __init__(self) -> None:
         super().__init__(import_module("array_api_compat.cupy"))
@@ -137,6 +137,23 @@ class CupyBackend(DtypesOfNumpy):
         """Memory for an image, in the caller's layout and the dtype of sums."""
         axes = range(2, len(shape))
         return _ordered(shape, self.accumulator(like.dtype), (0, *axes, 1) if g.channels_last else (0, 1, *axes))
+
+    # a product whose columns are never written out
+
+    def implicit_lack(self, dtype: DType, precision: str) -> str | None:
+        if dtype.itemsize == 2 or (precision == "tf32" and dtype == np.float32):
+            return None
+        return f'its kernel takes float16, bfloat16, and float32 with `precision` "tf32", and these are {dtype.name}'
+
+    def implicit_filters(self, w: Array, g: Geometry, *, adjoint: bool) -> Array:
+        return _implicit.packed_filters(w, g, adjoint=adjoint)
+
+    def implicit(self, x: Array, u: Array, g: Geometry, out: Array | None, *, adjoint: bool) -> Array:
+        out = self._image(g, g.x_shape if adjoint else g.y_shape, x) if out is None else out
+        if out.size:
+            (source, read), (result, written) = _flat(x), _flat(out)
+            _implicit.launch(g, read, written, (source, u, result), adjoint=adjoint)
+        return out
 
     # products
 

@@ -298,6 +298,19 @@ class Backend:
         """Numbers that `fourier` and its adjoint need at once beside what they take and make, at most."""
         return 4 * _fourier.spare(g, grid)
 
+    # a product whose columns are never written out, where the library has a kernel of ours for it
+
+    def implicit_lack(self, dtype: DType, precision: str) -> str | None:
+        """Why there is no such product of this dtype; None where there is one, and with it the two below."""
+        del dtype, precision
+        return f"{self.name} has no kernel for it"
+
+    def implicit_filters(self, w: Array, g: Geometry, *, adjoint: bool) -> Array:
+        """The filters in the order in which `implicit` takes them."""
+
+    def implicit(self, x: Array, u: Array, g: Geometry, out: Array | None, *, adjoint: bool) -> Array:
+        """``conv(x, w)``; with `adjoint`, its transpose for ``x = dy``. In `out` if that is handed over."""
+
     # products
 
     def product(self, u: Array, v: Array, out: Array | None = None) -> Array:

@@ -137,7 +137,10 @@ __device__ inline void gather(Chunk* to, const E* x, I from, int c) {
 #else
   Chunk chunk;
 #pragma unroll
-  for (int j = 0; j < V; ++j) chunk.v[j] = from >= 0 && c + j < CHANNELS ? load(x + from + (c + j) * SOURCE_C) : E(0);
+  for (int j = 0; j < V; ++j) {
+    const bool inside = from >= 0 && c + j < CHANNELS;
+    chunk.v[j] = inside ? load(x + from + (I)(c + j) * SOURCE_C) : E(0);
+  }
   store_shared(to, chunk);
 #endif
 }
@@ -215,7 +218,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) NAME(const E* x, const E* 
         const int f = first_filter + warp_filter + j * 8 + lane % 4 * 2 + s;
         Pair pair;
         for (int e = 0; e < 1 + PAIRED; ++e) convert(pair.v[e], sum[s + e]);
-        if (f < RESULT_CHANNELS) store((Pair*)(y + (to + f * RESULT_C)), pair);
+        if (f < RESULT_CHANNELS) store((Pair*)(y + (to + (I)f * RESULT_C)), pair);
       }
     }
   }
@@ -288,6 +291,10 @@ def product(g: Geometry, source: Memory, result: Memory, *, adjoint: bool) -> Pr
 
 def launch(g: Geometry, source: Memory, result: Memory, arrays: tuple[Array, Array, Array], *, adjoint: bool) -> None:
     """Run the kernel on flat views of the source, the packed filters and the result, on the current device."""
+    capability = int(arrays[0].device.compute_capability)
+    if capability < LEAST_CAPABILITY:
+        msg = f"`algorithm` 'implicit' takes a device of compute capability 8.0, and this has {capability / 10}"
+        raise ValueError(msg)
     run, blocks = _ready(g, source, result, adjoint)
     run((blocks,), (THREADS,), arrays)
 
