@@ -12,6 +12,7 @@ from oracle import Oracle
 
 import xconv
 from kernels import cuda
+from kernels.cases import Placed
 from kernels.cpu import KernelError
 from kernels.products import DTYPES, case, geometry, random_cases
 from kernels.standin import StandIn, device, host
@@ -28,7 +29,7 @@ COMPILED = {
     "narrow": (64, 64, LAYER, False),
     "few": (32, 32, LAYER, False),
     "ragged": (3, 72, LAYER, False),
-    "line": (24, 64, STEPS[:1], False),
+    "line": (24, 64, (Axis(400, 4, 3, 2, 0, 1),), False),
     "volume": (16, 32, (*STEPS, LAYER[0]), False),
     "adjoint": (128, 64, (Axis(24, 3, 2, 1, 1, 1),) * 2, True),
 }
@@ -45,34 +46,45 @@ def binary(product, architecture):
     return cuda.Binary(cubin, log.getvalue())
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("name", COMPILED)
-def test_compiled(name, architecture):
+def product_of(channels, filters, axes, dtype, *, adjoint=False):
+    """The kernel for contiguous images, channels last."""
+    g = geometry(channels, filters, *axes, batch=8)
+    shapes = (g.y_shape, g.x_shape) if adjoint else (g.x_shape, g.y_shape)
+    order = (0, *range(2, 2 + len(axes)), 1)
+    return _implicit.product(g, *(Placed(shape, dtype, order=order).memory for shape in shapes), adjoint=adjoint)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "architecture"),
+    [
+        *(("layer", dtype, architecture) for dtype in DTYPES for architecture in ARCHITECTURES),
+        *((name, "float16", 90) for name in COMPILED if name != "layer"),
+        ("ragged", "float32", 80),
+        ("ragged", "bfloat16", 100),
+    ],
+)
+def test_compiled(name, dtype, architecture):
     """No spills, two blocks on a multiprocessor, and the instructions that it is written for."""
     channels, filters, axes, adjoint = COMPILED[name]
-    for dtype in DTYPES if name in {"layer", "ragged"} else DTYPES[:1]:
-        c = case(geometry(channels, filters, *axes), dtype, adjoint=adjoint)
-        made = binary(c.product, architecture)
-        assert made.spilled == made.stack == 0
-        assert made.registers <= 128
-        assert made.count("LDL|STL|MUFU") == 0
-        wide = 128 if (channels if adjoint else filters) > 64 and not adjoint else min(64, filters)
-        rows, along = 128 * wide // 256, wide // 32
-        # A warp's tile is `rows` by 32: per slice 2 steps, each of rows / 16 by 4 products. The loop may be unrolled.
-        products, loads = made.count("HMMA"), made.count("LDSM")
-        assert products % (2 * rows // 16 * 4) == 0 < products
-        assert loads * (rows // 16 * 4) == products * (rows // 16 + 2)
-        assert made.count("HMMA") == made.count({"float16": r"HMMA\.16816\.F32(?!\.BF16|\.TF32)",
-                                                 "bfloat16": r"HMMA\.16816\.F32\.BF16",
-                                                 "float32": r"HMMA\.1688\.F32\.TF32"}[dtype])  # fmt: skip
-        copies = made.count(r"LDGSTS\S*\.128")
-        assert copies == made.count("LDGSTS") > 0
-        assert (made.count(r"LDG\b(?!STS)") > 0) == (name == "ragged")
-        assert along
+    made = binary(product_of(channels, filters, axes, dtype, adjoint=adjoint), architecture)
+    assert made.spilled == made.stack == 0
+    assert made.registers <= 128
+    assert made.count("LDL|STL|MUFU") == 0
+    # Each half of a slice takes a warp `high` matrices of pixels, 2 of filters and 4 products of each of the former;
+    # the compiler may write out more than one slice.
+    tile = 128 if (channels if adjoint else filters) > 64 else filters
+    high = _implicit.ROWS * tile // _implicit.THREADS // 16
+    products, matrices = made.count("HMMA"), made.count("LDSM")
+    assert products % (2 * high * 4) == 0 < products
+    assert matrices * high * 4 == products * (high + 2)
+    kind = {"float16": "16816.F32", "bfloat16": "16816.F32.BF16", "float32": "1688.F32.TF32"}[dtype]
+    assert made.count(rf"HMMA\.{re.escape(kind)}$") == products
+    assert made.count(r"LDGSTS\S*\.128") == made.count("LDGSTS") > 0
+    assert (made.count(r"LDG\.") > 0) == (name == "ragged")
 
 
 def test_a_misspelt_name_is_an_error():
-    product = case(geometry(8, 8, *LAYER)).product
+    product = product_of(8, 8, LAYER, "float16")
     with pytest.raises(compiler.CompileException, match="sum"):
         binary(product._replace(kernel=product.kernel.replace("sums[i][j]", "sum[i][j]")), 90)
 
@@ -88,7 +100,7 @@ def check(cases):
 
 
 def test_any_geometry():
-    check(random_cases(90))
+    check(random_cases(48))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -101,8 +113,8 @@ def test_edges_of_tiles(dtype):
 
 @pytest.mark.parametrize("adjoint", [False, True])
 def test_not_a_number_stays_in_the_windows_that_see_it(adjoint):
-    sizes = itertools.product((8, 20), (40, 70))
-    check(case(geometry(c, f, Axis(40, 3, 2, 1, 1, 1)), nan=True, adjoint=adjoint) for c, f in sizes)
+    sizes = itertools.product((8, 12), (40, 70))
+    check(case(geometry(c, f, Axis(40, 3, 3, 1, 1, 1)), nan=True, adjoint=adjoint) for c, f in sizes)
 
 
 @pytest.mark.parametrize("scattered", [False, True])
@@ -134,9 +146,7 @@ def test_the_form_of_a_kernel():
     """16 bytes at once where everything is aligned, two results at once where they are neighbours; and its name."""
     g = geometry(8, 16, Axis(9, 3, 2, 1, 1, 0), Axis(8, 2, 1, 2, -1, 0))
     product = case(g).product
-    assert product.name == (
-        "xconv_implicit_n2_c8_o16_9x8_k3x2_s2x1_d1x2_l1xm1_h0x0_float16_float16_i32_8_32"
-    )
+    assert product.name == ("xconv_implicit_n2_c8_o16_9x8_k3x2_s2x1_d1x2_l1xm1_h0x0_float16_float16_i32_8_32")
     assert "#define PACKED" in product.head
     assert "PAIRED = 1;" in product.head
     odd = case(geometry(7, 15, *g.axes)).product
@@ -153,6 +163,8 @@ FORMS = {
     "tf32": lambda: case(geometry(20, 33, Axis(7, 3, 2, 1, 1, 1), Axis(9, 2)), "float32", nan=True),
     "single": lambda: case(geometry(11, 20, Axis(9, 3, 2, 1, 1, 2), Axis(9, 2, 1, 2)), nan=True, wide=True),
     "scattered": lambda: case(geometry(9, 21, Axis(9, 3, 2), Axis(8, 2), Axis(3, 2)), seed=2, scattered=True),
+    "volume": lambda: case(geometry(8, 24, Axis(8, 3, 1, 1, 1, 0), Axis(3, 1), Axis(2, 1)), nan=True),
+    "backwards": lambda: case(geometry(9, 21, Axis(9, 3), Axis(8, 2)), seed=9, scattered=True),
     "adjoint": lambda: case(geometry(33, 24, Axis(12, 3, 2, 1, 1, 1), Axis(9, 2, 3, 2, 0, 2)), adjoint=True, nan=True),
 }
 
@@ -161,7 +173,7 @@ MUTATIONS = [
     # Shared memory: where a chunk lies, and when it may be read and written to.
     ("plain", r"\(chunk \^ \(row / 2 % 4\)\)", "chunk"),
     ("plain", r"row / 2 % 4", "row % 4"),
-    ("plain", r"row \* 4 \+ \(chunk", "row * 4 + 1 + (chunk"),
+    ("plain", r"row \* 4 \+ \(chunk", "row * 2 + (chunk"),
     ("plain", r"slices\[step % STAGES\];\n    const", "slices[(step + 1) % STAGES];\n    const"),
     ("deep", r"__syncthreads\(\);", ""),
     ("deep", r"wait<STAGES - 2>\(\);", ""),
@@ -185,7 +197,7 @@ MUTATIONS = [
     ("plain", r"i % 2 \* 2\]", "0]"),
     ("plain", r"i \* 8 \+ lane / 4", "i * 8 + lane % 8"),
     ("plain", r"j \* 8 \+ lane % 4 \* 2", "j * 8 + lane % 8"),
-    ("single", r"lane % 4 \* 2 \+ s", "lane % 4 * 2"),
+    ("scattered", r"lane % 4 \* 2 \+ s", "lane % 4 * 2"),
     ("deep", r"warp / WARPS_ALONG \* WARP_ROWS", "warp % WARPS_ALONG * WARP_ROWS"),
     ("deep", r"% BLOCKS_OF_FILTERS \* FILTERS", "/ BLOCKS_OF_FILTERS * FILTERS"),
     # What is inside.
@@ -194,25 +206,23 @@ MUTATIONS = [
     ("plain", r"if \(f < RESULT_CHANNELS\)", ""),
     ("plain", r"if \(m >= PIXELS\) return \{-1, 0, 0, 0\};", ""),
     ("plain", r"if \(p.n < 0\) continue;", ""),
-    ("plain", r"p.n < 0 \|\| t", "t"),
-    ("plain", r"t >= TAPS \|\| ", ""),
-    ("plain", r"i0 < 0 \|\| ", ""),
+    ("backwards", r"p.n < 0 \|\| t", "t"),
+    ("volume", r"t >= TAPS \|\| ", ""),
+    ("volume", r"i0 < 0 \|\| ", ""),
     ("plain", r" \|\| i2 < 0", ""),
     ("plain", r"i < SIZE", "i <= SIZE"),
-    ("plain", r"i >= 0 &&", ""),
     ("single", r"from >= 0 && c \+ j", "c + j"),
     ("single", r"&& c \+ j < CHANNELS", ""),
     ("plain", r"from >= 0\);", "true);"),
     ("adjoint", r"q % STRIDE == 0 &&", ""),
-    ("adjoint", r"q >= 0 &&", ""),
     ("adjoint", r"o < SIZE", "o <= SIZE"),
     # Which element.
     ("plain", r"at \* STRIDE - LO", "at * STRIDE + LO"),
     ("plain", r"t \* DILATION;\n  return i", "t;\n  return i"),
     ("adjoint", r"at \+ LO", "at - LO"),
     ("adjoint", r"t \* DILATION, o", "t, o"),
-    ("plain", r"t / KERNEL2 % KERNEL1", "t / KERNEL2"),
-    ("plain", r"m / RESULT2 % RESULT1", "m / RESULT1 % RESULT1"),
+    ("volume", r"t / KERNEL2 % KERNEL1", "t / KERNEL2"),
+    ("volume", r"m / RESULT2 % RESULT1", "m / RESULT1 % RESULT1"),
     ("plain", r"k % CHUNKS \* V", "k % CHUNKS"),
     ("plain", r"step \* 4 \+ q", "step * 4 + q + 1"),
     ("scattered", r"p.n \* SOURCE_N", "0"),
@@ -247,21 +257,11 @@ def test_a_slip_is_caught(forms, name, pattern, slip):
 
 
 def test_no_undefined_behaviour():
-    done = run_sanitized("warps")
-    assert done.returncode == 0, done.stderr[-4000:]
-
-
-@pytest.mark.parametrize(
-    ("pattern", "slip", "error"),
-    [
-        (r"i < WARP_ROWS / 16; \+\+i\)\n        load", "i < 99; ++i)\n        load", "out of bounds|overflow"),
-        (r"const int q = ", "const int q = 2147483647 + ", "signed integer overflow|cannot"),
-    ][:1],
-)
-def test_the_sanitizers_are_at_work(pattern, slip, error):
-    done = run_sanitized("warps", pattern, slip)
+    """And a slip that leaves an array is noticed by the same process."""
+    done = run_sanitized("warps", r"i < WARP_ROWS / 16; \+\+i\)\n        load", "i < 99; ++i)\n        load")
+    assert done.stdout == "no error without the slip\n", done.stderr[-4000:]
     assert done.returncode != 0
-    assert re.search(error, done.stderr)
+    assert re.search("out of bounds|overflow", done.stderr)
 
 
 # The whole way of a call
@@ -292,11 +292,17 @@ def same(actual, expected, dtype):
 
 
 def names(standin):
-    return [re.match("xconv_[a-z2_]+?(?=_n|_[123]d)", name).group() for name in standin.names]
+    return [re.match("xconv_(implicit_input_grad|implicit|im2col|add)", name).group(1) for name in standin.names]
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("options", [OPTIONS, {"padding": 1}, {"padding": 1, "pad_mode": "reflect", "stride": 2}])
+@pytest.mark.parametrize(
+    ("dtype", "options"),
+    [
+        *((dtype, OPTIONS) for dtype in DTYPES),
+        ("float32", {"padding": 1}),
+        ("float16", {"padding": 1, "pad_mode": "reflect", "stride": 2}),
+    ],
+)
 def test_the_three_functions(standin, dtype, options):
     x, w, b = (device(numbers(shape, dtype)) for shape in ((2, 6, 8, 5), (10, 5, 3, 2), (10,)))
     oracle = Oracle((2, 5, 6, 8), w.shape, **options)
@@ -311,8 +317,8 @@ def test_the_three_functions(standin, dtype, options):
         assert not any("im2col" in name or "col2im" in name for name in standin.names)
         dw = xconv.conv_weight_grad(dy, x, w.shape, **options)
     same(dw, oracle.weight_grad(first(host(dy)), first(host(x))), dtype)
-    assert names(standin)[-1] == "xconv_im2col"
-    assert ("xconv_implicit_input_grad" in names(standin)) == (options.get("stride", 1) != 1)
+    assert names(standin)[-1] == "im2col"
+    assert ("implicit_input_grad" in names(standin)) == (options.get("stride", 1) != 1)
 
 
 def test_transposed(standin):
@@ -320,16 +326,14 @@ def test_transposed(standin):
     y = xconv.conv_transpose(x, w, b, stride=2, padding=1, output_padding=1, **IMPLICIT)
     expected = Oracle((2, 3, 10, 10), w.shape, stride=2, padding=1).input_grad(first(host(x)), host(w))
     same(y, np.moveaxis(expected, 1, -1) + host(b), "float16")
-    assert "xconv_implicit_input_grad" in names(standin)
+    assert "implicit_input_grad" in names(standin)
 
 
 def test_a_kernel_is_written_once_a_geometry(standin):
     x, w = device(numbers((2, 6, 8, 8), "float16")), device(numbers((16, 8, 3, 3), "float16"))
-    kernels = {id(_implicit.launch) for _ in range(3)}
     before = _implicit._ready.cache_info()
     for _ in range(3):
         xconv.conv(x, w, **IMPLICIT)
-    assert len(kernels) == 1
     assert _implicit._ready.cache_info().misses - before.misses == 1
     assert len(set(standin.names)) == 1
 
@@ -338,7 +342,7 @@ def test_in_tiles(standin):
     """A small workspace cuts it, as it does im2col."""
     x, w = device(numbers((3, 12, 8, 8), "float16")), device(numbers((4, 8, 3, 3), "float16"))
     expected = np.moveaxis(Oracle((3, 8, 12, 8), w.shape, padding=1).conv(first(host(x)), host(w)), 1, -1)
-    with xconv.config(workspace=200_000):
+    with xconv.config(workspace=60_000):
         same(xconv.conv(x, w, padding=1, **IMPLICIT), expected, "float16")
     assert len(standin.names) > 1
 
@@ -371,7 +375,7 @@ def refused(x, w, precision="ieee", **options):
 
 def test_what_it_cannot_serve(standin):
     x, w = np.zeros((2, 6, 6, 4), "float16"), np.zeros((4, 4, 3, 3), "float16")
-    assert refused(x, w, layout="channels_first") == 'it takes `layout` "channels_last"'
+    assert refused(x.swapaxes(1, 3), w, layout="channels_first") == 'it takes `layout` "channels_last"'
     assert refused(x, w[:, :2], groups=2) == "it takes one group, and there are 2"
     assert refused(x.astype("complex64"), w) == "it multiplies real floating-point numbers, and these are complex"
     assert refused(x.astype("int8"), w.astype("int8")).endswith("these are integer")
@@ -385,7 +389,7 @@ def test_what_it_cannot_serve(standin):
 def test_an_older_device(standin, monkeypatch):
     monkeypatch.setattr(type(standin.devices[0]), "compute_capability", "75")
     x, w = (device(numbers(shape, "float16")) for shape in ((1, 4, 4, 8), (8, 8, 3, 3)))
-    with pytest.raises(ValueError, match="takes a device of compute capability 8.0, and this has 7.5"):
+    with pytest.raises(ValueError, match=r"takes a device of compute capability 8\.0, and this has 7\.5"):
         xconv.conv(x, w, **IMPLICIT)
 
 

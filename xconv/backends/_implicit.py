@@ -108,14 +108,14 @@ __device__ inline Pixel pixel(WIDE_N m) {
   return {(I)(m / ((WIDE_N)RESULT2 * RESULT1 * RESULT0)), at0, at1, at2};
 }
 
-// Where tap t of one axis reads for the place `at` of the result; -1 where that is outside.
+// Where tap t of one axis reads for the place `at` of the result; less than 0 where that is outside.
 template <int SIZE, int STRIDE, int DILATION, int LO> __device__ inline I read(I at, int t) {
 #ifdef ADJOINT
   const I q = at + LO - t * DILATION, o = q / STRIDE;
-  return q >= 0 && q % STRIDE == 0 && o < SIZE ? o : -1;
+  return q % STRIDE == 0 && o < SIZE ? o : -1;
 #else
   const I i = at * STRIDE - LO + t * DILATION;
-  return i >= 0 && i < SIZE ? i : -1;
+  return i < SIZE ? i : -1;
 #endif
 }
 
