@@ -90,6 +90,11 @@ BAD = {
     "pointwise 3x3": (conv(X, W, algorithm="pointwise"), ValueError, "has more than one tap"),
     "pointwise stride": (conv(X, W[..., :1, :1], algorithm="pointwise", stride=2), ValueError, "the stride is above 1"),
     "pointwise padding": (conv(X, W[..., :1, :1], algorithm="pointwise", padding=1), ValueError, "takes no padding"),
+    "implicit": (
+        conv(np.moveaxis(X, 1, -1), W, algorithm="implicit", layout="channels_last"),
+        ValueError,
+        "`algorithm` 'implicit' cannot serve this convolution: numpy has no kernel for it",
+    ),
     "layout": (conv(X, W, layout="NHWC"), ValueError, '`layout` must be "channels_first" or "channels_last"'),
     "layout type": (conv(X, W, layout=None), TypeError, "`layout` must be a string"),
     # gradients

@@ -196,6 +196,75 @@ def test_half_types_are_summed_in_float32(cupy, rng, dtype):
         assert np.all(abs(result.astype("float64").get() - expected) <= bound)
 
 
+#: Shapes of x and w, and options, for the kernel on tensor cores: many tiles of pixels and filters; channels, filters
+#: and depths that fill chunks and tiles, and that do not; every rank, stride, dilation and side of the padding.
+IMPLICIT = {
+    "layer": ((4, 30, 28, 64), (160, 64, 3, 3), {"padding": 1}),
+    "deep": ((2, 9, 10, 256), (96, 256, 3, 3), {"padding": 1}),
+    "narrow": ((2, 17, 16, 8), (24, 8, 3, 3), {"padding": ((0, 2), 1), "stride": (2, 1)}),
+    "ragged": ((3, 19, 18, 13), (37, 13, 2, 3), {"padding": (2, -1), "dilation": (2, 1)}),
+    "image": ((2, 40, 37, 3), (64, 3, 7, 7), {"padding": 3, "stride": 2}),
+    "line": ((3, 500, 24), (40, 24, 5), {"stride": 3, "padding": (1, 4)}),
+    "volume": ((2, 7, 8, 9, 16), (48, 16, 3, 2, 3), {"padding": 1, "stride": (1, 2, 1)}),
+    "pixel": ((2, 5, 5, 72), (130, 72, 1, 1), {}),
+}
+
+
+@pytest.fixture
+def tensor_cores(cupy):
+    if int(cupy.cuda.Device().compute_capability) < 80:
+        pytest.skip("needs compute capability 8.0")
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+@pytest.mark.parametrize("name", IMPLICIT)
+def test_the_implicit_product(cupy, tensor_cores, rng, name, dtype):
+    """Sums of small integers are exact: they are those of NumPy, rounded once, and the same on every run."""
+    if dtype == "bfloat16":
+        pytest.importorskip("ml_dtypes")
+    x_shape, w_shape, options = IMPLICIT[name]
+    options = {**options, "layout": "channels_last"}
+    asked = {**options, "algorithm": "implicit"}
+    with xconv.config(precision="tf32"):
+        arrays = draw(cupy, rng, x_shape, w_shape, options, dtype, values=lambda shape: rng.integers(-2, 3, shape))
+        on_host = [array.astype("float64").get() for array in arrays[:3]]
+        references = functions(*on_host, options)
+        for function, reference in zip(functions(*arrays[:3], asked), references, strict=True):
+            result = function()
+            assert result.dtype == arrays[0].dtype
+            assert np.array_equal(result.get(), reference().astype(result.dtype))
+            assert all(same_bits(function(), result) for _ in range(20))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_the_implicit_product_of_any_memory(cupy, tensor_cores, rng, dtype):
+    """Views that begin and step anywhere; neighbours that are not numbers are not read."""
+    whole = cupy.full((2, 20, 19, 40), cupy.nan, dtype)
+    w = cupy.asarray(rng.integers(-2, 3, (24, 16, 3, 3)).astype(dtype))
+    views = whole[..., :16], whole[..., 1:17], whole[:, ::2, ::-1, 3:35:2], whole[:, :16].transpose(0, 3, 2, 1)
+    for x in views:
+        whole.fill(cupy.nan)
+        x[...] = cupy.asarray(rng.integers(-2, 3, x.shape).astype(dtype))
+        with xconv.config(precision="tf32"):
+            y = xconv.conv(x, w, padding=1, layout="channels_last", algorithm="implicit")
+        on_host = (a.get().astype("float64") for a in (x, w))
+        assert np.array_equal(y.get(), xconv.conv(*on_host, padding=1, layout="channels_last"))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_the_error_of_the_implicit_product(cupy, tensor_cores, rng, dtype):
+    """Operands are rounded to 10 bits where they are float32; sums are float32, in whatever way the device rounds."""
+    x_shape, w_shape, options = IMPLICIT["deep"]
+    options = {**options, "layout": "channels_last"}
+    x, w = (cupy.asarray(rng.standard_normal(shape).astype(dtype)) for shape in (x_shape, w_shape))
+    hx, hw = (a.get().astype("float64") for a in (x, w))
+    with xconv.config(precision="tf32"):
+        y = xconv.conv(x, w, **options, algorithm="implicit").get()
+    exact, size = xconv.conv(hx, hw, **options), xconv.conv(abs(hx), abs(hw), **options)
+    operands, result = (0, 2.0**-11) if dtype == "float16" else (2.0**-10, 0)
+    assert np.all(abs(y - exact) <= (operands + 256 * 9 * 2.0**-23) * size + result * abs(exact))
+
+
 def test_tf32_only_on_request(cupy, rng):
     x_shape, w_shape, options = LAYER
     x, w, _, _ = draw(cupy, rng, x_shape, w_shape, options)
