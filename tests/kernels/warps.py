@@ -18,9 +18,9 @@ from kernels.cpu import KernelError, compile_
 #: Kernels in one file of C++.
 BATCH = 25
 MACROS = ("F16", "BF16", "TF32", "ADJOINT", "PACKED", "NAME")
-#: What depends on the kernel's types; the rest is in warps.hpp.
+#: What depends on the kernel's types; the rest is in warps.hpp and warps.cpp.
 EMULATION = """
-void multiply(float* c, const unsigned* a, const unsigned* b) { ::multiply_as<::NUMBER>(c, a, b); }
+void multiply(float* c, const unsigned* a, const unsigned* b) { ::multiply_as(::NUMBER(), c, a, b); }
 void convert(float& to, float from) { to = from; }
 void convert(unsigned short& to, float from) { to = ::HALF(from).bits; }
 """
@@ -42,13 +42,8 @@ const E* x; const E* u; U* y;
 void one() {{ NAME(x, u, y); }}
 void run(void** data, const long long* sizes, unsigned char* written, int first, int last, char* text) {{
   x = (const E*)data[0], u = (const E*)data[1], y = (U*)data[2];
-  Report report = {{text, 0}};
-  Block here;
-  here.report = &report, here.kernel = one;
-  here.ranges = {{{{(char*)x, sizes[0], sizeof(E), nullptr}}, {{(char*)u, sizes[1], sizeof(E), nullptr}},
-                 {{(char*)y, sizes[2], sizeof(U), written}}}};
-  block = &here;
-  for (here.index.x = first; here.index.x < last && !*text; ++here.index.x) here.run(THREADS);
+  const int itemsizes[3] = {{sizeof(E), sizeof(E), sizeof(U)}};
+  run_blocks(one, THREADS, first, last, data, sizes, itemsizes, written, text);
 }}
 }}
 extern "C" void {symbol}(void** data, const long long* sizes, unsigned char* written, int first, int last,
@@ -67,9 +62,12 @@ class Warps:
         self.flags += ["-Wno-unused", *flags]
         self.functions = {}
         self.folder = tempfile.TemporaryDirectory()
-        for name in ("cpu.hpp", "warps.hpp"):
+        for name in ("cpu.hpp", "warps.hpp", "warps.cpp"):
             Path(self.folder.name, name).write_text(Path(__file__).with_name(name).read_text())
         compile_(*self.flags, "-x", "c++-header", Path(self.folder.name, "warps.hpp"))
+        emulation = Path(self.folder.name, "warps.so")
+        compile_(*self.flags, "-O1", emulation.with_suffix(".cpp"), "-o", emulation)
+        ctypes.CDLL(str(emulation), ctypes.RTLD_GLOBAL)  # where the kernels find it
 
     def prepare(self, products):
         """Compile kernels ahead of their launches."""
