@@ -22,7 +22,7 @@ struct Range {
 struct Copy { char* to; const char* from; };  // from nowhere: zeros
 
 // 16 bytes of shared memory: when they were last written and read, counted in barriers.
-struct Cell { int written = -1, read = -1, writer = -1; bool on_its_way = false; };
+struct Cell { int written = -1, read = -1; bool on_its_way = false; };
 
 enum State { READY, IN_WARP, AT_BARRIER, DONE };
 
@@ -221,7 +221,7 @@ void check_load(const void* from, int bytes) { block->range_of(from, bytes); }
 
 void check_store(void* to, int bytes) {
   block->aligned(to, bytes);
-  Range* range = block->range_of(to, bytes);
+  const Range* range = block->range_of(to, bytes);
   const long long at = ((char*)to - range->begin) / range->itemsize;
   for (int j = 0; j < bytes / range->itemsize; ++j) {
     if (!range->written) block->fail("an input is written to");

@@ -38,9 +38,8 @@ __device__ inline unsigned shared_address(const void* p) { return (unsigned)__cv
 
 // 16 bytes to shared memory, zeros where not `inside`; they are there once they have been waited for.
 __device__ inline void copy_async(Chunk* to, const E* from, bool inside) {
-  asm volatile("{ .reg .pred outside; setp.eq.s32 outside, %2, 0;\n"
-               "  cp.async.cg.shared.global [%0], [%1], 16, outside; }"
-               :: "r"(shared_address(to)), "l"(from), "r"((int)inside) : "memory");
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
+               :: "r"(shared_address(to)), "l"(from), "r"(inside ? 16 : 0) : "memory");
 }
 
 __device__ inline void commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
@@ -65,11 +64,11 @@ __device__ inline void load_matrices(unsigned* v, const Chunk* row) {
 #define SHAPE "m16n8k16.row.col.f32.f16.f16.f32"
 #endif
 
-// c += a b, of 16 rows, 8 columns and 32 bytes between them.
+// c += a b, of 16 rows, 8 columns and 32 bytes between them. All lanes take part: no compiler may move it to a branch.
 __device__ inline void multiply(float* c, const unsigned* a, const unsigned* b) {
-  asm("mma.sync.aligned." SHAPE " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+  asm volatile("mma.sync.aligned." SHAPE " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
 // A float32 as a TF32, rounded to the nearest.
@@ -167,7 +166,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) NAME(const E* x, const E* 
     for (int i = 0; i < (FILTERS * 4 + THREADS - 1) / THREADS; ++i) {
       const int row = (thread + i * THREADS) / 4, f = first_filter + row;
       const bool inside = f < RESULT_CHANNELS && k < DEPTH;
-      if (row < FILTERS) copy_async(place(slice, ROWS + row, q), u + (inside ? ((I)f * DEPTH + k) * V : 0), inside);
+      if (FILTERS * 4 % THREADS == 0 || row < FILTERS)
+        copy_async(place(slice, ROWS + row, q), u + (inside ? ((I)f * DEPTH + k) * V : 0), inside);
     }
   };
 
