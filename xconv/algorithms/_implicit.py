@@ -2,8 +2,9 @@
 
 The forward pass and the input gradient read x, w or dy once from memory and write their result, and nothing else. The
 sum is that of a matrix product, with its error: ``|err| <= K * eps * conv(|x|, |w|)``, element by element. The weight
-gradient, a long sum for few results, is im2col's. (S. Chetlur et al., *cuDNN: Efficient Primitives for Deep Learning*,
-2014, section 3, describes the way.)
+gradient, a long sum for few results, is im2col's. Where a tap reads nothing, as most do in the input gradient of a
+large stride, it is multiplied by a zero: a NaN among the filters then reaches results that it has no part in. (S.
+Chetlur et al., *cuDNN: Efficient Primitives for Deep Learning*, 2014, section 3, describes the way.)
 """
 
 import math

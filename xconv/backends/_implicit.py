@@ -94,8 +94,6 @@ template <class V> __device__ inline void store(V* to, const V& values) { *to = 
 """
 
 KERNEL = r"""
-typedef unsigned N;
-
 struct alignas(PAIRED ? 2 * sizeof(U) : sizeof(U)) Pair { U v[1 + PAIRED]; };
 
 // A pixel of the result; n is -1 behind the last.
