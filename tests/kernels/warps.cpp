@@ -217,11 +217,13 @@ void wait_for_all_but(unsigned left) {
 
 void check_shared(void* to) { block->written_to(to).written = block->running->barriers; }
 
-void check_load(const void* from, int bytes) { block->range_of(from, bytes); }
+void check_load(const void* from, int bytes) {
+  if (block->range_of(from, bytes) != &block->ranges[0]) block->fail("an element is loaded from another array than x");
+}
 
 void check_store(void* to, int bytes) {
   block->aligned(to, bytes);
-  const Range* range = block->range_of(to, bytes);
+  Range* range = block->range_of(to, bytes);
   const long long at = ((char*)to - range->begin) / range->itemsize;
   for (int j = 0; j < bytes / range->itemsize; ++j) {
     if (!range->written) block->fail("an input is written to");
