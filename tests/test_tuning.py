@@ -281,7 +281,7 @@ def test_a_child_of_a_process_that_measures(large):
 
 
 @pytest.mark.numpy_only
-@pytest.mark.parametrize("fault", [MemoryError, ImportError])
+@pytest.mark.parametrize("fault", [MemoryError, ImportError, ValueError])
 def test_what_cannot_run_here_is_left_out(large, monkeypatch, fault):
     def broken(*args):
         raise fault

@@ -87,7 +87,7 @@ class Tuned(Schedule):
         runs = {name: partial(getattr(choice, function), *arrays) for name, choice in self.choices.items()}
         best: dict[str, float] = {}
         for name, run in runs.items():
-            with suppress(ImportError, MemoryError):  # what cannot run here is left out
+            with suppress(ImportError, MemoryError, ValueError):  # what cannot run here is left out
                 for _ in range(WARM_UP):
                     seconds = self.backend.seconds(run, 1)
                 if seconds is None:
