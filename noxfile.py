@@ -14,7 +14,7 @@ nox.options.default_venv_backend = "virtualenv"
 
 PROJECT = nox.project.load_toml("pyproject.toml")
 #: What CUDA is for: run by `kernels` and `gpu`, and not by `tests`.
-CUDA = "xconv/backends/_cupy.py,xconv/backends/_cublas.py,xconv/backends/_kernels.py"
+CUDA = ",".join(f"xconv/backends/_{name}.py" for name in ("cupy", "cublas", "cudnn", "kernels"))
 #: The bridges to PyTorch, JAX and autograd: run by `interop`, and not by `tests`.
 BRIDGES = "xconv/interop"
 #: A page of the documentation whose examples need PyTorch.

@@ -115,20 +115,43 @@ def _scheduled(
         run = partial(computed, algorithm, settings, multiplies)
         identity = (algorithm, settings._replace(threads=None), multiplies)  # threads change no result
         return Chunked(backend, g, dtype, backend.accumulator(dtype), run, identity)
+    return _tiled(able, backend, g, dtype, algorithm, settings, multiplies=multiplies)
+
+
+#: The same, remembered for the parts of arrays in chunks.
+_of_part = lru_cache(maxsize=1024)(_scheduled)
+
+
+def _tiled(
+    able: list[str],
+    backend: Backend,
+    g: Geometry,
+    dtype: DType,
+    algorithm: str,
+    settings: Settings,
+    *,
+    multiplies: bool,
+) -> Tiled:
+    """The best algorithm that fits, with all that may take its place in one function or the other."""
     schedule = _first_that_fits(able, backend, g, dtype, settings, multiplies=multiplies)
+    if schedule.algorithm.foreign:
+        others = able[1 + able.index(schedule.algorithm.name) :]
+        if not others:
+            return schedule
+        with suppress(WorkspaceError):
+            otherwise = _tiled(others, backend, g, dtype, algorithm, settings, multiplies=multiplies)
+            return replace(schedule, otherwise=otherwise)
+        return schedule
     reflected = g.reflected() if multiplies else None
     if reflected is None or 0 in (*reflected.x_shape, *reflected.w_shape, *reflected.y_shape):
         return schedule
     with suppress(ValueError):  # what cannot be reflected, or not within the workspace, is folded back
         able = _choices(candidates(reflected, backend, dtype, settings), algorithm)
+        able = [name for name in able if not ALGORITHMS[name].foreign]
         reflection = _first_that_fits(able, backend, reflected, dtype, settings)
         if reflection.algorithm.traffic(reflected) <= FOLDING * schedule.algorithm.traffic(g):
             return replace(schedule, reflection=reflection)
     return schedule
-
-
-#: The same, remembered for the parts of arrays in chunks.
-_of_part = lru_cache(maxsize=1024)(_scheduled)
 
 
 def candidates(g: Geometry, backend: Backend, dtype: DType, settings: Settings) -> tuple[Candidate, ...]:

@@ -2,6 +2,7 @@
 
 from ._algorithm import Algorithm
 from ._chunked import Chunked
+from ._cudnn import Cudnn
 from ._depthwise import Depthwise
 from ._fourier import Fourier
 from ._gemm import Gemm
@@ -13,5 +14,5 @@ from ._winograd import Winograd
 __all__ = ["ALGORITHMS", "Algorithm", "Chunked", "Schedule", "Tiled"]
 
 ALGORITHMS: dict[str, Algorithm] = {
-    algorithm.name: algorithm for algorithm in (Pointwise(), Depthwise(), Winograd(), Gemm(), Fourier())
+    algorithm.name: algorithm for algorithm in (Pointwise(), Depthwise(), Winograd(), Gemm(), Fourier(), Cudnn())
 }
