@@ -18,8 +18,8 @@ from ._algorithm import Algorithm
 MOST_ELEMENTS = 2**31 - 1
 #: Elements of a tile from which on it is cut, 256 MiB of the widest numbers: cuDNN knows best how to go through memory.
 WHOLE_TILE = 2**25
-#: Elements of temporary memory that even a small convolution may take.
-SLACK = 2**14
+#: Elements of temporary memory that cuDNN may take beside copies of the arrays: at least, and at most.
+LEAST_EXTRA, MOST_EXTRA = 2**10, 2**22
 
 
 class Cudnn(Algorithm):
@@ -70,8 +70,8 @@ class Cudnn(Algorithm):
         return backend.cudnn("weight_grad", g, dy, x, None, self._workspace(g))
 
     def _workspace(self, g: Geometry) -> int:
-        """Elements of temporary memory that cuDNN itself may take: enough for each array in another memory order."""
-        return _arrays(g) + SLACK
+        """Elements that cuDNN itself may take: all arrays in another memory order, and partial sums of the filters."""
+        return _arrays(g) + max(LEAST_EXTRA, min(_arrays(g), MOST_EXTRA))
 
 
 def _arrays(g: Geometry) -> int:
