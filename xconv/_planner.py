@@ -136,11 +136,10 @@ def _tiled(
     schedule = _first_that_fits(able, backend, g, dtype, settings, multiplies=multiplies)
     if schedule.algorithm.foreign:
         others = able[1 + able.index(schedule.algorithm.name) :]
-        if not others:
-            return schedule
-        with suppress(WorkspaceError):
-            otherwise = _tiled(others, backend, g, dtype, algorithm, settings, multiplies=multiplies)
-            return replace(schedule, otherwise=otherwise)
+        if others:
+            with suppress(WorkspaceError):
+                otherwise = _tiled(others, backend, g, dtype, algorithm, settings, multiplies=multiplies)
+                return replace(schedule, otherwise=otherwise)
         return schedule
     reflected = g.reflected() if multiplies else None
     if reflected is None or 0 in (*reflected.x_shape, *reflected.w_shape, *reflected.y_shape):
