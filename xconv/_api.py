@@ -60,8 +60,8 @@ def conv(
     algorithm : str
         "auto", or the name of the algorithm to use: "gemm" (im2col and a matrix product), "pointwise"
         (a kernel of one tap), "depthwise" (one input channel per group, no columns), "winograd" (kernels of up to 7
-        taps, stride and dilation 1, no integers) or "fft" (Fourier transforms of overlapping blocks, for large kernels;
-        no integers).
+        taps, stride and dilation 1, no integers), "fft" (Fourier transforms of overlapping blocks, for large kernels;
+        no integers) or "cudnn" (NVIDIA's library, for CuPy arrays of real numbers, where it is installed).
 
     Returns
     -------
