@@ -159,11 +159,13 @@ def test_what_another_library_refuses_is_done_by_the_next_best(foreign, lib, arr
     """In that function and no other; with the input gradient that the next best would have, reflected or not."""
     x, w, _ = arrays
     for stride in (1, 2):
-        plan, ours = xconv.plan(x, w, stride=stride), xconv.plan(x, w, stride=stride, algorithm="gemm")
+        options = {"stride": stride, "padding": 1}
+        plan, ours = xconv.plan(x, w, **options), xconv.plan(x, w, **options, algorithm="gemm")
         assert plan.algorithm == "foreign"
         assert plan.schedule.otherwise.algorithm.name == "gemm"
         assert plan.schedule.reflection is None
-        assert (plan.schedule.otherwise.reflection is None) == (ours.schedule.reflection is None)
+        reflections = [schedule.reflection for schedule in (plan.schedule.otherwise, ours.schedule)]
+        assert [r and r.algorithm.name for r in reflections] == [None if stride == 2 else "gemm"] * 2
         before = getattr(foreign, "forwards", 0)
         y = plan.conv(x, w)
         assert foreign.forwards > before

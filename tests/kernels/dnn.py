@@ -156,6 +156,7 @@ def at(tensor, address):
     assert type(address) is int
     assert address % 16 == 0
     assert not tensor.is_virtual
+    assert len(tensor.dim) in {4, 5}  # cuDNN has images and volumes
     dtype = np.dtype(DTYPES[tensor.data_type.name])
     order = sorted(range(len(tensor.dim)), key=lambda axis: (-tensor.stride[axis], -tensor.dim[axis]))
     steps = [math.prod(tensor.dim[axis] for axis in order[i + 1 :]) for i in range(len(order))]

@@ -19,7 +19,7 @@ from xconv import _planner
 from xconv._axis import Axis
 from xconv._geometry import Geometry
 from xconv.algorithms import ALGORITHMS
-from xconv.backends import _cudnn, _cupy
+from xconv.backends import _cudnn, _cupy, backend_of
 
 ALWAYS = {"NONDETERMINISTIC", "DOWN_CONVERT_INPUTS", "REDUCED_PRECISION_REDUCTION", "FFT", "WINOGRAD"}
 LAYER = (2, 4, 9, 8), (6, 4, 3, 3), {"padding": 1}
@@ -392,11 +392,21 @@ def test_a_workspace_without_room_for_it(dnn, proven):
 
 
 def test_it_has_an_input_gradient_of_its_own(dnn, proven):
-    """Which is no convolution with reflected filters, as ours is."""
+    """Which is no convolution with reflected filters, as ours is; and ours is not handed to cuDNN again."""
     x, w = device(numbers((1, 2, 5, 5))), device(numbers((3, 2, 3, 3)))
-    assert xconv.plan(x, w).schedule.reflection is None
-    plan = xconv.plan(x, w, algorithm="gemm")
-    assert plan.schedule.reflection is None or plan.schedule.reflection.algorithm.name != "cudnn"
+    plan = xconv.plan(x, w, padding=1)
+    assert plan.schedule.reflection is None
+    assert plan.schedule.otherwise.reflection.algorithm.name == "gemm"
+
+
+def test_negative_padding_of_operands(dnn):
+    """Tiles have cut it off; it would be cut off here, too."""
+    g = Geometry(2, 3, 4, 1, (Axis(8, 3, 1, 1, -2, 1), Axis(9, 2, 1, 1, 1, -3)))
+    oracle = Oracle(g.x_shape, g.w_shape, padding=((-2, 1), (1, -3)))
+    x, w, dy = (numbers(shape, seed=seed) for seed, shape in enumerate((g.x_shape, g.w_shape, g.y_shape)))
+    run = backend_of({"x": device(x)}).cudnn
+    same(run("conv", g, device(x), device(w), None, 2**16), oracle.conv(x, w))
+    same(run("weight_grad", g, device(dy), device(x), None, 2**16), oracle.weight_grad(dy, x))
 
 
 def test_it_is_not_chosen_before_it_is_measured(dnn):
