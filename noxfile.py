@@ -14,8 +14,10 @@ nox.options.default_venv_backend = "virtualenv"
 
 PROJECT = nox.project.load_toml("pyproject.toml")
 #: What CUDA is for: run by `kernels` and `gpu`, and not by `tests`.
-CUDA = ",".join(f"xconv/backends/_{name}.py" for name in ("cupy", "cublas", "implicit", "kernels"))
-CUDA += ",xconv/algorithms/_implicit.py"
+CUDA = ",".join(f"xconv/backends/_{name}.py" for name in ("cupy", "cublas", "cudnn", "implicit", "kernels"))
+CUDA += ",xconv/algorithms/_cudnn.py,xconv/algorithms/_implicit.py"
+#: Makes cuDNN's graphs. What it depends on are kernels of its own, which nothing here runs.
+FRONTEND = "nvidia-cudnn-frontend==1.32.*"
 #: The bridges to PyTorch, JAX and autograd: run by `interop`, and not by `tests`.
 BRIDGES = "xconv/interop"
 #: A page of the documentation whose examples need PyTorch.
@@ -62,6 +64,7 @@ def tests(session: nox.Session) -> None:
 def kernels(session: nox.Session) -> None:
     """CuPy without a GPU: the CUDA kernels compiled, run on the CPU, and called as on a device."""
     session.install("-e", ".", *nox.project.dependency_groups(PROJECT, "kernels"))
+    session.install("--no-deps", FRONTEND)
     names = ("fuzz", "conv", "classic", "plan", "winograd", "algorithms", "tuning")
     files = [f"tests/test_{name}.py" for name in names]
     options = ("--backend=cupy-on-host", "--numprocesses=auto")
@@ -72,7 +75,7 @@ def kernels(session: nox.Session) -> None:
 def gpu(session: nox.Session) -> None:
     """The test suite with CuPy on a CUDA device (`nox -s gpu -- --cuda=12` for CUDA 12)."""
     args = [argument for argument in session.posargs if argument != "--cuda=12"]
-    extra = "[cuda12]" if len(args) < len(session.posargs) else "[cuda13]"
+    extra = "[cuda12]" if len(args) < len(session.posargs) else "[cuda13,cudnn]"
     install(session, "test", extra=extra)
     session.run("pytest", "--backend=cupy", *args)
     if shutil.which("compute-sanitizer"):  # a part of the CUDA toolkit

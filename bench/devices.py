@@ -153,6 +153,26 @@ class CupyXconv(CupyBase, Xconv):
         return None
 
 
+class CupyCudnn(CupyXconv):
+    """The library with cuDNN for its algorithm."""
+
+    name = "xconv-cudnn"
+    algorithm = "cudnn"
+
+    def __init__(self, threads: int) -> None:
+        super().__init__(threads)
+        import cudnn
+
+        try:
+            self.found = f"{cudnn.__version__} with cuDNN {cudnn.backend_version()}"
+        except RuntimeError as error:
+            msg = f"cuDNN's frontend finds no cuDNN: {error}"
+            raise MissingError(msg) from error
+
+    def versions(self) -> dict[str, str]:
+        return {**super().versions(), "cudnn-frontend": self.found}
+
+
 def _meter(cupy: Any) -> Any:
     """Watch CuPy's pool for the most memory that is in use at once."""
 
@@ -265,4 +285,4 @@ class JaxCuda(CupyBase, Jax):
         self.xp.get_default_memory_pool().free_all_blocks()
 
 
-DEVICES: dict[str, type[Device]] = {kind.name: kind for kind in (CupyXconv, TorchCuda, JaxCuda)}
+DEVICES: dict[str, type[Device]] = {kind.name: kind for kind in (CupyXconv, CupyCudnn, TorchCuda, JaxCuda)}

@@ -9,7 +9,7 @@ from .text import markdown, number
 
 OURS = "xconv"
 NAMES = {"ieee": "float32", "tf32": "TF32", "float16": "float16", "bfloat16": "bfloat16"}
-COLOURS = {"xconv": "#2a7f4f", "torch": "#d1495b", "jax": "#2e6f95"}
+COLOURS = {"xconv": "#2a7f4f", "xconv-cudnn": "#7fbf9a", "torch": "#d1495b", "jax": "#2e6f95"}
 #: Time of a call on the host is for this case, whose work is none.
 SMALL = "tiny"
 

@@ -428,7 +428,7 @@ def test_names_and_patterns_on_the_command_line(monkeypatch, capsys):
     assert names == ["side64", "side128", "side256", "side512", "side1024", "tiny"]
     monkeypatch.setattr(sys, "argv", ["bench", "--gpu", "--dry-run", "--cases", "tiny", "--precisions", "ieee"])
     assert command_line.main() == 0
-    assert "5 jobs for xconv, torch, jax" in capsys.readouterr().out
+    assert "5 jobs for xconv, xconv-cudnn, torch, jax" in capsys.readouterr().out
     monkeypatch.setattr(sys, "argv", ["bench", "--cases", "nothing"])
     with pytest.raises(SystemExit):
         command_line.main()

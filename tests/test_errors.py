@@ -84,7 +84,7 @@ BAD = {
     "algorithm": (
         conv(X, W, algorithm="magic"),
         ValueError,
-        "`algorithm` must be one of ('auto', 'pointwise', 'depthwise', 'winograd', 'gemm', 'fft', 'implicit')",
+        "`algorithm` must be one of ('auto', 'pointwise', 'depthwise', 'winograd', 'gemm', 'fft', 'implicit', 'cudnn')",
     ),
     "algorithm type": (conv(X, W, algorithm=None), TypeError, "`algorithm` must be a string, got None"),
     "pointwise 3x3": (conv(X, W, algorithm="pointwise"), ValueError, "has more than one tap"),

@@ -32,10 +32,19 @@ def cupy(request):
     return importlib.import_module("cupy")
 
 
+@pytest.fixture(params=["auto", "cudnn"])
+def algorithm(request):
+    """By name, what `auto` does not choose by itself."""
+    if request.param == "cudnn":
+        pytest.importorskip("cudnn", exc_type=ImportError)
+    return request.param
+
+
 @pytest.fixture(params=GEOMETRIES)
-def convolution(request, cupy, rng):
+def convolution(request, cupy, rng, algorithm):
     """Arrays of normal numbers in float32, and the options."""
-    return draw(cupy, rng, *GEOMETRIES[request.param])
+    x_shape, w_shape, options = GEOMETRIES[request.param]
+    return draw(cupy, rng, x_shape, w_shape, {**options, "algorithm": algorithm})
 
 
 def draw(cupy, rng, x_shape, w_shape, options, dtype="float32", values=None):
@@ -70,12 +79,15 @@ def test_the_same_bits_every_time(convolution):
         assert all(same_bits(function(), first) for _ in range(20))
 
 
-def test_numpy_gets_the_same(cupy, rng):
-    """Small integers in float64: sums are exact in any order."""
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16"])
+def test_numpy_gets_the_same(cupy, rng, algorithm, dtype):
+    """Small integers: sums are exact in any order, and halves round them once."""
     for x_shape, w_shape, options in GEOMETRIES.values():
-        arrays = draw(cupy, rng, x_shape, w_shape, options, "float64", values=lambda shape: rng.integers(-4, 5, shape))
+        chosen = {**options, "algorithm": algorithm}
+        arrays = draw(cupy, rng, x_shape, w_shape, chosen, dtype, values=lambda shape: rng.integers(-4, 5, shape))
         on_host = [array.get() for array in arrays[:3]]
-        for function, reference in zip(functions(*arrays), functions(*on_host, options), strict=True):
+        on_numpy = functions(*on_host, {**options, "algorithm": "gemm"})
+        for function, reference in zip(functions(*arrays), on_numpy, strict=True):
             for _ in range(4):  # the fourth is done by a specialised kernel
                 assert np.array_equal(function().get(), reference())
 
@@ -177,7 +189,7 @@ def test_nothing_waits_for_the_device(convolution):
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_half_types_are_summed_in_float32(cupy, rng, dtype):
+def test_half_types_are_summed_in_float32(cupy, rng, algorithm, dtype):
     """Rounded once at the end: ``eps / 2 |y|``, beside ``K eps conv(|x|, |w|)`` of the sum in float32."""
     if dtype == "bfloat16":
         pytest.importorskip("ml_dtypes")
@@ -186,6 +198,7 @@ def test_half_types_are_summed_in_float32(cupy, rng, dtype):
     x, w, dy, _ = draw(cupy, rng, x_shape, w_shape, options, dtype)
     hx, hw, hdy = (a.astype("float64").get() for a in (x, w, dy))
     oracle = Oracle(x_shape, w_shape, **options)
+    options = {**options, "algorithm": algorithm}
     pairs = ((oracle.conv, (hx, hw), 16 * 9), (oracle.input_grad, (hdy, hw), 32 * 9))
     pairs += ((oracle.weight_grad, (hdy, hx), 8 * 30 * 28),)
     for function, (reference, operands, products) in zip(functions(x, w, dy, options), pairs, strict=True):
@@ -265,12 +278,12 @@ def test_the_error_of_the_implicit_product(cupy, tensor_cores, rng, dtype):
     assert np.all(abs(y - exact) <= (operands + 256 * 9 * 2.0**-23) * size + result * abs(exact))
 
 
-def test_tf32_only_on_request(cupy, rng):
+def test_tf32_only_on_request(cupy, rng, algorithm):
     x_shape, w_shape, options = LAYER
     x, w, _, _ = draw(cupy, rng, x_shape, w_shape, options)
     oracle = Oracle(x_shape, w_shape, **options)
     exact, size = oracle.conv(x.get(), w.get()), oracle.conv(abs(x.get()), abs(w.get()))
-    options = {**options, "algorithm": "gemm"}
+    options = {**options, "algorithm": "gemm" if algorithm == "auto" else algorithm}
     errors = {}
     for precision, eps in (("ieee", 16 * 9 * 2.0**-23), ("tf32", 2.0**-9 + 16 * 9 * 2.0**-23)):
         with xconv.config(precision=precision):
@@ -280,7 +293,7 @@ def test_tf32_only_on_request(cupy, rng):
         assert errors["tf32"].max() > 4 * errors["ieee"].max()  # it was in fact used
 
 
-def test_the_workspace_is_a_bound(cupy, rng):
+def test_the_workspace_is_a_bound(cupy, rng, algorithm):
     """What is in use at one time is no more than the results and the workspace; what the pool keeps does not count."""
     from cupy.cuda import MemoryHook
 
@@ -294,7 +307,7 @@ def test_the_workspace_is_a_bound(cupy, rng):
         def free_postprocess(self, **call):
             self.used -= call["mem_size"]
 
-    x_shape, w_shape, options = (4, 32, 200, 180), (32, 32, 3, 3), {"padding": 1}
+    x_shape, w_shape, options = (4, 32, 200, 180), (32, 32, 3, 3), {"padding": 1, "algorithm": algorithm}
     x, w, dy, _ = draw(cupy, rng, x_shape, w_shape, options)
     workspace = 8 * 2**20
     for function, result in zip(functions(x, w, dy, options), (dy, x, w), strict=True):
@@ -339,3 +352,29 @@ def test_the_names_of_cublas():
 
     names = [name for name in vars(HostBlas) if name.startswith("CUBLAS")]
     assert {name: getattr(cublas, name) for name in names} == {name: getattr(HostBlas, name) for name in names}
+
+
+def test_any_geometry_by_cudnn(cupy, rng):
+    """Small integers, bit for bit what our own algorithm makes of them, in any layout and from any address."""
+    pytest.importorskip("cudnn", exc_type=ImportError)
+    for i in range(200):
+        rank = 1 + i % 3
+        kernel, stride, dilation, groups = (rng.integers(1, 4, n) for n in (rank, rank, rank, 1))
+        padding = [(int(lo), int(hi)) for lo, hi in rng.integers(-1, 4, (rank, 2))]
+        size = [
+            max(1, (k - 1) * d + 1 - sum(p)) + rng.integers(5)
+            for k, d, p in zip(kernel, dilation, padding, strict=True)
+        ]
+        c_in, c_out = groups[0] * rng.integers(1, 9, 2)
+        x_shape = tuple(int(n) for n in (rng.integers(1, 4), c_in, *size))
+        w_shape = tuple(int(n) for n in (c_out, c_in // groups[0], *kernel))
+        sizes = {name: tuple(int(n) for n in each) for name, each in (("stride", stride), ("dilation", dilation))}
+        options = {**sizes, "padding": tuple(padding), "groups": int(groups[0])}
+        if i % 2:
+            options["layout"], x_shape = "channels_last", (x_shape[0], *x_shape[2:], x_shape[1])
+        dtype = ("float32", "float16", "float64")[i % 5 % 3]
+        arrays = draw(cupy, rng, x_shape, w_shape, options, dtype, values=lambda shape: rng.integers(-2, 3, shape))
+        x, w, dy, _ = arrays
+        ours = functions(x, w, dy, {**options, "algorithm": "gemm"})
+        for function, reference in zip(functions(x, w, dy, {**options, "algorithm": "cudnn"}), ours, strict=True):
+            assert same_bits(function() + 0, reference() + 0), options  # the sign of a zero is not looked at

@@ -1,5 +1,6 @@
 """Plans: what they say, and that they run."""
 
+import re
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +12,7 @@ import xconv
 from xconv._planner import scheduled
 from xconv.algorithms import ALGORITHMS
 from xconv.algorithms._gemm import Gemm
+from xconv.backends import RefusedError
 
 
 @pytest.fixture
@@ -123,6 +125,90 @@ def test_a_new_algorithm_is_one_entry(monkeypatch, lib, arrays):
     lib.check(xconv.conv(x, w), lib.numpy(xconv.conv(x, w, algorithm="gemm")))
     monkeypatch.undo()
     scheduled.cache_clear()
+
+
+class Foreign(Rounded):
+    """An algorithm of another library, which has no gradients of stride 2, and takes no memory to speak of."""
+
+    name = "foreign"
+    foreign = True
+
+    def scratch(self, g, backend):
+        return 1
+
+    def forward(self, backend, g, *arrays):
+        self.forwards = getattr(self, "forwards", 0) + 1
+        return super().forward(backend, g, *arrays)
+
+    def input_grad(self, backend, g, *arrays):
+        reason = "there are no gradients"
+        raise RefusedError(reason)
+
+    weight_grad = input_grad
+
+
+@pytest.fixture
+def foreign(monkeypatch):
+    scheduled.cache_clear()
+    monkeypatch.setitem(ALGORITHMS, "foreign", Foreign())
+    yield ALGORITHMS["foreign"]
+    scheduled.cache_clear()
+
+
+def test_what_another_library_refuses_is_done_by_the_next_best(foreign, lib, arrays):
+    """In that function and no other; with the input gradient that the next best would have, reflected or not."""
+    x, w, _ = arrays
+    for stride in (1, 2):
+        options = {"stride": stride, "padding": 1}
+        plan, ours = xconv.plan(x, w, **options), xconv.plan(x, w, **options, algorithm="gemm")
+        assert plan.algorithm == "foreign"
+        assert plan.schedule.otherwise.algorithm.name == "gemm"
+        assert plan.schedule.reflection is None
+        reflections = [schedule.reflection for schedule in (plan.schedule.otherwise, ours.schedule)]
+        assert [r and r.algorithm.name for r in reflections] == [None if stride == 2 else "gemm"] * 2
+        before = getattr(foreign, "forwards", 0)
+        y = plan.conv(x, w)
+        assert foreign.forwards > before
+        lib.check(y, lib.numpy(ours.conv(x, w)))
+        before = foreign.forwards
+        lib.check(plan.input_grad(y, w), lib.numpy(ours.input_grad(y, w)))
+        lib.check(plan.weight_grad(y, x), lib.numpy(ours.weight_grad(y, x)))
+        assert foreign.forwards == before
+
+
+def test_another_library_asked_for_by_name_says_what_it_refuses(foreign, arrays):
+    x, w, _ = arrays
+    y = xconv.conv(x, w, algorithm="foreign")
+    for function in (lambda: xconv.conv_input_grad(y, w, x.shape, algorithm="foreign"),
+                     lambda: xconv.conv_weight_grad(y, x, w.shape, algorithm="foreign")):  # fmt: skip
+        with pytest.raises(ValueError, match=r"cannot serve this convolution: there are no gradients$"):
+            function()
+
+
+def test_a_workspace_with_room_for_another_library_alone(foreign, arrays):
+    x, w, _ = arrays
+    with pytest.raises(ValueError, match="at least") as caught, xconv.config(workspace=1):
+        xconv.plan(x, w, algorithm="gemm")
+    least = int(str(caught.value).split("at least ")[1].split()[0])
+    with xconv.config(workspace=least - 1):
+        plan = xconv.plan(x, w)
+    assert plan.algorithm == "foreign"
+    assert plan.schedule.otherwise is None
+
+
+def test_cudnn_is_for_cupy(arrays):
+    """Every other library says so, when it is planned with."""
+    x, w, _ = arrays
+    reason = "it takes arrays of CuPy, and needs the extra `xconv[cudnn]`"
+    p = xconv.plan(x, w)
+    (found,) = (candidate for candidate in p.candidates if candidate.name == "cudnn")
+    if p.schedule.backend.name == "cupy":
+        pytest.skip("has cuDNN, or an extra that is missing")
+    assert found.refusal == reason
+    with pytest.raises(ValueError, match=re.escape(f"`algorithm` 'cudnn' cannot serve this convolution: {reason}")):
+        xconv.conv(x, w, algorithm="cudnn")
+    with pytest.raises(RefusedError, match="it takes arrays of CuPy"):
+        p.schedule.backend.cudnn("conv", p.schedule.geometry, x, w, None, 0)
 
 
 def test_settings_at_the_time_of_the_plan(rng):

@@ -61,8 +61,9 @@ def conv(
         "auto", or the name of the algorithm to use: "gemm" (im2col and a matrix product), "pointwise"
         (a kernel of one tap), "depthwise" (one input channel per group, no columns), "winograd" (kernels of up to 7
         taps, stride and dilation 1, no integers), "fft" (Fourier transforms of overlapping blocks, for large kernels;
-        no integers) or "implicit" (on tensor cores, for CuPy arrays of float16, bfloat16 or, as TF32, float32, with
-        channels last and one group; not yet run on a device).
+        no integers), "implicit" (on tensor cores, for CuPy arrays of float16, bfloat16 or, as TF32, float32, with
+        channels last and one group; not yet run on a device) or "cudnn"
+        (NVIDIA's library, for CuPy arrays of real numbers, where it is installed).
 
     Returns
     -------

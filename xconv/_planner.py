@@ -112,9 +112,12 @@ def _scheduled(
     settings: Settings,
     multiplies: bool,  # noqa: FBT001
 ) -> Schedule:
-    predicted = partial(_predicted, backend, g, dtype, settings=settings, multiplies=multiplies)
     found = candidates(g, backend, dtype, settings)
     able = _choices(found, algorithm)
+
+    def predicted(algorithm: str) -> Tiled:
+        return _tiled(_choices(found, algorithm), backend, g, dtype, algorithm, settings, multiplies=multiplies)
+
     if backend.chunked:
         settings = settings._replace(tuning=None)  # a task on another machine does not measure
         run = partial(computed, algorithm, settings, multiplies)
@@ -137,17 +140,31 @@ def _scheduled(
 _of_part = lru_cache(maxsize=1024)(_scheduled)
 
 
-def _predicted(
-    backend: Backend, g: Geometry, dtype: DType, algorithm: str, *, settings: Settings, multiplies: bool
+def _tiled(
+    able: list[str],
+    backend: Backend,
+    g: Geometry,
+    dtype: DType,
+    algorithm: str,
+    settings: Settings,
+    *,
+    multiplies: bool,
 ) -> Tiled:
-    """By the algorithm of that name, or by the one that is predicted to be fastest."""
-    able = _choices(candidates(g, backend, dtype, settings), algorithm)
+    """The best algorithm that fits, with all that may take its place in one function or the other."""
     schedule = _first_that_fits(able, backend, g, dtype, settings, multiplies=multiplies)
+    if schedule.algorithm.foreign:
+        others = able[1 + able.index(schedule.algorithm.name) :]
+        if others:
+            with suppress(WorkspaceError):
+                otherwise = _tiled(others, backend, g, dtype, algorithm, settings, multiplies=multiplies)
+                return replace(schedule, otherwise=otherwise)
+        return schedule
     reflected = g.reflected() if multiplies else None
     if reflected is None or reflected.is_empty:
         return schedule
     with suppress(ValueError):  # what cannot be reflected, or not within the workspace, is folded back
         able = _choices(candidates(reflected, backend, dtype, settings), algorithm)
+        able = [name for name in able if not ALGORITHMS[name].foreign]
         reflection = _first_that_fits(able, backend, reflected, dtype, settings)
         if reflection.algorithm.traffic(reflected) <= FOLDING * schedule.algorithm.traffic(g):
             return replace(schedule, reflection=reflection)

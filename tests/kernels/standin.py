@@ -79,10 +79,10 @@ class Device:
     compute_capability = "90"
 
     def __init__(self, number, entered):
-        self.number, self.entered = number, entered
+        self.id, self.entered = number, entered
 
     def __repr__(self):
-        return f"device {self.number}"
+        return f"device {self.id}"
 
     def __enter__(self):
         self.entered.append(self)

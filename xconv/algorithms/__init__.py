@@ -2,6 +2,7 @@
 
 from ._algorithm import Algorithm
 from ._chunked import Chunked
+from ._cudnn import Cudnn
 from ._depthwise import Depthwise
 from ._fourier import Fourier
 from ._gemm import Gemm
@@ -15,5 +16,6 @@ from ._winograd import Winograd
 __all__ = ["ALGORITHMS", "Algorithm", "Chunked", "Schedule", "Tiled", "Tuned"]
 
 ALGORITHMS: dict[str, Algorithm] = {
-    algorithm.name: algorithm for algorithm in (Pointwise(), Depthwise(), Winograd(), Gemm(), Fourier(), Implicit())
+    algorithm.name: algorithm
+    for algorithm in (Pointwise(), Depthwise(), Winograd(), Gemm(), Fourier(), Implicit(), Cudnn())
 }

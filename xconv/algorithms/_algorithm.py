@@ -17,6 +17,8 @@ class Algorithm(ABC):
     takes_half: ClassVar[bool] = False
     #: Whether ``|err| <= K * eps * conv(|x|, |w|)`` holds for every element, and NaN stays in the windows that see it.
     componentwise: ClassVar[bool] = True
+    #: Whether it is another library's: that has an input gradient of its own, and may raise RefusedError in any call.
+    foreign: ClassVar[bool] = False
 
     @abstractmethod
     def refusal(self, g: Geometry, kind: Kind) -> str | None:

@@ -12,7 +12,7 @@ from typing import Concatenate, ParamSpec
 
 from .._geometry import Border, Geometry, Tile
 from .._typing import Array, DType, Index, Shape
-from ..backends import Piece, Team
+from ..backends import Piece, RefusedError, Team
 from ._algorithm import Algorithm
 from ._schedule import Schedule
 
@@ -20,12 +20,18 @@ P = ParamSpec("P")
 
 
 def _on_its_device(method: Callable[Concatenate["Tiled", Array, P], Array]) -> Callable[..., Array]:
-    """Runs a method of a schedule on the device of its first array."""
+    """Runs a method of a schedule on the device of its first array, or that of the next best where it is refused."""
 
     @wraps(method)
     def run(self: "Tiled", a: Array, *args: P.args, **options: P.kwargs) -> Array:
         with self.backend.on_device_of(a):
-            return method(self, a, *args, **options)
+            try:
+                return method(self, a, *args, **options)
+            except RefusedError:
+                if self.otherwise is None:
+                    raise
+            instead: Array = getattr(self.otherwise, method.__name__)(a, *args, **options)
+            return instead
 
     return run
 
@@ -48,6 +54,8 @@ class Tiled(Schedule):
     find_borders: Callable[[], Iterator[Border]]
     #: The convolution with reflected filters that makes the input gradient, where that is cheaper than folding back.
     reflection: "Tiled | None" = None
+    #: What runs where another library refuses, unless its algorithm was asked for by name.
+    otherwise: "Tiled | None" = None
 
     def chosen(self, function: str, like: Array) -> "Tiled":
         del function, like

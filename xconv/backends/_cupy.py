@@ -1,4 +1,4 @@
-"""CuPy: our own kernels for windows and depthwise convolution, cuBLAS for products, and no other library.
+"""CuPy: our own kernels for windows and depthwise convolution, cuBLAS for products; and cuDNN, on request.
 
 Columns lie in memory as their product likes them. With channels last, pixel by pixel and the kernel before the
 channels: one product serves all images and writes the result in place. With channels first and large planes, image by
@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import cache, lru_cache
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any, TypeAlias
 
 import cupy
@@ -23,7 +24,7 @@ from .._geometry import Geometry, Tile
 from .._typing import Array, DType, Index, Shape
 from . import _implicit, _kernels
 from ._cublas import gemm
-from ._generic import MIB, Piece, inverse
+from ._generic import MIB, Piece, RefusedError, inverse
 from ._kernels import WIDEST, Kernel, Memory
 from ._numpy import DtypesOfNumpy
 from ._threads import Team
@@ -47,7 +48,7 @@ class CupyBackend(DtypesOfNumpy):
     #: But the host takes some 50 us to launch a tile: there are no more than these, unless they were larger than that.
     most_tiles, most_tile_bytes = 8, 256 * MIB
 
-    unproven = frozenset({"winograd", "fft", "implicit"})
+    unproven = frozenset({"winograd", "fft", "implicit", "cudnn"})
 
     def __init__(self) -> None:
         super().__init__(import_module("array_api_compat.cupy"))
@@ -208,6 +209,21 @@ class CupyBackend(DtypesOfNumpy):
         for i in range(n):
             gemm(s[i], v[i].swapaxes(1, 2), out, tf32=_tf32(), add=i > 0)
         return out
+
+    # NVIDIA's library
+
+    def lacks_cudnn(self) -> str | None:
+        return None if find_spec("cudnn") else "it needs the extra `xconv[cudnn]`"
+
+    def cudnn(self, function: str, g: Geometry, a: Array, b: Array, out: Array | None, workspace: int) -> Array:
+        try:
+            from ._cudnn import convolve
+        except (ImportError, OSError) as error:
+            reason = f"its frontend cannot be imported: {error}"
+            raise RefusedError(reason) from error
+        accumulator = self.accumulator(a.dtype)
+        size = workspace * self.itemsize(accumulator)
+        return convolve(function, g, a, b, out, accumulator=accumulator, tf32=_tf32(), workspace=size)
 
     # tiles
 

@@ -52,6 +52,9 @@ class DaskBackend(DtypesOfNumpy):
                 msg = f"the chunks of `{first}` and `{name}` must be of one array library, got {here} and {there}"
                 raise TypeError(msg)
 
+    def lacks_cudnn(self) -> str | None:
+        return None  # the library of the chunks tells
+
     def whole(self, a: Array) -> Array:
         """`a` as a Dask array of one chunk."""
         if array_api_compat.is_dask_array(a):

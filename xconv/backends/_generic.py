@@ -36,6 +36,13 @@ Piece = Callable[[Tile, Array | None], Array]
 _NOTHING = nullcontext()
 
 
+class RefusedError(ValueError):
+    """cuDNN turns a convolution down."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"`algorithm` 'cudnn' cannot serve this convolution: {reason}")
+
+
 class Backend:
     """The primitives, for one array-API namespace.
 
@@ -336,6 +343,21 @@ class Backend:
 
     def conj(self, u: Array) -> Array:
         return self.xp.conj(u) if self.kind(u.dtype) == "complex" else u
+
+    # NVIDIA's library
+
+    def lacks_cudnn(self) -> str | None:
+        """Why there is no `cudnn`; None where there is."""
+        return "it takes arrays of CuPy, and needs the extra `xconv[cudnn]`"
+
+    def cudnn(self, function: str, g: Geometry, a: Array, b: Array, out: Array | None, workspace: int) -> Array:
+        """One of cuDNN's functions, in `out` if possible, with so many elements of workspace at most.
+
+        ``"conv"`` of x and w, ``"input_grad"`` of dy and w, or ``"weight_grad"`` of dy and x. RefusedError where cuDNN
+        does not have it.
+        """
+        del function, g, a, b, out, workspace
+        raise RefusedError(str(self.lacks_cudnn()))
 
     # tiles
 
