@@ -18,6 +18,9 @@ from ._threads import Team
 #: Bytes of a tile beside which NumPy's buffers do not matter.
 WORTH_SHORT_BUFFERS = 2**17
 
+#: Of every image.
+EVERY_CHANNEL = (slice(None), slice(None))
+
 KINDS: dict[str, Kind] = {"i": "integer", "u": "integer", "f": "real", "c": "complex"}
 
 
@@ -96,9 +99,7 @@ class NumpyBackend(DtypesOfNumpy):
 
     def col2im(self, cols: Array, g: Geometry, out: Array | None = None) -> Array:
         del out
-        return _numpy_windows.folded(
-            self.scratch.take, g, cols.dtype, lambda tap: cols[(slice(None), slice(None), *tap)]
-        )
+        return _numpy_windows.folded(self.scratch.take, g, cols.dtype, lambda tap: cols[EVERY_CHANNEL + tap])
 
     def extend(self, x: Array, g: Geometry) -> Array:
         made = self.scratch.take((*x.shape[:2], *g.padded), x.dtype)

@@ -41,7 +41,8 @@ def folded(take: Take, g: Geometry, dtype: DType, seen: Callable[[Shape], Array]
     padded = take((*g.x_shape[:2], *g.padded), dtype)
     padded.fill(0)
     for tap, place in _taps(g) if g.taps <= FEW_TAPS else _each_tap(g):
-        padded[place] += seen(tap)
+        part = padded[place]
+        np.add(part, seen(tap), out=part)
     outer, inner = g.kept
     if not g.is_cropped:
         return padded[outer]
