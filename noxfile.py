@@ -20,6 +20,8 @@ CUDA += ",xconv/algorithms/_cudnn.py,xconv/algorithms/_implicit.py"
 FRONTEND = "nvidia-cudnn-frontend==1.32.*"
 #: The bridges to PyTorch, JAX and autograd: run by `interop`, and not by `tests`.
 BRIDGES = "xconv/interop"
+#: What these run of the backends, and NumPy does not.
+JAX = "xconv/backends/_jax.py"
 #: A page of the documentation whose examples need PyTorch.
 WITH_TORCH = "from-torch.md"
 #: What `support` tries to install beside NumPy.
@@ -57,7 +59,7 @@ def away(session: nox.Session, *options: str) -> None:
 def tests(session: nox.Session) -> None:
     """The test suite with NumPy and array-api-strict, and the coverage of it."""
     session.install("-e", ".", *nox.project.dependency_groups(PROJECT, "test"))
-    covered(session, "--numprocesses=auto", what=f"--omit={CUDA},{BRIDGES}/*")
+    covered(session, "--numprocesses=auto", what=f"--omit={CUDA},{JAX},{BRIDGES}/*")
 
 
 @nox.session
@@ -90,7 +92,7 @@ def interop(session: nox.Session) -> None:
     session.install("-e", ".", *nox.project.dependency_groups(PROJECT, "test", "interop"))
     bridges = [f"tests/test_interop_{name}.py" for name in ("torch", "jax", "autograd")]
     asked = ("--backend=torch", "--backend=jax64", "--backend=numpy", "--doctest-modules", BRIDGES)
-    covered(session, *bridges, *asked, "--numprocesses=auto", what=f"--include={BRIDGES}/*")
+    covered(session, *bridges, *asked, "--numprocesses=auto", what=f"--include={JAX},{BRIDGES}/*")
     session.run("python", "examples/layers.py")
     session.run("pytest", "--backend=torch", "--ignore-glob=*interop*", "--numprocesses=auto", *session.posargs)
     # JAX compiles every new shape, so each of its precisions runs what is worth it there.

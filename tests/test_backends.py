@@ -92,3 +92,17 @@ def test_only_dense_arrays():
 
 def test_libraries_that_do_not_tell_the_device():
     assert backends.Backend(np).device(SimpleNamespace()) is None
+
+
+def test_what_cannot_be_read_is_not_timed():
+    class Traced:
+        dtype, ndim = np.dtype(float), 2
+
+        def __getitem__(self, index):
+            return "no number"[: len(index)]
+
+    assert NumpyBackend().seconds(lambda: np.ones((2, 3)), 2) > 0
+    with pytest.raises(ValueError, match="could not convert"):
+        NumpyBackend().seconds(Traced, 1)
+    Traced.__getitem__ = lambda self, index: self
+    assert NumpyBackend().seconds(Traced, 1) is None

@@ -219,6 +219,17 @@ def test_second_derivatives_within_a_scan(jax, bridge, name):
         np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-9 * float(abs(other).max()))
 
 
+def test_a_record_of_times_is_followed(jax, bridge, integers):
+    x, w = integers((1, 8, 20, 20), (8, 8, 3, 3))
+    tuning = xconv.Tuning()
+    with xconv.config(tuning=tuning):
+        y, pull_back = jax.vjp(bridge.conv, x, w)
+        xconv.conv(x, w)
+        assert len(tuning) == 1
+        assert_same([jax.jit(bridge.conv)(x, w)], [y])
+    assert_same(pull_back(y), (xconv.conv_input_grad(y, w, x.shape), xconv.conv_weight_grad(y, x, w.shape)))
+
+
 def test_parameters_may_be_of_numpy(jax, bridge):
     x, w = np.ones((1, 1, 4)), np.ones((1, 1, 2))
     value, dw = jax.value_and_grad(lambda w: bridge.conv(x, w).sum())(w)

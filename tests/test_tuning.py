@@ -312,3 +312,23 @@ def test_a_failed_call_leaves_no_trace(large, monkeypatch):
         assert len(tuning) == 0
         xconv.conv(*large)
     assert len(tuning) == 1
+
+
+@pytest.mark.numpy_only
+def test_windows_are_those_of_the_prediction(large):
+    """They are never planned so: there is no choice of algorithms for them."""
+    x, w = large
+    with xconv.config(tuning=xconv.Tuning()):
+        tuned = xconv.plan(x, w).run
+    cols = tuned.im2col(x, images_last=False)
+    assert np.array_equal(cols, xconv.im2col(x, (25, 25)))
+    assert np.array_equal(tuned.col2im(cols), xconv.col2im(cols, (200, 200)))
+
+
+@pytest.mark.numpy_only
+def test_a_fork_starts_with_nobody_measuring(monkeypatch):
+    monkeypatch.setattr(_tuned, "_measuring", threading.Lock())
+    with _tuned._measuring:
+        _tuned._start_afresh()
+        assert not _tuned._measuring.locked()
+        monkeypatch.undo()
