@@ -314,3 +314,31 @@ def test_runs_with_the_settings_it_was_made_with(monkeypatch):
     p.conv(x, w), p.input_grad(dy, w), p.weight_grad(dy, x)
     assert seen == ["tf32"] * 3
     assert _config.current().precision == "ieee"
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "x", "w", "reflected"),
+    [
+        ("gemm", (8, 64, 56, 56), (64, 64, 3, 3), True),
+        ("gemm", (8, 512, 7, 7), (512, 512, 3, 3), False),  # more filters than images
+        ("winograd", (8, 64, 56, 56), (64, 64, 3, 3), False),
+        ("winograd", (1, 64, 224, 224), (64, 64, 3, 3), True),  # parts of an image share outputs
+        ("fft", (2, 4, 64, 64), (4, 4, 9, 9), False),
+    ],
+)
+def test_filters_are_reflected_where_that_is_less(algorithm, x, w, reflected):
+    plan = xconv.plan(np.zeros(x, np.float32), np.zeros(w, np.float32), padding=w[-1] // 2, algorithm=algorithm)
+    assert (plan.schedule.reflection is not None) == reflected
+
+
+def test_few_pixels_of_many_images_make_one_product(rng):
+    """Forward and back, and the images do not get mixed up."""
+    for kernel, groups in ((1, 1), (3, 1), (3, 2)):
+        x, dy = (rng.integers(-4, 5, (5, channels, 3, 2)).astype(float) for channels in (64, 96))
+        w = rng.integers(-4, 5, (96, 64 // groups, kernel, kernel)).astype(float)
+        options = {"padding": kernel // 2, "groups": groups, "algorithm": "gemm"}
+        y, dx = xconv.conv(x, w, **options), xconv.conv_input_grad(dy, w, x.shape, **options)
+        for i in range(5):
+            one = slice(i, i + 1)
+            np.testing.assert_array_equal(y[one], xconv.conv(x[one], w, **options))
+            np.testing.assert_array_equal(dx[one], xconv.conv_input_grad(dy[one], w, (1, 64, 3, 2), **options))

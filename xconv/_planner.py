@@ -22,8 +22,8 @@ HEAVY = 2**19
 #: Tiles of the input gradient share outputs, and compute their columns again. Where that is more than so many times the
 #: work, they are made larger, up to this size.
 REPETITION, MOST_TILE = 1.5, 256 * MIB
-#: To fold an element back by summation takes as much time as to move so many.
-FOLDING = 2
+#: To fold an element back by summation takes as much time as to move so many, and so does to reflect one of a filter.
+FOLDING, REFLECTING = 2, 3
 #: What is predicted to take so many times as long as the best is not worth a measurement.
 PROMISING = 16
 #: So many tiles are kept with a plan; of more than that, each is made when its turn comes.
@@ -162,11 +162,14 @@ def _tiled(
     reflected = g.reflected() if multiplies else None
     if reflected is None or reflected.is_empty:
         return schedule
+    if schedule.algorithm.is_symmetric(backend) and schedule.input_tiles[0].geometry.pixels == g.pixels:
+        return schedule  # tiles of whole images share nothing
     with suppress(ValueError):  # what cannot be reflected, or not within the workspace, is folded back
         able = _choices(candidates(reflected, backend, dtype, settings), algorithm)
         able = [name for name in able if not ALGORITHMS[name].foreign]
         reflection = _first_that_fits(able, backend, reflected, dtype, settings)
-        if reflection.algorithm.traffic(reflected) <= FOLDING * schedule.algorithm.traffic(g):
+        reflecting = REFLECTING * math.prod(g.w_shape)
+        if reflection.algorithm.traffic(reflected) + reflecting <= FOLDING * schedule.algorithm.traffic(g):
             return replace(schedule, reflection=reflection)
     return schedule
 

@@ -62,6 +62,11 @@ class Algorithm(ABC):
         del backend, balance
         return self.multiplications(g)
 
+    def is_symmetric(self, backend: Backend) -> bool:
+        """Whether an input gradient takes no longer than a forward pass, so that reflected filters save nothing."""
+        del backend
+        return False
+
     @abstractmethod
     def transform(self, backend: Backend, g: Geometry, w: Array) -> Array:
         """The filters as `forward` takes them; made once for all tiles."""

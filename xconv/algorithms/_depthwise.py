@@ -15,7 +15,7 @@ from ..backends import Backend
 from ._algorithm import Algorithm
 
 #: Elements of temporary memory for a tile: the longer its lines are, the less is lost between them.
-LEAST_TILE = 2**22
+LEAST_TILE = 3 * 2**20
 
 
 class Depthwise(Algorithm):

@@ -199,6 +199,9 @@ class Fourier(Bilinear):
         del backend, balance
         return CALLS + total(g, self.lengths or best_lengths(g), TIME)
 
+    def is_symmetric(self, backend: Backend) -> bool:
+        return backend.own_spectra
+
     def transform(self, backend: Backend, g: Geometry, w: Array) -> Array:
         return self._left(backend, g, backend.conj(self._spectra(backend, g, backend.conj(w))))
 

@@ -208,6 +208,9 @@ class Winograd(Bilinear):
         products = columns * g.c_out * max(thin, g.c_in // g.groups)
         return products + sum(_transform_multiplications(side, narrow) for side in everything)
 
+    def is_symmetric(self, backend: Backend) -> bool:
+        return backend.own_spectra
+
     def transform(self, backend: Backend, g: Geometry, w: Array) -> Array:
         xp, everything = backend.xp, sides(g)
         u = backend.spectra(w, *everything.filters, lasting=True)  # (1, frequencies, depth, c_out)

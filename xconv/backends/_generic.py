@@ -56,6 +56,8 @@ class Backend:
     unproven: frozenset[str] = frozenset()
     #: Whether tiles can run in parallel.
     parallel = False
+    #: Whether `spectra` and `fourier` are its own, and their adjoints as fast as they are.
+    own_spectra = False
     #: Whether arrays lie in chunks, of another library, that are convolved one by one.
     chunked = False
     #: Whether arrays of this library can live on different devices.

@@ -18,9 +18,6 @@ from ._threads import Team
 #: Bytes of a tile beside which NumPy's buffers do not matter.
 WORTH_SHORT_BUFFERS = 2**17
 
-#: Of every image.
-EVERY_CHANNEL = (slice(None), slice(None))
-
 KINDS: dict[str, Kind] = {"i": "integer", "u": "integer", "f": "real", "c": "complex"}
 
 
@@ -54,6 +51,7 @@ class NumpyBackend(DtypesOfNumpy):
     #: No smaller tile is worth its own call, and so many are enough for every processor to get its share.
     least_tile, shares = MIB, 4
     parallel = True
+    own_spectra = True
     has_devices = False
 
     def __init__(self) -> None:
@@ -99,7 +97,10 @@ class NumpyBackend(DtypesOfNumpy):
 
     def col2im(self, cols: Array, g: Geometry, out: Array | None = None) -> Array:
         del out
-        return _numpy_windows.folded(self.scratch.take, g, cols.dtype, lambda tap: cols[EVERY_CHANNEL + tap])
+        rank = len(g.axes)
+        by_tap = cols.transpose(*range(2, 2 + rank), 0, 1, *range(2 + rank, 2 + 2 * rank))
+        images_last = cols.strides[0] < cols.strides[-1]
+        return _numpy_windows.folded(self.scratch.take, g, cols.dtype, by_tap.__getitem__, images_last=images_last)
 
     def extend(self, x: Array, g: Geometry) -> Array:
         made = self.scratch.take((*x.shape[:2], *g.padded), x.dtype)
@@ -221,9 +222,21 @@ class NumpyBackend(DtypesOfNumpy):
             together = self.scratch.take((blocks, rows, n * pixels), v.dtype)
             np.matmul(u, self._images_last(v), out=together)
             return together.reshape(blocks, rows, n, pixels).transpose(2, 0, 1, 3)
+        if n > 1 and rows * depth > 2 * (rows + depth) * pixels:  # to pack `u` for every image would take longer
+            return self._pixels_together(u, v)
         if out is None:
             out = self.scratch.take((n, blocks, rows, pixels), v.dtype)
         return np.matmul(u, v, out=out)
+
+    def _pixels_together(self, u: Array, v: Array) -> Array:
+        """One product for all images, whose pixels lie beside each other: few pixels make long lines that way."""
+        (n, blocks, depth, pixels), rows = v.shape, u.shape[-2]
+        memory = self.scratch.take((blocks, depth, pixels, n), v.dtype)
+        for i, image in enumerate(v):  # for all at once, NumPy would copy in runs of n
+            memory[..., i] = image
+        together = self.scratch.take((blocks, rows, pixels * n), v.dtype)
+        np.matmul(u, memory.reshape(blocks, depth, pixels * n), out=together)
+        return together.reshape(blocks, rows, pixels, n).transpose(3, 0, 1, 2)
 
     def _images_last(self, a: Array) -> Array:
         n, blocks, rows, pixels = a.shape

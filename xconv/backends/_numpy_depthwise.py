@@ -17,6 +17,9 @@ from .._typing import Array, Shape
 from . import _numpy_windows
 from ._scratch import Take
 
+#: The copies of a line are a multiple of so many elements long, so that each begins with a cache line.
+ROW = 16
+
 
 class Line(NamedTuple):
     """How the planes ``(c, n, *padded)`` lie in one line."""
@@ -47,7 +50,7 @@ def spare(g: Geometry) -> int:
     """Elements that any of the three functions needs at once, at most."""
     lay = line(g)
     rows = lay.filters * len(lay.outer)
-    return (1 + 2 * len(lay.inner) + lay.filters + rows) * (lay.size + lay.inner[-1] + lay.outer[-1])
+    return (2 * len(lay.inner) + lay.filters + rows) * (lay.size + lay.inner[-1] + lay.outer[-1] + ROW)
 
 
 def work(g: Geometry) -> int:
@@ -62,7 +65,7 @@ def forward(take: Take, x: Array, w: Array, g: Geometry, y: Array) -> None:
     lay = line(g)
     rows = lay.filters * len(lay.outer)
     sums = take((rows, lay.size), x.dtype)
-    seen = _shifted(take, _padded(take, x, g, lay), lay)
+    seen = _seen(take, x, g, lay)
     np.matmul(_filters(w, g, lay), _by_channel(seen, g), out=_by_channel(sums, g))
     sums = sums.reshape(lay.filters, len(lay.outer), lay.size)
     for i, distance in enumerate(lay.outer[1:], start=1):
@@ -104,7 +107,7 @@ def weight_grad(take: Take, dy: Array, x: Array, g: Geometry) -> Array:
     """The adjoint of `forward` in w."""
     lay = line(g)
     spread = _spread(take, dy, g, lay)
-    seen = _shifted(take, _padded(take, x, g, lay), lay)
+    seen = _seen(take, x, g, lay)
     if x.dtype.kind == "c":
         np.conj(seen, out=seen)
     dw = np.matmul(_by_channel(spread, g), _by_channel(seen, g).transpose(0, 2, 1))
@@ -119,25 +122,20 @@ def _filters(w: Array, g: Geometry, lay: Line) -> Array:
     return w.reshape(g.c_in, -1, len(lay.inner))
 
 
-def _padded(take: Take, x: Array, g: Geometry, lay: Line) -> Array:
-    """The planes with their padding, and zeros behind the last one."""
-    made = take((lay.size + lay.inner[-1],), x.dtype)
+def _seen(take: Take, x: Array, g: Geometry, lay: Line) -> Array:
+    """What every inner tap sees of the padded planes, ``(taps, line)``; the first one sees them as they are."""
+    length = -(-(lay.size + lay.inner[-1]) // ROW) * ROW
+    seen = take((len(lay.inner), length), x.dtype)
+    planes = seen[0]
     if g.is_padded:
-        made.fill(0)
+        planes.fill(0)
     else:
-        made[lay.size :] = 0
+        planes[lay.size :] = 0
     outer, inner = g.kept
-    made[: lay.size].reshape(lay.shape)[outer] = x[inner].swapaxes(0, 1)
-    return made
-
-
-def _shifted(take: Take, made: Array, lay: Line) -> Array:
-    """What every inner tap sees, ``(taps, line)``."""
-    if len(lay.inner) == 1:
-        return made[None, : lay.size]
-    seen = take((len(lay.inner), lay.size), made.dtype)
-    for row, distance in zip(seen, lay.inner, strict=True):
-        row[...] = made[distance : distance + lay.size]
+    planes[: lay.size].reshape(lay.shape)[outer] = x[inner].swapaxes(0, 1)
+    seen = seen[:, : lay.size]
+    for row, distance in zip(seen[1:], lay.inner[1:], strict=True):
+        row[...] = planes[distance : distance + lay.size]
     return seen
 
 

@@ -36,9 +36,16 @@ def columns(take: Take, x: Array, g: Geometry, out: Array | None) -> Array:
     return memory.transpose(images.back)
 
 
-def folded(take: Take, g: Geometry, dtype: DType, seen: Callable[[Shape], Array]) -> Array:
-    """The adjoint: what each tap has `seen`, ``(n, c, *out)``, added to where it was read from."""
-    padded = take((*g.x_shape[:2], *g.padded), dtype)
+def folded(
+    take: Take, g: Geometry, dtype: DType, seen: Callable[[Shape], Array], *, images_last: bool = False
+) -> Array:
+    """The adjoint: what each tap has `seen`, ``(n, c, *out)``, added to where it was read from.
+
+    The sums lie in memory as what is seen does, be that with the images first or last.
+    """
+    padded = take((g.c_in, *g.padded, g.batch) if images_last else (g.batch, g.c_in, *g.padded), dtype)
+    if images_last:
+        padded = padded.transpose(padded.ndim - 1, *range(padded.ndim - 1))
     padded.fill(0)
     for tap, place in _taps(g) if g.taps <= FEW_TAPS else _each_tap(g):
         part = padded[place]
