@@ -13,6 +13,10 @@ MIB = 2**20
 #: Shapes of x and w, and options, that several tiles and any rank make something of.
 CUT = {
     "gemm": [((3, 4, 13, 11), (6, 2, 3, 5), {"stride": 2}), ((2, 4, 40), (4, 2, 7), {"dilation": 3})],
+    "mec": [
+        ((3, 4, 13, 11), (6, 2, 3, 5), {"stride": 2}),
+        ((2, 4, 9, 8, 7), (4, 2, 3, 2, 1), {"dilation": (1, 2, 1)}),
+    ],
     "pointwise": [((3, 4, 13, 11), (6, 2, 1, 1), {"padding": 0})],
     "depthwise": [((3, 2, 23, 11), (4, 1, 3, 5), {}), ((2, 2, 90), (2, 1, 7), {"stride": 2})],
     "winograd": [
@@ -120,7 +124,7 @@ def test_error_in_float32(rng, lib, algorithm, kernel, stride, size):
 
 
 @pytest.mark.parametrize("biased", [False, True])
-@pytest.mark.parametrize(("algorithm", "kernel"), [("gemm", 3), ("winograd", 3), ("fft", 9)])
+@pytest.mark.parametrize(("algorithm", "kernel"), [("gemm", 3), ("mec", 3), ("winograd", 3), ("fft", 9)])
 def test_half(rng, algorithm, kernel, biased):
     """Summed in float32, and rounded once."""
     x = rng.standard_normal((2, 8, 22, 22)).astype(np.float16)
@@ -138,6 +142,7 @@ def test_half(rng, algorithm, kernel, biased):
     ("algorithm", "x_shape", "w_shape", "workspace"),
     [
         ("gemm", (3, 16, 100, 90), (12, 8, 3, 5), MIB),
+        ("mec", (3, 16, 100, 90), (12, 8, 3, 5), MIB),
         ("winograd", (3, 16, 100, 90), (12, 8, 3, 5), MIB),
         ("winograd", (3, 16, 100, 90), (12, 8, 3, 5), 4 * MIB),
         ("fft", (3, 4, 200, 190), (6, 2, 15, 11), 5 * MIB),

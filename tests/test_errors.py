@@ -84,12 +84,15 @@ BAD = {
     "algorithm": (
         conv(X, W, algorithm="magic"),
         ValueError,
-        "`algorithm` must be one of ('auto', 'pointwise', 'depthwise', 'winograd', 'gemm', 'fft', 'implicit', 'cudnn')",
+        "`algorithm` must be one of ('auto', 'pointwise', 'depthwise', 'winograd', 'gemm', 'mec', 'fft', 'implicit', 'cudnn')",
     ),
     "algorithm type": (conv(X, W, algorithm=None), TypeError, "`algorithm` must be a string, got None"),
     "pointwise 3x3": (conv(X, W, algorithm="pointwise"), ValueError, "has more than one tap"),
     "pointwise stride": (conv(X, W[..., :1, :1], algorithm="pointwise", stride=2), ValueError, "the stride is above 1"),
     "pointwise padding": (conv(X, W[..., :1, :1], algorithm="pointwise", padding=1), ValueError, "takes no padding"),
+    "mec in 1-D": (conv(X[..., 0], W[..., 0], algorithm="mec"), ValueError, "takes at least 2 spatial axes"),
+    "mec dilated": (conv(X, W, algorithm="mec", dilation=(2, 1)), ValueError, "dilation of the first axis is above 1"),
+    "mec stride": (conv(X, W, algorithm="mec", stride=3), ValueError, "no two windows share a row"),
     "implicit": (
         conv(np.moveaxis(X, 1, -1), W, algorithm="implicit", layout="channels_last"),
         ValueError,

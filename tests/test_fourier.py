@@ -98,7 +98,7 @@ def test_auto_takes_it_only_where_it_may():
     with xconv.config(numerics="strict"):
         assert xconv.plan(x, w, padding=15).algorithm != "fft"
     x, w = np.ones((8, 3, 224, 224), np.float32), np.ones((64, 3, 7, 7), np.float32)
-    assert xconv.plan(x, w, stride=2, padding=3).algorithm == "gemm"
+    assert xconv.plan(x, w, stride=2, padding=3).algorithm in {"gemm", "mec"}  # which one is the processor's
 
 
 def test_plan_counts_what_it_does():

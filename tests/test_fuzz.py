@@ -78,6 +78,19 @@ def test_any_depthwise_geometry(lib, compared):
     check()
 
 
+@pytest.mark.numpy_only
+def test_any_geometry_by_row(lib, compared):
+    @lib.examples(4)
+    @given(case=cases())
+    def check(case):
+        (stride, *_), (dilation, *_) = case.options["stride"], case.options["dilation"]
+        assume(len(case.x_shape) > 3 and stride < case.w_shape[2] and dilation == 1)
+        check_geometry(lib, case, algorithm="mec")
+        compared[kind("by row", lib, case)] += 1
+
+    check()
+
+
 def least_workspace(lib, case):
     """The least workspace, as the refusal of a smaller one gives it."""
     x, w = (lib.array(np.zeros(shape)) for shape in (case.shape_in_layout(case.x_shape), case.w_shape))

@@ -35,7 +35,7 @@ def results(x, w, dy):
 
 
 def blas_threads():
-    return [library.num_threads for library in _threads._blas_libraries()]
+    return [library.num_threads for library in _threads.blas_libraries()]
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 8])
@@ -164,7 +164,7 @@ def test_forgetting_threads_restores_the_blas():
 
 
 def test_without_a_blas_that_can_be_held(monkeypatch):
-    monkeypatch.setattr(_threads, "_blas_libraries", list)
+    monkeypatch.setattr(_threads, "blas_libraries", list)
     with _threads._hold as free:
         assert free == _threads._cores()
 

@@ -7,6 +7,7 @@ from ._depthwise import Depthwise
 from ._fourier import Fourier
 from ._gemm import Gemm
 from ._implicit import Implicit
+from ._mec import Mec
 from ._pointwise import Pointwise
 from ._schedule import Schedule
 from ._tiled import Tiled
@@ -17,5 +18,5 @@ __all__ = ["ALGORITHMS", "Algorithm", "Chunked", "Schedule", "Tiled", "Tuned"]
 
 ALGORITHMS: dict[str, Algorithm] = {
     algorithm.name: algorithm
-    for algorithm in (Pointwise(), Depthwise(), Winograd(), Gemm(), Fourier(), Implicit(), Cudnn())
+    for algorithm in (Pointwise(), Depthwise(), Winograd(), Gemm(), Mec(), Fourier(), Implicit(), Cudnn())
 }

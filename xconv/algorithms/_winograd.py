@@ -212,6 +212,12 @@ class Winograd(Bilinear):
         return backend.own_spectra
 
     def transform(self, backend: Backend, g: Geometry, w: Array) -> Array:
+        return backend.packed(self._spectra_of(backend, g, w))
+
+    def adjoint_operand(self, backend: Backend, g: Geometry, w: Array) -> Array:
+        return backend.adjoint(self._spectra_of(backend, g, backend.conj(w)))
+
+    def _spectra_of(self, backend: Backend, g: Geometry, w: Array) -> Array:
         xp, everything = backend.xp, sides(g)
         u = backend.spectra(w, *everything.filters, lasting=True)  # (1, frequencies, depth, c_out)
         shape = (everything.frequencies * g.groups, g.c_out // g.groups, g.c_in // g.groups)

@@ -58,6 +58,8 @@ class Backend:
     parallel = False
     #: Whether `spectra` and `fourier` are its own, and their adjoints as fast as they are.
     own_spectra = False
+    #: Whether views of its arrays may overlap in memory and be multiplied as they are: it has `product_by_row`.
+    views_overlap = False
     #: Whether arrays lie in chunks, of another library, that are convolved one by one.
     chunked = False
     #: Whether arrays of this library can live on different devices.
@@ -322,10 +324,21 @@ class Backend:
 
     # products
 
+    def packed(self, u: Array) -> Array:
+        """The left operand of products with columns whose channels lie last, in the order in memory that suits them."""
+        return u
+
     def product(self, u: Array, v: Array, out: Array | None = None) -> Array:
         """``u @ v`` for every image and block, ``(n, blocks, rows, pixels)``; in `out` if that is handed over."""
         del out
         return self.xp.matmul(u, v)
+
+    def by_row_work(self, g: Geometry) -> int:
+        """The time of the products that `product_by_row` makes, as the number of multiply-adds in a large one."""
+        return g.macs
+
+    def product_by_row(self, u: Array, x: Array, g: Geometry, out: Array | None) -> Array:
+        """``conv(x, w)`` in a product for each row of outputs; u has the taps of the first axis before the channels."""
 
     def outer(self, s: Array, v: Array) -> Array:
         """The sum of ``s @ v^H`` over all images and pixels, ``(blocks, rows, depth)``."""

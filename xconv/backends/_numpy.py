@@ -8,9 +8,10 @@ import numpy as np
 
 from .._geometry import Geometry, Tile
 from .._typing import Array, DType, Index, Kind, Shape
-from . import _fourier, _numpy_depthwise, _numpy_fourier, _numpy_spectra, _numpy_windows, _threads
+from . import _fourier, _numpy_depthwise, _numpy_fourier, _numpy_products, _numpy_spectra, _numpy_windows, _threads
 from ._fourier import Grid
 from ._generic import MIB, Backend, Piece, inverse
+from ._numpy_products import multiply
 from ._scratch import Scratch
 from ._spectra import Matrices
 from ._threads import Team
@@ -52,6 +53,7 @@ class NumpyBackend(DtypesOfNumpy):
     least_tile, shares = MIB, 4
     parallel = True
     own_spectra = True
+    views_overlap = True
     has_devices = False
 
     def __init__(self) -> None:
@@ -210,23 +212,29 @@ class NumpyBackend(DtypesOfNumpy):
 
     # products
 
+    def packed(self, u: Array) -> Array:
+        return _numpy_products.packed(u)
+
+    def by_row_work(self, g: Geometry) -> int:
+        return _numpy_products.work_by_row(g)
+
     def product(self, u: Array, v: Array, out: Array | None = None) -> Array:
         (n, blocks, depth, pixels), rows = v.shape, u.shape[-2]
         if v.strides[2] <= v.strides[3] and out is None:  # channels last, and so is the result
             together = self.scratch.take((blocks, n * pixels, rows), v.dtype)
-            np.matmul(np.matrix_transpose(self._images_last(v)), np.matrix_transpose(u), out=together)
+            multiply(np.matrix_transpose(self._images_last(v)), np.matrix_transpose(u), together)
             return together.reshape(blocks, n, pixels, rows).transpose(1, 0, 3, 2)
         if depth == 1 and out is None:  # a call of the BLAS for every block would take longer than its work
             return np.multiply(u, v, out=self.scratch.take((n, blocks, rows, pixels), v.dtype))
         if n > 1 and v.strides[0] == pixels * v.strides[3]:  # the images lie next to each other: one product
             together = self.scratch.take((blocks, rows, n * pixels), v.dtype)
-            np.matmul(u, self._images_last(v), out=together)
+            multiply(u, self._images_last(v), together)
             return together.reshape(blocks, rows, n, pixels).transpose(2, 0, 1, 3)
         if n > 1 and rows * depth > 2 * (rows + depth) * pixels:  # to pack `u` for every image would take longer
             return self._pixels_together(u, v)
         if out is None:
             out = self.scratch.take((n, blocks, rows, pixels), v.dtype)
-        return np.matmul(u, v, out=out)
+        return multiply(u, v, out)
 
     def _pixels_together(self, u: Array, v: Array) -> Array:
         """One product for all images, whose pixels lie beside each other: few pixels make long lines that way."""
@@ -235,8 +243,15 @@ class NumpyBackend(DtypesOfNumpy):
         for i, image in enumerate(v):  # for all at once, NumPy would copy in runs of n
             memory[..., i] = image
         together = self.scratch.take((blocks, rows, pixels * n), v.dtype)
-        np.matmul(u, memory.reshape(blocks, depth, pixels * n), out=together)
+        multiply(u, memory.reshape(blocks, depth, pixels * n), together)
         return together.reshape(blocks, rows, pixels, n).transpose(3, 0, 1, 2)
+
+    def product_by_row(self, u: Array, x: Array, g: Geometry, out: Array | None) -> Array:
+        shape = (g.batch, g.groups, g.c_out // g.groups, g.out[0], math.prod(g.out[1:]))
+        y = self.view(out, shape, x.dtype)
+        y = self.scratch.take(shape, x.dtype) if y is None else y
+        multiply(u[:, None], _numpy_windows.rows(self.scratch.take, x, g), y.transpose(0, 1, 3, 2, 4))
+        return y.reshape(g.y_shape)
 
     def _images_last(self, a: Array) -> Array:
         n, blocks, rows, pixels = a.shape

@@ -22,11 +22,7 @@ FEW_TAPS = 64
 def columns(take: Take, x: Array, g: Geometry, out: Array | None) -> Array:
     """Every window of the zero-padded `x`, ``(n, c, *kernel, *out)``; in `out` if that is handed over."""
     images = _images(g, x.itemsize)
-    padded = take(images.padded, x.dtype)
-    outer, inner = g.kept
-    if g.is_padded:
-        padded.fill(0)
-    padded[outer] = x[inner]
+    padded = _padded(take, x, g)
     windows = np.ndarray(images.windows, x.dtype, padded, 0, images.strides)
     if out is not None:
         out.transpose(images.order)[...] = windows
@@ -34,6 +30,44 @@ def columns(take: Take, x: Array, g: Geometry, out: Array | None) -> Array:
     memory = take(images.windows, x.dtype)
     memory[...] = windows
     return memory.transpose(images.back)
+
+
+def rows(take: Take, x: Array, g: Geometry) -> Array:
+    """The columns of every row of outputs, ``(n, groups, out[0], depth, pixels of the row)``; they overlap in memory.
+
+    In a row's columns, the taps of the first axis come before the channels.
+    """
+    first, behind, channels = g.axes[0], g.axes[1:], g.c_in // g.groups
+    padded = _padded(take, x, g)
+    plane, *steps = padded.strides[1:]
+    image = (g.batch, g.groups, (first.out - 1) * first.stride + first.kernel, channels)
+    windows = np.ndarray(
+        (*image, *g.kernel[1:], *g.out[1:]),
+        x.dtype,
+        padded,
+        0,
+        (
+            *(padded.strides[0], channels * plane, steps[0], plane),
+            *(a.dilation * step for a, step in zip(behind, steps[1:], strict=True)),
+            *(a.stride * step for a, step in zip(behind, steps[1:], strict=True)),
+        ),
+    )
+    memory = take(windows.shape, x.dtype)
+    memory[...] = windows
+    shape = (*image[:2], first.out, channels * g.taps, math.prod(g.out[1:]))
+    item, row = x.itemsize, memory.strides[2]
+    strides = (*memory.strides[:2], first.stride * row, shape[-1] * item, item)
+    return np.ndarray(shape, x.dtype, memory, 0, strides)
+
+
+def _padded(take: Take, x: Array, g: Geometry) -> Array:
+    """Images with their padding of zeros."""
+    made = take((g.batch, g.c_in, *g.padded), x.dtype)
+    if g.is_padded:
+        made.fill(0)
+    outer, inner = g.kept
+    made[outer] = x[inner]
+    return made
 
 
 def folded(
@@ -95,7 +129,6 @@ class _Images(NamedTuple):
     So all images of a tile share one product.
     """
 
-    padded: Shape
     windows: Shape
     strides: tuple[int, ...]
     #: The order of axes that leads there, and the one that leads back.
@@ -112,4 +145,4 @@ def _images(g: Geometry, itemsize: int) -> _Images:
     rank = len(g.axes)
     order = (*range(1, 2 + rank), 0, *range(2 + rank, 2 + 2 * rank))
     windows = tuple(g.columns_shape[i] for i in order)
-    return _Images(padded, windows, tuple(strides[i] for i in order), order, inverse(order))
+    return _Images(windows, tuple(strides[i] for i in order), order, inverse(order))

@@ -37,7 +37,7 @@ class _BlasHold:
 
     def __enter__(self) -> int:
         """The number of threads that the holder may use: all of the BLAS's for the first, one for those beside it."""
-        libraries = _blas_libraries()
+        libraries = blas_libraries()
         with self.lock:
             self.holders += 1
             if self.holders > 1:
@@ -54,12 +54,12 @@ class _BlasHold:
                 self.restore()
 
     def restore(self) -> None:
-        for library, threads in zip(_blas_libraries(), self.saved, strict=True):
+        for library, threads in zip(blas_libraries(), self.saved, strict=True):
             library.set_num_threads(threads)
 
 
 @cache
-def _blas_libraries() -> list[Any]:
+def blas_libraries() -> list[Any]:
     """Controllers of the BLAS that NumPy calls: its own if the wheel brought one, else every one that is loaded."""
     from threadpoolctl import ThreadpoolController
 

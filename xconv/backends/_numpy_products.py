@@ -1,0 +1,100 @@
+"""Matrix products in the pieces that NumPy's BLAS multiplies fastest.
+
+For processors with AVX-512, OpenBLAS has a second way to multiply: up to a million multiply-adds, it reads its operands
+where they lie, while any other product first copies both into an order of its own. Where the rows are a few filters, to
+copy the columns takes as long as to multiply them. So a large product is faster in many small ones.
+"""
+
+import math
+from functools import cache, lru_cache
+
+import numpy as np
+
+from .._geometry import Geometry
+from .._typing import Array, DType
+from . import _threads
+
+#: The names that OpenBLAS gives to the processors for which it has small products.
+PROCESSORS = {"skylakex", "cooperlake", "sapphirerapids"}
+#: The most multiply-adds of one.
+SMALL = 10**6
+#: As many columns as fit into the registers at once, and the most that a piece has.
+COLUMNS, MOST_COLUMNS = 64, 1024
+#: Elements of one register.
+REGISTER = 16
+#: A piece with fewer rows reads its columns for too little work, and a product with fewer yet is left as it is.
+LEAST_ROWS, FEWEST_ROWS = 8, 4
+
+#: Multiply-adds in the time of a call, and in that of copying an element of the rows.
+CALL, COPYING = 2500, 12
+#: Products with fewer rows take as long as with so many; twice as many where they are not small ones.
+FULL = 4
+
+#: Elements of a matrix that is worth being transposed; larger ones take longer for each, and the columns are few.
+MOST_PACKED = 2**14
+
+
+@cache
+def in_pieces() -> bool:
+    """Whether the BLAS that NumPy calls has small products."""
+    found = _threads.blas_libraries()
+    return bool(found) and all(
+        library.internal_api == "openblas" and library.architecture.lower() in PROCESSORS for library in found
+    )
+
+
+def packed(u: Array) -> Array:
+    """The matrices `u`, so that ``multiply(a, u.mT, ...)`` need not copy them."""
+    return np.ascontiguousarray(u.mT).mT if in_pieces() and u[0].size <= MOST_PACKED else u
+
+
+def work_by_row(g: Geometry) -> int:
+    """The time of a product for each row of outputs, as the number of multiply-adds that a large one makes in it.
+
+    A row of outputs may end in the middle of a register. For products that are not small, all filters are copied.
+    """
+    filters, row = max(1, g.c_out // g.groups), max(1, math.prod(g.out[1:]))
+    work = g.macs * max(filters, FULL if in_pieces() else 2 * FULL) // filters
+    copies = 0 if in_pieces() else COPYING * work // row
+    return work * (14 if row % REGISTER else 13) // 10 + copies + CALL * g.batch * g.groups * g.out[0]
+
+
+def multiply(u: Array, v: Array, out: Array) -> Array:
+    """``u @ v`` into `out`."""
+    (rows, depth), columns = u.shape[-2:], v.shape[-1]
+    height, width = _piece(rows, depth, columns, v.dtype) if in_pieces() else (rows, columns)
+    if (height, width) == (rows, columns):
+        return np.matmul(u, v, out=out)
+    low, left = rows // height * height, columns // width * width
+    pieces = _cut(
+        _cut(out[..., :low, :left], -2, height), -1, width
+    )  # (..., from the top, rows, from the left, columns)
+    np.matmul(
+        _cut(u[..., :low, :], -2, height)[..., None, :, :, :],
+        np.moveaxis(_cut(v[..., :left], -1, width), -2, -3)[..., None, :, :],
+        out=np.moveaxis(pieces, -2, -4),
+    )
+    if left < columns:
+        np.matmul(u[..., :low, :], v[..., left:], out=out[..., :low, left:])
+    if low < rows:
+        np.matmul(u[..., low:, :], v, out=out[..., low:, :])
+    return out
+
+
+def _cut(a: Array, axis: int, length: int) -> Array:
+    """One axis as two, of which the second has this length."""
+    at = axis % a.ndim
+    return a.reshape(*a.shape[:at], a.shape[at] // length, length, *a.shape[at + 1 :], copy=False)
+
+
+@lru_cache(maxsize=1024)
+def _piece(rows: int, depth: int, columns: int, dtype: DType) -> tuple[int, int]:
+    """The rows and columns of a piece."""
+    if rows < FEWEST_ROWS or rows * depth * columns <= SMALL or dtype.char not in "fd":
+        return rows, columns
+    width = min(COLUMNS, columns)
+    most = SMALL // (depth * width)
+    if most < min(LEAST_ROWS, rows):
+        return rows, columns
+    height = rows // -(-rows // most)
+    return height, min(most // height * width, MOST_COLUMNS, columns // width * width)
