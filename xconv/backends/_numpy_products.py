@@ -56,7 +56,7 @@ def work_by_row(g: Geometry) -> int:
     filters, row = max(1, g.c_out // g.groups), max(1, math.prod(g.out[1:]))
     work = g.macs * max(filters, FULL if in_pieces() else 2 * FULL) // filters
     copies = 0 if in_pieces() else COPYING * work // row
-    return work * (14 if row % REGISTER else 13) // 10 + copies + CALL * g.batch * g.groups * g.out[0]
+    return work * (15 if row % REGISTER else 13) // 10 + copies + CALL * g.batch * g.groups * g.out[0]
 
 
 def multiply(u: Array, v: Array, out: Array) -> Array:
