@@ -139,20 +139,21 @@ def test_half(rng, algorithm, kernel, biased):
 @pytest.mark.numpy_only
 @pytest.mark.parametrize("dtype", ["float32", "complex64"])
 @pytest.mark.parametrize(
-    ("algorithm", "x_shape", "w_shape", "workspace"),
+    ("algorithm", "x_shape", "w_shape", "stride", "workspace"),
     [
-        ("gemm", (3, 16, 100, 90), (12, 8, 3, 5), MIB),
-        ("mec", (3, 16, 100, 90), (12, 8, 3, 5), MIB),
-        ("winograd", (3, 16, 100, 90), (12, 8, 3, 5), MIB),
-        ("winograd", (3, 16, 100, 90), (12, 8, 3, 5), 4 * MIB),
-        ("fft", (3, 4, 200, 190), (6, 2, 15, 11), 5 * MIB),
-        ("fft", (3, 4, 200, 190), (6, 2, 15, 11), 10 * MIB),
+        ("gemm", (3, 16, 100, 90), (12, 8, 3, 5), 1, MIB),
+        ("gemm", (3, 16, 100, 90), (12, 8, 3, 7), 2, MIB),
+        ("mec", (3, 16, 100, 90), (12, 8, 3, 5), 1, MIB),
+        ("winograd", (3, 16, 100, 90), (12, 8, 3, 5), 1, MIB),
+        ("winograd", (3, 16, 100, 90), (12, 8, 3, 5), 1, 4 * MIB),
+        ("fft", (3, 4, 200, 190), (6, 2, 15, 11), 1, 5 * MIB),
+        ("fft", (3, 4, 200, 190), (6, 2, 15, 11), 1, 10 * MIB),
     ],
 )
-def test_workspace(rng, dtype, algorithm, x_shape, w_shape, workspace):
+def test_workspace(rng, dtype, algorithm, x_shape, w_shape, stride, workspace):
     """A bound on the memory of a call; what Python's own objects take is not counted, less than 100 KB."""
     x, w = (rng.standard_normal(shape).astype(dtype) for shape in (x_shape, w_shape))
-    options = {"groups": 2, "padding": 2, "algorithm": algorithm}
+    options = {"groups": 2, "padding": 2, "stride": stride, "algorithm": algorithm}
     y = xconv.conv(x, w, **options)
     with xconv.config(workspace=workspace):
         for function in functions(x, w, y, **options):

@@ -10,6 +10,7 @@ from oracle import Oracle
 from strategies import cases
 
 import xconv
+from xconv.backends import _numpy_windows
 
 
 @pytest.fixture(autouse=True)
@@ -89,6 +90,23 @@ def test_any_geometry_by_row(lib, compared):
         compared[kind("by row", lib, case)] += 1
 
     check()
+
+
+@pytest.mark.numpy_only
+def test_any_geometry_by_phase(lib, compared, monkeypatch):
+    """As wide kernels with a stride are unfolded."""
+    monkeypatch.setattr(_numpy_windows, "WORTH_SORTING", 1)
+    _numpy_windows._images.cache_clear()
+
+    @lib.examples(4)
+    @given(case=cases())
+    def check(case):
+        with xconv.config(workspace=least_workspace(lib, case)):
+            check_geometry(lib, case, algorithm="gemm")
+        compared[kind("by phase", lib, case)] += 1
+
+    check()
+    _numpy_windows._images.cache_clear()
 
 
 def least_workspace(lib, case):

@@ -59,11 +59,12 @@ def conv(
         Wider dtype for the sums and the result, such as int32 for int8 inputs; one of the array's library.
     algorithm : str
         "auto", or the name of the algorithm to use: "gemm" (im2col and a matrix product), "mec" (the same with a
-        product per row of outputs, whose columns overlap in memory; NumPy, two axes or more), "pointwise" (a kernel of
-        one tap), "depthwise" (one input channel per group, no columns), "winograd" (kernels of up to 7 taps, stride and
-        dilation 1, no integers), "fft" (Fourier transforms of overlapping blocks, for large kernels; no integers), "implicit" (on tensor cores, for CuPy arrays of float16, bfloat16 or, as TF32, float32, with
-        channels last and one group; not yet run on a device) or "cudnn"
-        (NVIDIA's library, for CuPy arrays of real numbers, where it is installed).
+        product per row of outputs, whose columns overlap in memory; on NumPy, two axes or more), "pointwise" (a kernel
+        of one tap), "depthwise" (one input channel per group, no columns), "winograd" (kernels of up to 7 taps, stride
+        and dilation 1, no integers), "fft" (Fourier transforms of overlapping blocks, for large kernels; no integers),
+        "implicit" (on tensor cores, for CuPy arrays of float16, bfloat16 or, as TF32, float32, with channels last and
+        one group; not yet run on a device) or "cudnn" (NVIDIA's library, for CuPy arrays of real numbers, where it is
+        installed).
 
     Returns
     -------

@@ -112,7 +112,7 @@ class NumpyBackend(DtypesOfNumpy):
         return made
 
     def spare(self, g: Geometry) -> int:
-        return g.batch * g.c_in * (math.prod(g.padded) + math.prod(g.size))
+        return _numpy_windows.spare(g)
 
     # depthwise
 
@@ -267,7 +267,7 @@ class NumpyBackend(DtypesOfNumpy):
 
     def outer(self, s: Array, v: Array) -> Array:
         s, v = self._images_last(s), self._images_last(v)
-        blocks, rows, depth = *s.shape[:2], v.shape[1]
+        (blocks, rows, _), depth = s.shape, v.shape[1]
         if rows <= FEW_ROWS and rows < depth and v.dtype.kind != "c" and v.strides[2] < v.strides[1]:
             return np.matmul(v, s.mT, out=self.scratch.take((blocks, depth, rows), v.dtype)).mT
         out = self.scratch.take((blocks, rows, depth), v.dtype)

@@ -17,19 +17,29 @@ from ._windows import follow
 
 #: Kernels with no more taps have theirs remembered: to name a tap takes longer than to add a small image.
 FEW_TAPS = 64
+#: Rows are worth sorting for taps that are so many times as many as the stride.
+WORTH_SORTING = 3
 
 
 def columns(take: Take, x: Array, g: Geometry, out: Array | None) -> Array:
     """Every window of the zero-padded `x`, ``(n, c, *kernel, *out)``; in `out` if that is handed over."""
     images = _images(g, x.itemsize)
-    padded = _padded(take, x, g)
-    windows = np.ndarray(images.windows, x.dtype, padded, 0, images.strides)
-    if out is not None:
-        out.transpose(images.order)[...] = windows
-        return out
-    memory = take(images.windows, x.dtype)
-    memory[...] = windows
-    return memory.transpose(images.back)
+    padded = _padded(take, x, g, images.padded)
+    if images.phases > 1:
+        rows = padded.reshape(*padded.shape[:-1], padded.shape[-1] // images.phases, images.phases).swapaxes(-1, -2)
+        padded = take(rows.shape, x.dtype)
+        padded[...] = rows
+    memory = take(images.windows, x.dtype) if out is None else out.transpose(images.order)
+    for phase in range(images.phases):
+        taps = memory[images.taps[phase]]
+        taps[...] = np.ndarray(taps.shape, x.dtype, padded, phase * padded.strides[-2], images.strides)
+    return memory.transpose(images.back) if out is None else out
+
+
+def spare(g: Geometry) -> int:
+    """Elements that `columns` and `folded` need at once beside the columns they make or take, at most."""
+    padded = math.prod(_images(g, 1).padded)
+    return padded + max(padded, math.prod(g.x_shape))
 
 
 def rows(take: Take, x: Array, g: Geometry) -> Array:
@@ -38,7 +48,7 @@ def rows(take: Take, x: Array, g: Geometry) -> Array:
     In a row's columns, the taps of the first axis come before the channels.
     """
     first, behind, channels = g.axes[0], g.axes[1:], g.c_in // g.groups
-    padded = _padded(take, x, g)
+    padded = _padded(take, x, g, (g.batch, g.c_in, *g.padded))
     plane, *steps = padded.strides[1:]
     image = (g.batch, g.groups, (first.out - 1) * first.stride + first.kernel, channels)
     windows = np.ndarray(
@@ -60,9 +70,9 @@ def rows(take: Take, x: Array, g: Geometry) -> Array:
     return np.ndarray(shape, x.dtype, memory, 0, strides)
 
 
-def _padded(take: Take, x: Array, g: Geometry) -> Array:
-    """Images with their padding of zeros."""
-    made = take((g.batch, g.c_in, *g.padded), x.dtype)
+def _padded(take: Take, x: Array, g: Geometry, shape: Shape) -> Array:
+    """Images with their padding of zeros, and with anything behind that."""
+    made = take(shape, x.dtype)
     if g.is_padded:
         made.fill(0)
     outer, inner = g.kept
@@ -126,9 +136,15 @@ def _taps(g: Geometry) -> tuple[tuple[Shape, Index], ...]:
 class _Images(NamedTuple):
     """How the windows of padded images lie in memory, with the images behind the channels and the kernel.
 
-    So all images of a tile share one product.
+    So all images of a tile share one product. A row of outputs with a stride reads every so many elements. Where many
+    taps do, the rows are first sorted by phase, after which a tap reads elements that follow one another.
     """
 
+    #: The padded images, with rows that are a multiple of the phases long.
+    padded: Shape
+    phases: int
+    #: The taps of each phase, as an index of the windows.
+    taps: tuple[Index, ...]
     windows: Shape
     strides: tuple[int, ...]
     #: The order of axes that leads there, and the one that leads back.
@@ -138,11 +154,21 @@ class _Images(NamedTuple):
 
 @lru_cache(maxsize=1024)
 def _images(g: Geometry, itemsize: int) -> _Images:
-    padded = (g.batch, g.c_in, *g.padded)
+    rank, last = len(g.axes), g.axes[-1]
+    sorts = last.dilation == 1 and last.kernel >= WORTH_SORTING * last.stride and not g.is_empty
+    phases = last.stride if sorts else 1
+    padded = (g.batch, g.c_in, *g.padded[:-1], -(-last.padded // phases) * phases)
     steps = [itemsize * math.prod(padded[i + 1 :]) for i in range(len(padded))]
     strides = [*steps[:2], *(a.dilation * s for a, s in zip(g.axes, steps[2:], strict=True))]
     strides += [a.stride * s for a, s in zip(g.axes, steps[2:], strict=True)]
-    rank = len(g.axes)
+    strides[-1] //= phases
     order = (*range(1, 2 + rank), 0, *range(2 + rank, 2 + 2 * rank))
-    windows = tuple(g.columns_shape[i] for i in order)
-    return _Images(windows, tuple(strides[i] for i in order), order, inverse(order))
+    return _Images(
+        padded,
+        phases,
+        tuple((slice(None),) * rank + (slice(phase, None, phases),) for phase in range(phases)),
+        tuple(g.columns_shape[i] for i in order),
+        tuple(strides[i] for i in order),
+        order,
+        inverse(order),
+    )
