@@ -31,7 +31,7 @@ def pieces(monkeypatch):
 @pytest.fixture
 def tiny(pieces, monkeypatch):
     """Into pieces of a few elements."""
-    for name, value in {"SMALL": 60, "COLUMNS": 4, "MOST_COLUMNS": 8, "LEAST_ROWS": 2, "MOST_PACKED": 12}.items():
+    for name, value in {"SMALL": 60, "COLUMNS": 4, "MOST_COLUMNS": 8, "LEAST_ROWS": 2}.items():
         monkeypatch.setattr(products, name, value)
     return pieces
 
@@ -122,12 +122,4 @@ def test_only_where_small_products_are(monkeypatch):
     other.architecture, mkl.internal_api = "Haswell", "mkl"
     assert found(Library())
     assert not any(found(*libraries) for libraries in ((), (other,), (mkl,), (Library(), other)))
-    u = np.zeros((2, 8, 4))
-    assert products.packed(u) is u
     products.in_pieces.cache_clear()
-
-
-def test_filters_lie_as_the_products_read_them(pieces):
-    small, large = np.ones((2, 8, 4)), np.ones((2, 256, 65))
-    assert products.packed(small).mT.flags.c_contiguous
-    assert products.packed(large) is large

@@ -116,6 +116,12 @@ class Sides(NamedTuple):
     filters: Side
 
     @property
+    def exchanged(self) -> Side:
+        """The filters with their axes exchanged: an image for each input channel, with a channel for each filter."""
+        g, matrices = self.filters
+        return Side(replace(g, batch=g.c_in, c_in=g.batch, groups=self.image.geometry.groups), matrices)
+
+    @property
     def frequencies(self) -> int:
         return math.prod(len(rows) for rows in self.image.matrices)
 
@@ -211,17 +217,19 @@ class Winograd(Bilinear):
     def is_symmetric(self, backend: Backend) -> bool:
         return backend.own_spectra
 
+    # Products whose columns have their channels behind read the transpose of what these two make, so both make it so
+    # that its transpose is what lies in order.
+
     def transform(self, backend: Backend, g: Geometry, w: Array) -> Array:
-        return backend.packed(self._spectra_of(backend, g, w))
+        exchanged = backend.xp.permute_dims(w, (1, 0, *range(2, w.ndim)))
+        return backend.spectra(exchanged, *sides(g).exchanged, lasting=True)[0, ...]
 
     def adjoint_operand(self, backend: Backend, g: Geometry, w: Array) -> Array:
-        return backend.adjoint(self._spectra_of(backend, g, backend.conj(w)))
-
-    def _spectra_of(self, backend: Backend, g: Geometry, w: Array) -> Array:
+        """``U(conj(w))^H``, which is ``U(w)^T`` since the matrices are real."""
         xp, everything = backend.xp, sides(g)
         u = backend.spectra(w, *everything.filters, lasting=True)  # (1, frequencies, depth, c_out)
         shape = (everything.frequencies * g.groups, g.c_out // g.groups, g.c_in // g.groups)
-        return xp.reshape(xp.matrix_transpose(u), shape)
+        return xp.matrix_transpose(xp.reshape(xp.matrix_transpose(u), shape))
 
     def transform_adjoint(self, backend: Backend, g: Geometry, u: Array) -> Array:
         xp, everything = backend.xp, sides(g)

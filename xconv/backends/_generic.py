@@ -324,10 +324,6 @@ class Backend:
 
     # products
 
-    def packed(self, u: Array) -> Array:
-        """The left operand of products with columns whose channels lie last, in the order in memory that suits them."""
-        return u
-
     def product(self, u: Array, v: Array, out: Array | None = None) -> Array:
         """``u @ v`` for every image and block, ``(n, blocks, rows, pixels)``; in `out` if that is handed over."""
         del out

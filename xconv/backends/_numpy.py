@@ -214,9 +214,6 @@ class NumpyBackend(DtypesOfNumpy):
 
     # products
 
-    def packed(self, u: Array) -> Array:
-        return _numpy_products.packed(u)
-
     def by_row_work(self, g: Geometry) -> int:
         return _numpy_products.work_by_row(g)
 

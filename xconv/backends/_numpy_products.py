@@ -30,9 +30,6 @@ CALL, COPYING = 2500, 12
 #: Products with fewer rows take as long as with so many; twice as many where they are not small ones.
 FULL = 4
 
-#: Elements of a matrix that is worth being transposed; larger ones take longer for each, and the columns are few.
-MOST_PACKED = 2**14
-
 
 @cache
 def in_pieces() -> bool:
@@ -41,11 +38,6 @@ def in_pieces() -> bool:
     return bool(found) and all(
         library.internal_api == "openblas" and library.architecture.lower() in PROCESSORS for library in found
     )
-
-
-def packed(u: Array) -> Array:
-    """The matrices `u`, so that ``multiply(a, u.mT, ...)`` need not copy them."""
-    return np.ascontiguousarray(u.mT).mT if in_pieces() and u[0].size <= MOST_PACKED else u
 
 
 def work_by_row(g: Geometry) -> int:
