@@ -229,6 +229,22 @@ def test_files(large, tmp_path):
 
 
 @pytest.mark.numpy_only
+@pytest.mark.skipif(os.name == "nt", reason="has no such things")
+def test_only_files_are_replaced(tmp_path):
+    tuning, file, link, pipe = xconv.Tuning(), *(tmp_path / name for name in ("file", "link", "pipe"))
+    os.mkfifo(pipe)
+    for place in (tmp_path, pipe):
+        with pytest.raises(ValueError, match="`path` must be a file or new"):
+            tuning.save(place)
+    assert pipe.is_fifo()
+    link.symlink_to(file)
+    tuning.save(link)
+    assert link.is_symlink()
+    assert len(xconv.Tuning.load(file)) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link", "pipe"]
+
+
+@pytest.mark.numpy_only
 @pytest.mark.parametrize(
     "content",
     [

@@ -77,11 +77,17 @@ class Tuning:
         return tuning
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write the record to `path`, as JSON. A file that is there is replaced when the new one is whole."""
+        """Write the record to `path`, as JSON. A file that is there is replaced when the new one is whole.
+
+        ValueError for a folder, a device or whatever else is there and no file.
+        """
         import json
         from pathlib import Path
 
-        path = Path(path)
+        path = Path(path).resolve()  # a link stays one
+        if path.exists() and not path.is_file():
+            msg = f"`path` must be a file or new, and {str(path)!r} is neither"
+            raise ValueError(msg)
         new = path.with_name(f"{path.name}.new")
         content = {"format": FORMAT, "seconds": dict(sorted(self._seconds.items()))}
         new.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
