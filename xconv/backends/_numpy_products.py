@@ -58,9 +58,7 @@ def multiply(u: Array, v: Array, out: Array) -> Array:
     if (height, width) == (rows, columns):
         return np.matmul(u, v, out=out)
     low, left = rows // height * height, columns // width * width
-    pieces = _cut(
-        _cut(out[..., :low, :left], -2, height), -1, width
-    )  # (..., from the top, rows, from the left, columns)
+    pieces = _cut(_cut(out[..., :low, :left], -2, height), -1, width)  # (..., how many, height, how many, width)
     np.matmul(
         _cut(u[..., :low, :], -2, height)[..., None, :, :, :],
         np.moveaxis(_cut(v[..., :left], -1, width), -2, -3)[..., None, :, :],
