@@ -12,7 +12,7 @@ import xconv
 from xconv._planner import scheduled
 from xconv.algorithms import ALGORITHMS
 from xconv.algorithms._gemm import Gemm
-from xconv.backends import RefusedError
+from xconv.backends import RefusedError, backend_of
 
 
 @pytest.fixture
@@ -342,3 +342,13 @@ def test_few_pixels_of_many_images_make_one_product(rng):
             one = slice(i, i + 1)
             np.testing.assert_array_equal(y[one], xconv.conv(x[one], w, **options))
             np.testing.assert_array_equal(dx[one], xconv.conv_input_grad(dy[one], w, (1, 64, 3, 2), **options))
+
+
+def test_rows_that_overlap_are_for_libraries_that_say_so(lib, monkeypatch):
+    x, w = lib.array(np.zeros((2, 3, 9, 9))), lib.array(np.zeros((4, 3, 3, 3)))
+    for overlap in (True, False):
+        monkeypatch.setattr(type(backend_of({"x": x})), "views_overlap", overlap)
+        scheduled.cache_clear()
+        (found,) = (candidate for candidate in xconv.plan(x, w).candidates if candidate.name == "mec")
+        assert (found.cost > 2 * 4 * 49 * 27) if overlap else ("views that overlap" in found.refusal)
+    scheduled.cache_clear()
