@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from functools import cache
 
 import numpy as np
 
@@ -101,8 +102,7 @@ class NumpyBackend(DtypesOfNumpy):
 
     def col2im(self, cols: Array, g: Geometry, out: Array | None = None) -> Array:
         del out
-        rank = len(g.axes)
-        by_tap = cols.transpose(*range(2, 2 + rank), 0, 1, *range(2 + rank, 2 + 2 * rank))
+        by_tap = cols.transpose(_by_tap(len(g.axes)))
         images_last = cols.strides[0] < cols.strides[-1]
         return _numpy_windows.folded(self.scratch.take, g, cols.dtype, by_tap.__getitem__, images_last=images_last)
 
@@ -338,6 +338,12 @@ def _run(task: Callable[[int], None], count: int, team: Team) -> None:
         _threads.run(task, count, team)
     finally:
         np.setbufsize(before)
+
+
+@cache
+def _by_tap(rank: int) -> tuple[int, ...]:
+    """The order of columns' axes with the kernel in front."""
+    return (*range(2, 2 + rank), 0, 1, *range(2 + rank, 2 + 2 * rank))
 
 
 def _channels_behind(x: Array, g: Geometry) -> Array:

@@ -54,7 +54,9 @@ def work_by_row(g: Geometry) -> int:
 def multiply(u: Array, v: Array, out: Array) -> Array:
     """``u @ v`` into `out`."""
     (rows, depth), columns = u.shape[-2:], v.shape[-1]
-    height, width = _piece(rows, depth, columns, v.dtype) if in_pieces() else (rows, columns)
+    if rows * depth * columns <= SMALL or not in_pieces():
+        return np.matmul(u, v, out=out)
+    height, width = _piece(rows, depth, columns, v.dtype)
     if (height, width) == (rows, columns):
         return np.matmul(u, v, out=out)
     low, left = rows // height * height, columns // width * width
@@ -80,7 +82,7 @@ def _cut(a: Array, axis: int, length: int) -> Array:
 @lru_cache(maxsize=1024)
 def _piece(rows: int, depth: int, columns: int, dtype: DType) -> tuple[int, int]:
     """The rows and columns of a piece."""
-    if rows < FEWEST_ROWS or rows * depth * columns <= SMALL or dtype.char not in "fd":
+    if rows < FEWEST_ROWS or dtype.char not in "fd":
         return rows, columns
     width = min(COLUMNS, columns)
     most = SMALL // (depth * width)
