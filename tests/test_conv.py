@@ -314,6 +314,8 @@ def test_any_memory(lib, rng, layout):
         lib.check(dx, exact if layout == "channels_first" else np.moveaxis(exact, 1, -1))
         dw = xconv.conv_weight_grad(dy, x, filters.shape, groups=2, padding=1, layout=layout)
         lib.check(dw, oracle.weight_grad(np.ones(oracle.y_shape), np.asarray(first, float)))
+        assert dx.flags.c_contiguous, name
+        assert dw.flags.c_contiguous, name
 
 
 @pytest.mark.numpy_only

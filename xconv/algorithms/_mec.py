@@ -3,9 +3,9 @@
 What the windows of a row see lies in consecutive rows of the image. So these are unfolded once, and not once per tap of
 the first axis; the columns of one row of outputs are a view of them, and overlap in memory with those of the next row.
 The products are as many as there are rows, and short: that pays where unfolding takes much of the time, with few
-channels on long rows. The sum is that of a matrix product, with its error: ``|err| <= K * eps * conv(|x|, |w|)``,
-element by element. The gradients are im2col's, but that of stride 1 in x is a convolution, too. (M. Cho, D. Brand,
-*MEC: Memory-Efficient Convolution for Deep Neural Network*, 2017.)
+filters on long rows. The sum is that of a matrix product, with its error: ``|err| <= K * eps * conv(|x|, |w|)``,
+element by element. The gradients are im2col's, but for an input gradient by reflected filters, a convolution like any.
+(M. Cho, D. Brand, *MEC: Memory-Efficient Convolution for Deep Neural Network*, 2017.)
 """
 
 import math

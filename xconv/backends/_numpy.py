@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from functools import cache
 
 import numpy as np
 
@@ -102,9 +101,7 @@ class NumpyBackend(DtypesOfNumpy):
 
     def col2im(self, cols: Array, g: Geometry, out: Array | None = None) -> Array:
         del out
-        by_tap = cols.transpose(_by_tap(len(g.axes)))
-        images_last = cols.strides[0] < cols.strides[-1]
-        return _numpy_windows.folded(self.scratch.take, g, cols.dtype, by_tap.__getitem__, images_last=images_last)
+        return _numpy_windows.folded_columns(self.scratch.take, cols, g)
 
     def extend(self, x: Array, g: Geometry) -> Array:
         made = self.scratch.take((*x.shape[:2], *g.padded), x.dtype)
@@ -338,12 +335,6 @@ def _run(task: Callable[[int], None], count: int, team: Team) -> None:
         _threads.run(task, count, team)
     finally:
         np.setbufsize(before)
-
-
-@cache
-def _by_tap(rank: int) -> tuple[int, ...]:
-    """The order of columns' axes with the kernel in front."""
-    return (*range(2, 2 + rank), 0, 1, *range(2 + rank, 2 + 2 * rank))
 
 
 def _channels_behind(x: Array, g: Geometry) -> Array:

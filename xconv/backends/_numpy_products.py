@@ -54,9 +54,8 @@ def work_by_row(g: Geometry) -> int:
 def multiply(u: Array, v: Array, out: Array) -> Array:
     """``u @ v`` into `out`."""
     (rows, depth), columns = u.shape[-2:], v.shape[-1]
-    if rows * depth * columns <= SMALL or not in_pieces():
-        return np.matmul(u, v, out=out)
-    height, width = _piece(rows, depth, columns, v.dtype)
+    is_small = rows * depth * columns <= SMALL
+    height, width = (rows, columns) if is_small or not in_pieces() else _piece(rows, depth, columns, v.dtype)
     if (height, width) == (rows, columns):
         return np.matmul(u, v, out=out)
     low, left = rows // height * height, columns // width * width

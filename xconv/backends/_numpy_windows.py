@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import product
 from typing import NamedTuple
 
@@ -26,9 +26,9 @@ def columns(take: Take, x: Array, g: Geometry, out: Array | None) -> Array:
     images = _images(g, x.itemsize)
     padded = _padded(take, x, g, images.padded)
     if images.phases > 1:
-        rows = padded.reshape(*padded.shape[:-1], padded.shape[-1] // images.phases, images.phases).swapaxes(-1, -2)
-        padded = take(rows.shape, x.dtype)
-        padded[...] = rows
+        by_phase = padded.reshape(*padded.shape[:-1], padded.shape[-1] // images.phases, images.phases).swapaxes(-1, -2)
+        padded = take(by_phase.shape, x.dtype)
+        padded[...] = by_phase
     memory = take(images.windows, x.dtype) if out is None else out.transpose(images.order)
     for phase in range(images.phases):
         taps = memory[images.taps[phase]]
@@ -78,6 +78,18 @@ def _padded(take: Take, x: Array, g: Geometry, shape: Shape) -> Array:
     outer, inner = g.kept
     made[outer] = x[inner]
     return made
+
+
+def folded_columns(take: Take, cols: Array, g: Geometry) -> Array:
+    """The adjoint of `columns`."""
+    by_tap = cols.transpose(_kernel_in_front(len(g.axes)))
+    return folded(take, g, cols.dtype, by_tap.__getitem__, images_last=cols.strides[0] < cols.strides[-1])
+
+
+@cache
+def _kernel_in_front(rank: int) -> tuple[int, ...]:
+    """The order of the axes of columns."""
+    return (*range(2, 2 + rank), 0, 1, *range(2 + rank, 2 + 2 * rank))
 
 
 def folded(
