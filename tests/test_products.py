@@ -96,6 +96,7 @@ def test_winograd(tiny, rng):
         (64, 64, 196, [(64, 196, 64)]),  # small as it is
         (3, 576, 3136, [(3, 3136, 576)]),  # too few rows
         (512, 4608, 784, [(512, 784, 4608)]),  # too few would fit
+        (512, 128, 784, [(512, 784, 128)]),  # many rows and long sums: copied once, read many times
     ],
 )
 def test_pieces(pieces, rows, depth, columns, expected):

@@ -22,6 +22,8 @@ SMALL = 10**6
 COLUMNS, MOST_COLUMNS = 64, 1024
 #: Elements of one register.
 REGISTER = 16
+#: With so many rows and so long sums, to pack both operands takes little of the time.
+MANY_ROWS, MUCH_DEPTH = 256, 128
 #: A piece with fewer rows reads its columns for too little work, and a product with fewer yet is left as it is.
 LEAST_ROWS, FEWEST_ROWS = 8, 4
 
@@ -81,7 +83,8 @@ def _cut(a: Array, axis: int, length: int) -> Array:
 @lru_cache(maxsize=1024)
 def _piece(rows: int, depth: int, columns: int, dtype: DType) -> tuple[int, int]:
     """The rows and columns of a piece."""
-    if rows < FEWEST_ROWS or dtype.char not in "fd":
+    packs_well = rows >= MANY_ROWS and depth >= MUCH_DEPTH
+    if rows < FEWEST_ROWS or packs_well or dtype.char not in "fd":
         return rows, columns
     width = min(COLUMNS, columns)
     most = SMALL // (depth * width)
