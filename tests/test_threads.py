@@ -13,7 +13,7 @@ import pytest
 from threadpoolctl import threadpool_limits
 
 import xconv
-from xconv.backends import Team, _numpy, _threads
+from xconv.backends import Team, _numpy, _scratch, _threads
 
 pytestmark = pytest.mark.numpy_only
 
@@ -182,9 +182,7 @@ def test_platforms_without_fork():
 
 
 def test_scratch_memory_is_bounded_and_reused():
-    from xconv.backends._numpy import Scratch
-
-    scratch = Scratch()
+    scratch = _scratch.Scratch()
     for _ in range(3):
         scratch.reset(8064)
         a, b = scratch.take((1000,), np.float64), scratch.take((3, 5), np.int8)
@@ -192,9 +190,51 @@ def test_scratch_memory_is_bounded_and_reused():
         assert np.all(a == 1.5)
     assert a.ctypes.data % 64 == b.ctypes.data % 64 == 0
     assert np.shares_memory(a, scratch.block)
-    scratch.reset(Scratch.KEEP + 1)
+    scratch.reset(_scratch.KEEP + 1)
     assert scratch.block.size == 0
-    assert not np.shares_memory(scratch.take((Scratch.KEEP + 1,), np.uint8), scratch.block)
+    assert not np.shares_memory(scratch.take((_scratch.KEEP + 1,), np.uint8), scratch.block)
+
+
+def test_reserved_memory_comes_back_when_nobody_uses_it():
+    reserve = _scratch.Reserve()
+    first = reserve.take((1000, 3), np.float64)
+    view, address = first[5:, ::2].T, first.ctypes.data
+    del first
+    assert reserve.blocks == []  # the view still reads it
+    second = reserve.take((1000, 3), np.float64)
+    assert not np.shares_memory(view, second)
+    del view
+    assert [block.ctypes.data for block in reserve.blocks] == [address]
+    assert reserve.take((2,), np.float64).ctypes.data != address  # far too large for so little
+    again = reserve.take((2500,), np.float64)
+    assert again.ctypes.data == address
+    assert again.ctypes.data % 64 == 0
+    assert reserve.take((0, 4), np.int8).shape == (0, 4)
+
+
+def test_the_reserve_keeps_the_latest_blocks_within_a_bound(monkeypatch):
+    monkeypatch.setattr(_scratch, "KEEP", 10_000)
+    reserve = _scratch.Reserve()
+    held = [reserve.take((size,), np.uint8) for size in (5000, 4000, 3000, 20_000)]
+    for _ in range(3):
+        del held[0]
+    assert sorted(block.size for block in reserve.blocks) == [3000, 4000]
+    held.clear()
+    assert reserve.blocks == []  # nothing is kept of what is larger than the bound
+
+
+def test_the_reserve_serves_many_threads():
+    reserve = _scratch.Reserve()
+
+    def work(i):
+        for _ in range(200):
+            mine = reserve.take((500 + 40 * i,), np.int64)
+            mine.fill(i)
+            assert np.all(mine == i)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, range(8)))
+    assert 0 < sum(block.size for block in reserve.blocks) <= _scratch.KEEP
 
 
 @pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt])

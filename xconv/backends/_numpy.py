@@ -12,12 +12,14 @@ from . import _fourier, _numpy_depthwise, _numpy_fourier, _numpy_products, _nump
 from ._fourier import Grid
 from ._generic import MIB, Backend, Piece, inverse
 from ._numpy_products import multiply
-from ._scratch import Scratch
+from ._scratch import Reserve, Scratch
 from ._spectra import Matrices
 from ._threads import Team
 
 #: Bytes of a tile beside which NumPy's buffers do not matter.
 WORTH_SHORT_BUFFERS = 2**17
+#: Elements of a sum that are worth another thread's while.
+JOINED = 2**19
 #: Rows so few that the sum over all pixels is faster with the other operand in front, and the result turned around.
 FEW_ROWS = 128
 
@@ -60,7 +62,7 @@ class NumpyBackend(DtypesOfNumpy):
 
     def __init__(self) -> None:
         super().__init__(np)
-        self.scratch = Scratch()
+        self.scratch, self.reserve = Scratch(), Reserve()
 
     def tile_size(self, whole: float, *, heavy: bool) -> float:
         return min(self.tile_bytes, max(self.least_tile, whole // self.shares)) if heavy else self.tile_bytes
@@ -149,10 +151,10 @@ class NumpyBackend(DtypesOfNumpy):
     # spectra
 
     def spectra(self, x: Array, g: Geometry, matrices: Matrices, *, lasting: bool = False) -> Array:
-        layout = _numpy_spectra.layout(g, matrices, x.dtype)
+        layout = _numpy_spectra.layout(g, matrices, x.dtype, lasting=lasting)
         if lasting:
             self.scratch.reset(layout.spare * x.itemsize)
-        v = (np.empty if lasting else self.scratch.take)(layout.spectra, x.dtype)
+        v = (self.reserve if lasting else self.scratch).take(layout.spectra, x.dtype)
         if x.size == 0:
             v.fill(0)
         else:
@@ -165,7 +167,7 @@ class NumpyBackend(DtypesOfNumpy):
     def spectra_adjoint(
         self, v: Array, g: Geometry, matrices: Matrices, out: Array | None = None, *, lasting: bool = False
     ) -> Array:
-        layout = _numpy_spectra.layout(g, matrices, v.dtype)
+        layout = _numpy_spectra.layout(g, matrices, v.dtype, lasting=lasting)
         if lasting:
             self.scratch.reset(layout.spare * v.itemsize)
         x = (np.empty if lasting else self.scratch.take)(g.x_shape, v.dtype) if out is None else out
@@ -310,16 +312,29 @@ class NumpyBackend(DtypesOfNumpy):
             for i in range(lane, len(tiles), lanes):
                 self.scratch.reset(team.memory)
                 made = piece(tiles[i], None)
-                if i == lane:
-                    sums[lane] = made.copy(order="K")
-                else:
+                if i > lane:
                     sums[lane] += made
+                else:
+                    sums[lane] = self._held(made) if lane else made.copy(order="K")
 
         _run(add_up, lanes, team)
-        result = sums[0]
-        for lane in sums[1:]:
-            result += lane
-        return np.ascontiguousarray(result)
+        flat = [_in_memory(one).reshape(-1, copy=False) for one in sums]
+        size = max(JOINED, -(-flat[0].size // self.shares))
+
+        def join(i: int) -> None:
+            part = slice(i * size, (i + 1) * size)
+            for lane in flat[1:]:
+                flat[0][part] += lane[part]
+
+        _run(join, -(-flat[0].size // size) if lanes > 1 else 0, team)
+        return np.ascontiguousarray(sums[0])
+
+    def _held(self, a: Array) -> Array:
+        """A copy that lies in memory as `a` does, and takes less time than a fresh one."""
+        order = _order(a)
+        held = self.reserve.take(a.transpose(order).shape, a.dtype).transpose(inverse(order))
+        held[...] = a
+        return held
 
 
 def _run(task: Callable[[int], None], count: int, team: Team) -> None:
@@ -335,6 +350,15 @@ def _run(task: Callable[[int], None], count: int, team: Team) -> None:
         _threads.run(task, count, team)
     finally:
         np.setbufsize(before)
+
+
+def _order(a: Array) -> tuple[int, ...]:
+    """The axes in the order in which they lie in memory."""
+    return tuple(sorted(range(a.ndim), key=lambda axis: -abs(a.strides[axis])))
+
+
+def _in_memory(a: Array) -> Array:
+    return a.transpose(_order(a))
 
 
 def _channels_behind(x: Array, g: Geometry) -> Array:

@@ -15,8 +15,9 @@ from .._typing import Array, DType, Shape
 from ._scratch import Take
 from ._spectra import Matrices
 
-#: Elements of temporary memory that are worth one more image at a time: they fit into a second-level cache.
-NEAR = 2**17
+#: Elements of temporary memory that are worth one more image at a time: they fit into a second-level cache. Filters are
+#: images so small that the calls for a few of them take longer than to fetch more from the next cache.
+NEAR, NEXT = 2**17, 2**21
 
 
 class Layout(NamedTuple):
@@ -42,18 +43,20 @@ class Layout(NamedTuple):
 
 
 @lru_cache(maxsize=1024)
-def layout(g: Geometry, matrices: Matrices, dtype: DType) -> Layout:
+def layout(g: Geometry, matrices: Matrices, dtype: DType, *, lasting: bool = False) -> Layout:
     real = np.empty(0, dtype).real.dtype
     frequencies = tuple(len(rows) for rows in matrices)
     each = spare(g, matrices, 1)
-    images = max(1, min(g.batch, NEAR // max(1, each)))
+    spectra = (*frequencies, g.groups, g.batch, *g.out, g.c_in // g.groups)
+    most = max(NEAR, min(NEXT, math.prod(spectra))) if lasting else NEAR
+    images = max(1, min(g.batch, most // max(1, each)))
     arrays = tuple(np.asarray(rows, real) for rows in matrices)
     transposes = []
     for axis, array in zip(g.axes, arrays, strict=True):
         cuts = range(0, axis.kernel, axis.stride)
         transposes.append(tuple(array[:, cut : cut + axis.stride].T.copy() for cut in cuts))
     return Layout(
-        spectra=(*frequencies, g.groups, g.batch, *g.out, g.c_in // g.groups),
+        spectra=spectra,
         blocks=math.prod(frequencies) * g.groups,
         parts=tuple(slice(first, min(first + images, g.batch)) for first in range(0, g.batch, images)),
         spare=images * each,
