@@ -211,6 +211,31 @@ def test_cudnn_is_for_cupy(arrays):
         p.schedule.backend.cudnn("conv", p.schedule.geometry, x, w, None, 0)
 
 
+@pytest.mark.numpy_only
+def test_small_calls_stay_in_their_thread(rng, lib):
+    """A millisecond of work is done before another thread has woken up; but the BLAS must not start any, either."""
+    w = rng.standard_normal((16, 16, 3, 3), dtype=np.float32)
+    small, large = (xconv.plan(np.ones((n, 16, 64, 64), np.float32), w) for n in (1, 16))
+    assert small.schedule.team.limit == 1 < large.schedule.team.limit
+    assert small.schedule.team.heavy
+    assert "in parallel" in repr(large)
+    assert "in parallel" not in repr(small)
+    assert small.tiles == 1 < large.tiles
+
+
+@pytest.mark.numpy_only
+def test_tiles_are_as_large_as_their_function_lets_them_be(rng, lib):
+    """MEC's forward pass unfolds a third of the columns that its weight gradient does."""
+    x, w = rng.random((2, 4, 200, 96), dtype=np.float32), rng.random((4, 4, 3, 3), dtype=np.float32)
+    with xconv.config(workspace=2**19):
+        mec, gemm = (xconv.plan(x, w, algorithm=name) for name in ("mec", "gemm"))
+        assert mec.tiles < gemm.tiles
+        assert len(mec.schedule.weight_tiles) == len(gemm.schedule.weight_tiles) == gemm.tiles
+        dy = mec.conv(x, w)
+        np.testing.assert_allclose(dy, gemm.conv(x, w), rtol=1e-5)
+        np.testing.assert_allclose(mec.weight_grad(dy, x), gemm.weight_grad(dy, x), rtol=1e-5)
+
+
 def test_settings_at_the_time_of_the_plan(rng):
     x, w = rng.standard_normal((4, 8, 64, 64)), rng.standard_normal((8, 8, 3, 3))
     with xconv.config(workspace=2**18):

@@ -5,6 +5,7 @@ which each costs as much time as so many multiply-adds as the backend says (`Bac
 """
 
 import math
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache, partial
@@ -12,13 +13,14 @@ from typing import NamedTuple
 
 from ._arguments import geometry, transposed_geometry
 from ._config import Settings, applied
-from ._geometry import Geometry
+from ._geometry import Geometry, Tile
 from ._typing import Array, DType, Shape
 from .algorithms import ALGORITHMS, Algorithm, Chunked, Schedule, Tiled, Tuned
 from .backends import MIB, Backend, Team, backend_of
 
-#: Multiply-adds of a call that is worth a second thread.
-HEAVY = 2**19
+#: Multiply-adds of a call that is worth a hold on the BLAS, and the predicted cost of one that is worth more threads,
+#: since threads wait for each other between any two operations.
+HEAVY, SHARED = 2**19, 2**26
 #: Tiles of the input gradient share outputs, and compute their columns again. Where that is more than so many times the
 #: work, they are made larger, up to this size.
 REPETITION, MOST_TILE = 1.5, 256 * MIB
@@ -185,9 +187,14 @@ def candidates(g: Geometry, backend: Backend, dtype: DType, settings: Settings) 
             note = 'its error bound is not componentwise, and `numerics` is "strict"'
         elif name in backend.unproven and settings.tuning is None:
             note = f"it has not been measured on {backend.name}; ask for it by name"
-        cost = 0 if refusal else algorithm.work(g, backend, balance) + balance * algorithm.traffic(g)
+        cost = 0 if refusal else _cost(algorithm, g, backend, balance)
         found.append(Candidate(name, cost, refusal, note))
     return tuple(sorted(found, key=lambda c: (c.refusal is not None, c.note is not None, c.cost)))
+
+
+def _cost(algorithm: Algorithm, g: Geometry, backend: Backend, balance: int) -> int:
+    """The predicted time of a forward pass, in multiply-adds."""
+    return algorithm.work(g, backend, balance) + balance * algorithm.traffic(g)
 
 
 def _choices(found: tuple[Candidate, ...], algorithm: str) -> list[str]:
@@ -246,13 +253,13 @@ def _cut(
     itemsize = backend.itemsize(accumulator)
     filters = itemsize * algorithm.filters(g)
 
-    def cost(part: Geometry) -> int:
+    def cost(part: Geometry, *, forward: bool = False) -> int:
         written_out = 0
         if part.pad_mode != "constant":
             part = part.extended()
             written_out = 3 * math.prod(part.x_shape)
         if multiplies:
-            scratch = algorithm.scratch(part, backend)
+            scratch = (algorithm.forward_scratch if forward else algorithm.scratch)(part, backend)
         else:
             scratch = backend.spare(part) + (math.prod(part.columns_shape) if operand != dtype else 0)
         return itemsize * (scratch + written_out)
@@ -260,8 +267,8 @@ def _cut(
     def border_cost(part: Geometry) -> int:
         return cost(part) + 3 * itemsize * math.prod(part.x_shape)
 
-    heavy = g.macs >= HEAVY
-    target = backend.tile_size(cost(g), heavy=heavy)
+    shared = _cost(algorithm, g, backend, backend.balance(dtype, settings.precision)) >= SHARED
+    target = backend.tile_size(cost(g), shared=shared)
     target = max(target, itemsize * algorithm.least_tile(g, backend))
     # A tile of the weight gradient holds its own result, and adds it to a sum; an input gradient whose padding is added
     # to it afterwards is kept in the wider dtype until then.
@@ -270,11 +277,12 @@ def _cut(
         fixed += itemsize * math.prod(g.x_shape)
     room = math.inf if settings.workspace is None else settings.workspace - fixed
     target = min(target, room)
-    tiles, input_tiles = g.tiles("outputs", target, cost), g.tiles("inputs", target, cost)
+    tiles = g.tiles("outputs", target, partial(cost, forward=True))
+    weight_tiles, input_tiles = g.tiles("outputs", target, cost), g.tiles("inputs", target, cost)
     while input_tiles.repetition > REPETITION and 0 < 2 * target <= min(room, MOST_TILE):
         target *= 2
         input_tiles = g.tiles("inputs", target, cost)
-    largest = max(cost(tiles.largest), cost(input_tiles.largest))
+    largest = max(cost(tiles.largest, forward=True), cost(weight_tiles.largest), cost(input_tiles.largest))
     if g.pad_mode != "constant":  # the tiles of the padding are cut until they are no larger than this
         one = g.extended().largest("inputs", [min(1, g.batch), *(1 for _ in g.axes)])
         largest = max(largest, border_cost(one))
@@ -285,6 +293,7 @@ def _cut(
     else:
         limit = max(1, (settings.workspace - fixed + filters) // max(1, largest + filters))
         lanes = (settings.workspace - limit * (largest + filters)) // max(1, filters)
+    limit = limit if shared else 1
     return Tiled(
         algorithm=algorithm,
         backend=backend,
@@ -292,13 +301,18 @@ def _cut(
         dtype=dtype,
         operand=operand,
         accumulator=accumulator,
-        team=Team(settings.threads, limit, heavy, largest),
+        team=Team(settings.threads, limit, g.macs >= HEAVY, largest),
         lanes=min(max(1, lanes), LANES),
         workspace=fixed + largest,
-        tiles=tuple(tiles) if len(tiles) <= KEPT else tiles,
-        input_tiles=tuple(input_tiles) if len(input_tiles) <= KEPT else input_tiles,
+        tiles=_kept(tiles),
+        input_tiles=_kept(input_tiles),
+        weight_tiles=_kept(weight_tiles),
         find_borders=partial(g.borders, largest, border_cost),
     )
+
+
+def _kept(tiles: Sequence[Tile]) -> Sequence[Tile]:
+    return tuple(tiles) if len(tiles) <= KEPT else tiles
 
 
 def _result_dtype(backend: Backend, dtypes: tuple[tuple[str, DType], ...], wanted: DType | None) -> DType:

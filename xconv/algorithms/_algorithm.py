@@ -38,6 +38,10 @@ class Algorithm(ABC):
     def scratch(self, g: Geometry, backend: Backend) -> int:
         """Elements of temporary memory that any of the three functions takes for `g`, at most."""
 
+    def forward_scratch(self, g: Geometry, backend: Backend) -> int:
+        """The same for `forward` alone, of an algorithm in which it takes much less than a gradient."""
+        return self.scratch(g, backend)
+
     def filters(self, g: Geometry) -> int:
         """Elements of the filters as `forward` takes them, and of what else it takes to make these, at most."""
         return math.prod(g.w_shape)

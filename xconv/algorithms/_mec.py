@@ -36,11 +36,11 @@ class Mec(Gemm):
         del dtype, precision
         return None if backend.views_overlap else f"{backend.name} does not multiply views that overlap in memory"
 
+    def forward_scratch(self, g: Geometry, backend: Backend) -> int:
+        return self.scratch(g, backend) - math.prod(g.columns_shape) + _unfolded(g)
+
     def traffic(self, g: Geometry) -> int:
-        rows = g.axes[0]
-        seen = (rows.out - 1) * rows.stride + rows.kernel
-        unfolded = math.prod(g.columns_shape) // max(1, rows.kernel * rows.out) * seen
-        return math.prod(g.x_shape) + math.prod(g.y_shape) + math.prod(g.w_shape) + 2 * unfolded
+        return math.prod(g.x_shape) + math.prod(g.y_shape) + math.prod(g.w_shape) + 2 * _unfolded(g)
 
     def work(self, g: Geometry, backend: Backend, balance: int) -> int:
         del balance
@@ -55,3 +55,10 @@ class Mec(Gemm):
 
     def forward(self, backend: Backend, g: Geometry, x: Array, u: Array, out: Array | None) -> Array:
         return backend.product_by_row(u, x, g, out)
+
+
+def _unfolded(g: Geometry) -> int:
+    """Elements of the columns of all rows, which share most of them."""
+    rows = g.axes[0]
+    seen = (rows.out - 1) * rows.stride + rows.kernel
+    return math.prod(g.columns_shape) // max(1, rows.kernel * rows.out) * seen

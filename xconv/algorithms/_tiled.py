@@ -50,6 +50,8 @@ class Tiled(Schedule):
     workspace: int
     tiles: Sequence[Tile]
     input_tiles: Sequence[Tile]
+    #: Those of the weight gradient, which cut the outputs, too.
+    weight_tiles: Sequence[Tile]
     #: Makes the parts of a padding that is not zeros, for the input gradient.
     find_borders: Callable[[], Iterator[Border]]
     #: The convolution with reflected filters that makes the input gradient, where that is cheaper than folding back.
@@ -118,7 +120,7 @@ class Tiled(Schedule):
             g, part = self._read(tile, x)
             return self.algorithm.weight_grad(backend, g, self._operand(dy[tile.y]), self._operand(part))
 
-        total = backend.total(self.tiles, piece, team=self.team, lanes=self.lanes)
+        total = backend.total(self.weight_tiles, piece, team=self.team, lanes=self.lanes)
         return backend.astype(self.algorithm.transform_adjoint(backend, self.geometry, total), self.dtype)
 
     @_on_its_device

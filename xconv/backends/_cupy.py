@@ -56,8 +56,8 @@ class CupyBackend(DtypesOfNumpy):
     def operand(self, dtype: DType) -> DType:
         return dtype
 
-    def tile_size(self, whole: float, *, heavy: bool) -> float:
-        del heavy
+    def tile_size(self, whole: float, *, shared: bool) -> float:
+        del shared
         return max(self.tile_bytes, min(whole / self.most_tiles, self.most_tile_bytes))
 
     def balance(self, dtype: DType, precision: str) -> int:

@@ -151,9 +151,9 @@ class Backend:
 
     # costs
 
-    def tile_size(self, whole: float, *, heavy: bool) -> float:
+    def tile_size(self, whole: float, *, shared: bool) -> float:
         """Bytes of temporary memory for a tile of a call that would take `whole` in one piece."""
-        del whole, heavy
+        del whole, shared
         return self.tile_bytes
 
     def balance(self, dtype: DType, precision: str) -> int:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, nullcontext, suppress
 
 import numpy as np
 
@@ -64,8 +64,8 @@ class NumpyBackend(DtypesOfNumpy):
         super().__init__(np)
         self.scratch, self.reserve = Scratch(), Reserve()
 
-    def tile_size(self, whole: float, *, heavy: bool) -> float:
-        return min(self.tile_bytes, max(self.least_tile, whole // self.shares)) if heavy else self.tile_bytes
+    def tile_size(self, whole: float, *, shared: bool) -> float:
+        return min(self.tile_bytes, max(self.least_tile, whole // self.shares)) if shared else self.tile_bytes
 
     def view(self, out: Array | None, shape: Shape, dtype: DType) -> Array | None:
         if out is None or out.dtype != dtype:
@@ -94,8 +94,9 @@ class NumpyBackend(DtypesOfNumpy):
 
     def add_at(self, x: Array, parts: Iterator[tuple[Index, Array]]) -> Array:
         self.scratch.reset()
-        for index, part in parts:
-            x[index] += part
+        with _short_buffers():
+            for index, part in parts:
+                x[index] += part
         return x
 
     def im2col(self, x: Array, g: Geometry, out: Array | None = None) -> Array:
@@ -338,16 +339,17 @@ class NumpyBackend(DtypesOfNumpy):
 
 
 def _run(task: Callable[[int], None], count: int, team: Team) -> None:
-    """Do the tasks of a team, with short buffers where that is worth a thought.
-
-    By way of buffers NumPy adds and casts arrays with gaps. Of 8192 elements each they take more memory, and more time.
-    """
-    if team.memory < WORTH_SHORT_BUFFERS:
+    """Do the tasks of a team, with short buffers where that is worth a thought."""
+    with _short_buffers() if team.memory >= WORTH_SHORT_BUFFERS else nullcontext():
         _threads.run(task, count, team)
-        return
+
+
+@contextmanager
+def _short_buffers() -> Iterator[None]:
+    """Buffers, by way of which NumPy adds and casts arrays with gaps: 8192 elements take more memory, and more time."""
     before = np.setbufsize(1024)
     try:
-        _threads.run(task, count, team)
+        yield
     finally:
         np.setbufsize(before)
 
