@@ -15,6 +15,8 @@ from ._typing import Shape
 #: More than any memory holds, and still countable by `len`.
 MOST_ELEMENTS = 2**62
 
+ONLY_INTEGERS = frozenset({int})
+
 PAD_MODES = ("constant", "edge", "reflect", "wrap")
 
 
@@ -124,7 +126,7 @@ def frozen(name: str, value: Any) -> Any:
     """An int, a string, or a tuple of such; TypeError naming the argument for anything else."""
     if type(value) is int or isinstance(value, str):
         return value
-    if type(value) is tuple and all(type(entry) is int for entry in value):
+    if type(value) is tuple and ONLY_INTEGERS.issuperset(map(type, value)):
         return value
     with suppress(TypeError):
         return operator.index(value)  # before iterating: an array without axes is an integer, and looks iterable
@@ -139,10 +141,10 @@ def frozen(name: str, value: Any) -> Any:
 
 def shape(name: str, value: Sequence[int]) -> Shape:
     lengths = frozen(name, value)
-    if not isinstance(lengths, tuple) or not all(isinstance(length, int) and length >= 0 for length in lengths):
-        msg = f"`{name}` must be a sequence of integers from 0, got {value!r}"
-        raise ValueError(msg)
-    return lengths
+    if isinstance(lengths, tuple) and ONLY_INTEGERS.issuperset(map(type, lengths)) and min(lengths, default=0) >= 0:
+        return lengths
+    msg = f"`{name}` must be a sequence of integers from 0, got {value!r}"
+    raise ValueError(msg)
 
 
 def per_axis(name: str, value: object, rank: int, *, least: int) -> Shape:

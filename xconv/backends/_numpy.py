@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 
 import numpy as np
 
@@ -319,7 +319,13 @@ class NumpyBackend(DtypesOfNumpy):
                     sums[lane] = self._held(made) if lane else made.copy(order="K")
 
         _run(add_up, lanes, team)
-        flat = [_in_memory(one).reshape(-1, copy=False) for one in sums]
+        if lanes > 1:
+            self._join(sums, team)
+        return np.ascontiguousarray(sums[0])
+
+    def _join(self, sums: list[Array], team: Team) -> None:
+        """Add the others to the first one, in parts."""
+        flat = [one.transpose(_order(one)).reshape(-1, copy=False) for one in sums]
         size = max(JOINED, -(-flat[0].size // self.shares))
 
         def join(i: int) -> None:
@@ -327,8 +333,7 @@ class NumpyBackend(DtypesOfNumpy):
             for lane in flat[1:]:
                 flat[0][part] += lane[part]
 
-        _run(join, -(-flat[0].size // size) if lanes > 1 else 0, team)
-        return np.ascontiguousarray(sums[0])
+        _run(join, -(-flat[0].size // size), team)
 
     def _held(self, a: Array) -> Array:
         """A copy that lies in memory as `a` does, and takes less time than a fresh one."""
@@ -340,7 +345,10 @@ class NumpyBackend(DtypesOfNumpy):
 
 def _run(task: Callable[[int], None], count: int, team: Team) -> None:
     """Do the tasks of a team, with short buffers where that is worth a thought."""
-    with _short_buffers() if team.memory >= WORTH_SHORT_BUFFERS else nullcontext():
+    if team.memory < WORTH_SHORT_BUFFERS:
+        _threads.run(task, count, team)
+        return
+    with _short_buffers():
         _threads.run(task, count, team)
 
 
@@ -357,10 +365,6 @@ def _short_buffers() -> Iterator[None]:
 def _order(a: Array) -> tuple[int, ...]:
     """The axes in the order in which they lie in memory."""
     return tuple(sorted(range(a.ndim), key=lambda axis: -abs(a.strides[axis])))
-
-
-def _in_memory(a: Array) -> Array:
-    return a.transpose(_order(a))
 
 
 def _channels_behind(x: Array, g: Geometry) -> Array:
