@@ -67,14 +67,21 @@ def meetings(g, tile=None):
 
 
 @settings(max_examples=150)
-@given(case=cases(max_rank=2), budget=st.integers(1, 60), over=st.sampled_from(["outputs", "inputs"]))
-def test_tiles_are_the_whole_in_parts(case, budget, over):
+@given(
+    case=cases(max_rank=2),
+    budget=st.integers(1, 60),
+    over=st.sampled_from(["outputs", "inputs"]),
+    grains=st.none() | st.tuples(st.integers(1, 4), st.integers(1, 4)),
+)
+def test_tiles_are_the_whole_in_parts(case, budget, over, grains):
     g = geometry(case.x_shape, case.w_shape, **{**case.options, "pad_mode": "constant"})
 
     def cost(part):
         return part.batch * np.prod(part.padded) * np.prod(part.kernel)
 
-    tiling = g.tiles(over, budget, cost)
+    grain = None if grains is None else grains[: len(g.axes)]
+    tiling = g.tiles(over, budget, cost, grain)
+    assert cost(tiling.largest) <= max(budget, cost(g.tiles(over, 0, cost).largest))
     written = np.zeros((g.batch, *(g.out if over == "outputs" else g.size)), int)
     total = Counter()
     for tile in tiling:
@@ -92,6 +99,21 @@ def test_tiles_are_the_whole_in_parts(case, budget, over):
         assert cost(tile.geometry) <= cost(tiling.largest)
     assert np.all(written == 1)
     assert total == meetings(g)
+
+
+def test_a_grain_is_cut_only_where_it_does_not_fit():
+    g = geometry((1, 1, 30, 30), (1, 1, 3, 3), padding=1)
+
+    def starts(budget):
+        tiling = g.tiles("outputs", budget, lambda part: part.pixels, (4, 4))
+        assert tiling.largest.pixels <= budget
+        return [sorted({tile.y[axis].start for tile in tiling}) for axis in (2, 3)]
+
+    assert starts(900) == [[0], [0]]
+    assert starts(500) == [[0, 16], [0]]  # and not at 15
+    assert starts(13 * 30) == [[0, 8, 20], [0]]
+    assert starts(16)[1] == list(range(0, 30, 4))
+    assert starts(15)[1] != list(range(0, 30, 4))  # less than a grain
 
 
 def test_tiles_are_made_one_by_one():

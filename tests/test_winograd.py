@@ -107,3 +107,12 @@ def test_auto_takes_it_only_where_it_may():
         assert xconv.plan(x, w).algorithm == "gemm"
     deep = np.ones((8, 128, 28, 28), np.float32), np.ones((128, 1, 3, 3), np.float32)
     assert xconv.plan(*deep, groups=128).algorithm != "winograd"
+
+
+@pytest.mark.numpy_only
+def test_tiles_are_cut_between_segments():
+    """Rows of 24 in thirds or quarters of four segments, and not in halves of three."""
+    p = xconv.plan(np.ones((1, 32, 24, 24, 24), np.float32), np.ones((32, 32, 3, 3, 3), np.float32), padding=1)
+    assert p.algorithm == "winograd"
+    assert p.tiles > 1
+    assert all(index.start % 4 == 0 for tile in p.schedule.tiles for index in tile.y[2:])

@@ -146,21 +146,27 @@ class Geometry:
         there = (images, slice(None), *(reads for _, reads in cuts))
         return Tile(smaller, there, here) if over == "outputs" else Tile(smaller, here, there)
 
-    def tiles(self, over: Side, budget: float, cost: Callable[["Geometry"], float]) -> "Tiling":
+    def tiles(
+        self, over: Side, budget: float, cost: Callable[["Geometry"], float], grain: Shape | None = None
+    ) -> "Tiling":
         """Cut this convolution into parts whose `cost` is within `budget`, or into single elements where none is.
 
         Images are cut first, then the axes in order, so that a tile is long in memory; but no axis is cut shorter
-        than `HALOS` times what neighbours share until every axis is as short as that. The parts of one axis differ by
-        at most one element, and their order is fixed.
+        than `HALOS` times what neighbours share until every axis is as short as that. With a `grain`, an axis is cut
+        at multiples of it, unless that leaves a part that is too large. The parts of one axis differ by at most one
+        element, or grain, and their order is fixed.
         """
-        lengths = [self.batch, *(self.out if over == "outputs" else self.size)]
-        steps = list(lengths)
+        lengths = (self.batch, *(self.out if over == "outputs" else self.size))
+        grains = (1, *(grain or (1 for _ in self.axes)))
         shared = [0, *(axis.extent - 1 for axis in self.axes)]
-        for floors in ([max(1, HALOS * halo) for halo in shared], [1] * len(steps)):
-            for i, floor in enumerate(floors):
+        steps = [-(-length // size) for length, size in zip(lengths, grains, strict=True)]
+        grained = tuple(steps)
+        for least in ([max(1, HALOS * halo) for halo in shared], [1] * len(steps)):
+            for i, floor in enumerate(-(-n // size) for n, size in zip(least, grains, strict=True)):
 
                 def fits(step: int, i: int = i) -> bool:
-                    return cost(self.largest(over, [*steps[:i], step, *steps[i + 1 :]])) <= budget
+                    tried = zip(lengths, [*steps[:i], step, *steps[i + 1 :]], grains, strict=True)
+                    return cost(self.largest(over, [min(n, step * size) for n, step, size in tried])) <= budget
 
                 if steps[i] <= floor or fits(steps[i]):
                     continue
@@ -169,8 +175,9 @@ class Geometry:
                     middle = (low + high) // 2
                     low, high = (middle, high) if fits(middle) else (low, middle)
                 steps[i] = low
-        counts = tuple(-(-length // step) if length else 1 for length, step in zip(lengths, steps, strict=True))
-        return Tiling(self, over, tuple(lengths), counts)
+        counts = tuple(-(-n // step) if n else 1 for n, step in zip(grained, steps, strict=True))
+        made = Tiling(self, over, lengths, grains, counts)
+        return self.tiles(over, budget, cost) if grain and cost(made.largest) > budget else made
 
     def largest(self, over: Side, steps: Sequence[int]) -> "Geometry":
         """A bound on the parts that have so many images, and so many outputs or inputs on every axis."""
@@ -222,6 +229,7 @@ class Tiling(Sequence[Tile]):
     geometry: Geometry
     over: Side
     lengths: Shape
+    grains: Shape
     counts: Shape
 
     def __len__(self) -> int:
@@ -231,9 +239,10 @@ class Tiling(Sequence[Tile]):
         if not 0 <= number < len(self):
             raise IndexError(number)
         ranges: list[slice] = []
-        for length, count in zip(reversed(self.lengths), reversed(self.counts), strict=True):
+        for length, grain, count in reversed(tuple(zip(self.lengths, self.grains, self.counts, strict=True))):
             number, i = divmod(number, count)
-            ranges.insert(0, slice(length * i // count, length * (i + 1) // count))
+            begin, end = (-(-length // grain) * k // count * grain for k in (i, i + 1))
+            ranges.insert(0, slice(begin, min(end, length)))
         return self.geometry.part(self.over, ranges[0], tuple(ranges[1:]))
 
     @property
@@ -245,7 +254,8 @@ class Tiling(Sequence[Tile]):
     @property
     def largest(self) -> Geometry:
         """A geometry that takes at least as much memory as any of the tiles."""
-        steps = [-(-length // count) for length, count in zip(self.lengths, self.counts, strict=True)]
+        sizes = zip(self.lengths, self.grains, self.counts, strict=True)
+        steps = [min(length, -(-length // (grain * count)) * grain) for length, grain, count in sizes]
         return self.geometry.largest(self.over, steps)
 
 

@@ -277,8 +277,9 @@ def _cut(
         fixed += itemsize * math.prod(g.x_shape)
     room = math.inf if settings.workspace is None else settings.workspace - fixed
     target = min(target, room)
-    tiles = g.tiles("outputs", target, partial(cost, forward=True))
-    weight_tiles, input_tiles = g.tiles("outputs", target, cost), g.tiles("inputs", target, cost)
+    tiles = g.tiles("outputs", target, partial(cost, forward=True), algorithm.grain(g))
+    weight_tiles = g.tiles("outputs", target, cost, algorithm.grain(g))
+    input_tiles = g.tiles("inputs", target, cost)
     while input_tiles.repetition > REPETITION and 0 < 2 * target <= min(room, MOST_TILE):
         target *= 2
         input_tiles = g.tiles("inputs", target, cost)

@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from typing import ClassVar
 
 from .._geometry import Geometry
-from .._typing import Array, DType, Kind
+from .._typing import Array, DType, Kind, Shape
 from ..backends import Backend
 
 
@@ -49,6 +49,11 @@ class Algorithm(ABC):
     @abstractmethod
     def least_tile(self, g: Geometry, backend: Backend) -> int:
         """Elements of temporary memory under which a tile is too small to be worth its calls and what they share."""
+
+    def grain(self, g: Geometry) -> Shape | None:
+        """Outputs per axis that are computed together: a part of them would take as much time as all."""
+        del g
+        return None
 
     @abstractmethod
     def traffic(self, g: Geometry) -> int:

@@ -196,6 +196,9 @@ class Winograd(Bilinear):
         half = max(WHOLE_TILE, 2 * self.scratch(g, backend) // 3)  # two tiles have more in all, for what they share
         return max(min(LEAST_TILE, half), 3 * sides(g).filters.elements // 2)
 
+    def grain(self, g: Geometry) -> tuple[int, ...] | None:
+        return outputs(g.kernel)
+
     def traffic(self, g: Geometry) -> int:
         return sum(2 * side.elements + 2 * math.prod(side.geometry.x_shape) for side in sides(g))
 
