@@ -48,7 +48,8 @@ class config:  # noqa: N801
     workspace : int, optional
         The most temporary memory that a call may take, in bytes, beside its result. The call is cut into tiles
         that fit. A call that cannot fit is a ValueError that says how much it needs. By default the tiles have the
-        size that is best for the caches. The NumPy backend keeps up to 32 MiB per thread for the next call.
+        size that is best for the caches. The NumPy backend keeps up to 32 MiB per thread, and as much again for all
+        threads together, for the next call.
     precision : {"ieee", "tf32"}, optional
         How products of float32 are computed on a GPU: in float32 (the default), or with the inputs
         rounded to TF32 (10 bits of mantissa) for speed. CPUs always compute in float32.
@@ -57,8 +58,8 @@ class config:  # noqa: N801
         componentwise bound ``|err| <= K * eps * conv(|x|, |w|)``, which also keep NaN and infinity within the
         windows that see them.
     threads : int, optional
-        Threads of the NumPy backend. By default as many as NumPy's BLAS may use at the moment of the call.
-        Results do not depend on it.
+        Threads of the NumPy backend, at most: calls with little work stay in their thread. By default as many as
+        NumPy's BLAS may use at the moment of the call. Results do not depend on it.
     tuning : Tuning, optional
         A record of measured times: ``algorithm="auto"`` chooses by it, and measures what it does not hold. By default
         nothing is measured, and what is predicted to be fastest is chosen.
