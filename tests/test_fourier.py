@@ -106,3 +106,18 @@ def test_plan_counts_what_it_does():
     p = xconv.plan(np.ones((2, 3, 26)), np.ones((3, 3, 7)), algorithm="fft")
     assert p.schedule.algorithm.lengths == (16,)
     assert p.flops == 2 * (16 * 33 * 4 * 5 / 4 + 8 * 4 * 9 * 4)
+
+
+@pytest.mark.numpy_only
+def test_tiles_are_cut_between_blocks():
+    """So that no block is transformed in two halves."""
+    p = xconv.plan(np.ones((2, 8, 256, 256), np.float32), np.ones((8, 8, 31, 31), np.float32), padding=15).schedule
+    assert p.algorithm.name == "fft"
+    assert len(p.tiles) > 2
+
+    def blocks(g):
+        side = p.algorithm.sides(g).result.geometry
+        return side.batch * side.pixels
+
+    for tiles in (p.tiles, p.weight_tiles, p.reflection.tiles):
+        assert sum(blocks(tile.geometry) for tile in tiles) == blocks(p.geometry)

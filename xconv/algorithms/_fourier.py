@@ -189,6 +189,9 @@ class Fourier(Bilinear):
         shared = max(min(LEAST_TILE, self.scratch(g, backend) // 2), 3 * self.sides(g).filters.numbers // 2)
         return max(shared, self.scratch(row, backend))
 
+    def grain(self, g: Geometry) -> Shape | None:
+        return self.sides(g).result.geometry.kernel
+
     def traffic(self, g: Geometry) -> int:
         return sum(2 * side.numbers + math.prod(side.geometry.x_shape) for side in self.sides(g))
 

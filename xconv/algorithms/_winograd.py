@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 from .._axis import Axis
 from .._geometry import Geometry
-from .._typing import Array, Kind
+from .._typing import Array, Kind, Shape
 from ..backends import Backend
 from ._bilinear import Bilinear
 
@@ -196,7 +196,7 @@ class Winograd(Bilinear):
         half = max(WHOLE_TILE, 2 * self.scratch(g, backend) // 3)  # two tiles have more in all, for what they share
         return max(min(LEAST_TILE, half), 3 * sides(g).filters.elements // 2)
 
-    def grain(self, g: Geometry) -> tuple[int, ...] | None:
+    def grain(self, g: Geometry) -> Shape | None:
         return outputs(g.kernel)
 
     def traffic(self, g: Geometry) -> int:
