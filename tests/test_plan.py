@@ -224,6 +224,32 @@ def test_small_calls_stay_in_their_thread(rng, lib):
 
 
 @pytest.mark.numpy_only
+@pytest.mark.parametrize(
+    ("dtype", "threads"), [("float32", False), ("int32", True), ("int8", True), ("complex128", True)]
+)
+def test_what_takes_long_does_not_stay_there(dtype, threads, lib):
+    x, w = (np.ones(shape, dtype) for shape in ((4, 16, 40, 40), (32, 16, 3, 3)))
+    assert (xconv.plan(x, w).schedule.team.limit > 1) == threads
+
+
+@pytest.mark.numpy_only
+@pytest.mark.parametrize("name", ["gemm", "mec", "winograd", "fft"])
+@pytest.mark.parametrize("options", [{}, {"padding": 2}, {"stride": 3}, {"stride": (1, 3), "padding": 1}], ids=str)
+def test_every_tile_fits_into_its_memory(name, options, lib):
+    x, w = np.ones((3, 8, 90, 70), np.float32), np.ones((8, 8, 5, 5), np.float32)
+    if name == "winograd" and "stride" in options:
+        return
+    for workspace in (None, 2**20):
+        with xconv.config(workspace=workspace):
+            s = xconv.plan(x, w, **options, algorithm=name).schedule
+        scratch, forward = s.algorithm.scratch, s.algorithm.forward_scratch
+        kinds = ((s.tiles, forward), (s.weight_tiles, scratch), (s.input_tiles, scratch))
+        needed = [max(4 * takes(tile.geometry, s.backend) for tile in tiles) for tiles, takes in kinds]
+        assert max(needed) <= s.team.memory
+        assert s.team.memory <= 2 * max(needed)
+
+
+@pytest.mark.numpy_only
 def test_tiles_are_as_large_as_their_function_lets_them_be(rng, lib):
     """MEC's forward pass unfolds a third of the columns that its weight gradient does."""
     x, w = rng.random((2, 4, 200, 96), dtype=np.float32), rng.random((4, 4, 3, 3), dtype=np.float32)

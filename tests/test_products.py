@@ -97,6 +97,7 @@ def test_winograd(tiny, rng):
         (3, 576, 3136, [(3, 3136, 576)]),  # too few rows
         (512, 4608, 784, [(512, 784, 4608)]),  # too few would fit
         (512, 128, 784, [(512, 784, 128)]),  # many rows and long sums: copied once, read many times
+        (512, 64, 1024, [(170, 64, 64), (2, 1024, 64)]),  # short sums
     ],
 )
 def test_pieces(pieces, rows, depth, columns, expected):

@@ -73,6 +73,42 @@ def test_only_one_of_many_callers_gets_more_threads():
         assert max(blas_threads()) == 1
 
 
+def test_any_thread_can_hold_the_blas(layer):
+    """Also where another one did so before it, and whichever of them leaves last."""
+    before, seen = blas_threads(), []
+
+    def hold_and_leave(entered, leave):
+        with _threads._hold:
+            seen.append(blas_threads())
+            entered.set()
+            assert leave.wait(20)
+
+    with _threads._hold:
+        seen.append(blas_threads())
+    events = [(threading.Event(), threading.Event()) for _ in range(2)]
+    others = [threading.Thread(target=hold_and_leave, args=pair) for pair in events]
+    for other, (entered, _) in zip(others, events, strict=True):
+        other.start()
+        assert entered.wait(20)
+    for other, (_, leave) in zip(others, events, strict=True):  # the first to come is the first to go
+        seen.append(blas_threads())
+        leave.set()
+        other.join()
+    assert seen == [[1] * len(before)] * 5
+    assert blas_threads() == before
+    with threadpool_limits(1):  # nor does it get in the way of others
+        assert blas_threads() == seen[0]
+    assert blas_threads() == before
+
+
+def test_same_bits_in_a_fresh_thread(rng):
+    """A tile of one image is multiplied where it lies: by two threads of the BLAS, in another order."""
+    x, dy = (rng.standard_normal((9, c, 28, 28), dtype=np.float32) for c in (128, 64))
+    expected = xconv.conv_weight_grad(dy, x, (64, 128, 1, 1))
+    with ThreadPoolExecutor(1) as fresh:
+        assert np.array_equal(fresh.submit(xconv.conv_weight_grad, dy, x, (64, 128, 1, 1)).result(), expected)
+
+
 def test_hold_respects_the_limits_of_the_moment():
     with threadpool_limits(1), _threads._hold as free:
         assert free == 1
@@ -195,7 +231,8 @@ def test_scratch_memory_is_bounded_and_reused():
     assert not np.shares_memory(scratch.take((_scratch.KEEP + 1,), np.uint8), scratch.block)
 
 
-def test_reserved_memory_comes_back_when_nobody_uses_it():
+def test_reserved_memory_comes_back_when_nobody_uses_it(monkeypatch):
+    monkeypatch.setattr(_scratch, "LEAST", 1)
     reserve = _scratch.Reserve()
     first = reserve.take((1000, 3), np.float64)
     view, address = first[5:, ::2].T, first.ctypes.data
@@ -214,6 +251,7 @@ def test_reserved_memory_comes_back_when_nobody_uses_it():
 
 def test_the_reserve_keeps_the_latest_blocks_within_a_bound(monkeypatch):
     monkeypatch.setattr(_scratch, "KEEP", 10_000)
+    monkeypatch.setattr(_scratch, "LEAST", 1)
     reserve = _scratch.Reserve()
     held = [reserve.take((size,), np.uint8) for size in (5000, 4000, 3000, 20_000)]
     for _ in range(3):
@@ -223,7 +261,15 @@ def test_the_reserve_keeps_the_latest_blocks_within_a_bound(monkeypatch):
     assert reserve.blocks == []  # nothing is kept of what is larger than the bound
 
 
-def test_the_reserve_serves_many_threads():
+def test_small_memory_is_not_reserved():
+    reserve = _scratch.Reserve()
+    for size in range(1000):
+        reserve.take((size,), np.uint8)
+    assert reserve.blocks == []
+
+
+def test_the_reserve_serves_many_threads(monkeypatch):
+    monkeypatch.setattr(_scratch, "LEAST", 1)
     reserve = _scratch.Reserve()
 
     def work(i):

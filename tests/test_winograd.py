@@ -1,5 +1,6 @@
 """Winograd's algorithm: its matrices exactly, its values against plain loops, its error against its promise."""
 
+import math
 from itertools import product
 
 import numpy as np
@@ -10,7 +11,9 @@ from oracle import check_algorithm
 from strategies import Case
 
 import xconv
+from xconv.algorithms import _winograd
 from xconv.algorithms._winograd import MOST_TAPS, bank, outputs
+from xconv.backends import _numpy_spectra
 
 #: Error of a sum of products of numbers of size 1, by dtype.
 UNIT = {"float32": 1e-5, "float64": 1e-12}
@@ -115,4 +118,17 @@ def test_tiles_are_cut_between_segments():
     p = xconv.plan(np.ones((1, 32, 24, 24, 24), np.float32), np.ones((32, 32, 3, 3, 3), np.float32), padding=1)
     assert p.algorithm == "winograd"
     assert p.tiles > 1
-    assert all(index.start % 4 == 0 for tile in p.schedule.tiles for index in tile.y[2:])
+    for tiles in (p.schedule.tiles, p.schedule.weight_tiles):
+        assert all(index.start % 4 == 0 for tile in tiles for index in tile.y[2:])
+
+
+@pytest.mark.numpy_only
+@pytest.mark.parametrize("c_out", [16, 64, 256, 1024])
+def test_filters_are_transformed_in_large_parts(c_out):
+    """Each in as much temporary memory as the spectra take that it is for, but no more than a cache holds."""
+    g = xconv.plan(np.ones((1, 64, 8, 8)), np.ones((c_out, 64, 3, 3)), algorithm="winograd").schedule.geometry
+    side = _winograd.sides(g).filters
+    beside, within = (_numpy_spectra.layout(*side, np.dtype(np.float64), lasting=lasting) for lasting in (True, False))
+    assert (len(beside.parts) < len(within.parts)) == (c_out > 64)
+    assert len(beside.parts) <= max(5, c_out // 50)
+    assert beside.spare <= max(2**17, min(2**21, math.prod(beside.spectra)))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import xconv
+from xconv.backends import backend_of
 
 pytestmark = pytest.mark.numpy_only
 
@@ -32,6 +33,7 @@ def temporary_peak(function):
     It runs for the second time, in a thread that has kept no memory of an earlier call.
     """
     function()
+    backend_of({"x": np.empty(0)}).reserve.blocks.clear()
     tracemalloc.start()
     try:
         with ThreadPoolExecutor(1) as fresh:
@@ -44,7 +46,7 @@ def temporary_peak(function):
 
 def functions(x, w, dy, options):
     kernel = w.shape[2:]
-    windows = {k: v for k, v in options.items() if k not in {"groups", "layout"}}
+    windows = {k: v for k, v in options.items() if k not in {"groups", "layout", "algorithm"}}
     yield "conv", lambda: xconv.conv(x, w, np.ones(len(w), w.dtype), **options)
     yield "input_grad", lambda: xconv.conv_input_grad(dy, w, x.shape, **options)
     yield "weight_grad", lambda: xconv.conv_weight_grad(dy, x, w.shape, **options)
@@ -118,6 +120,38 @@ def test_a_large_image(rng):
             assert peak <= 64 * MIB
             assert np.array_equal(result, expected)
             del result
+
+
+@pytest.mark.parametrize("layer", [((2, 96, 14, 14), (96, 96, 3, 3)), ((1, 8, 120, 90), (8, 8, 5, 5))], ids=str)
+@pytest.mark.parametrize("dtype", ["float32", "float64", "complex64"])
+@pytest.mark.parametrize("algorithm", ["gemm", "mec", "winograd", "fft"])
+@pytest.mark.parametrize("slack", [0, 3 * MIB])
+def test_bound_of_every_algorithm(rng, layer, dtype, algorithm, slack):
+    """With filters that take most of it, too."""
+    x, w = (rng.standard_normal(shape).astype(dtype) for shape in layer)
+    options = {"padding": 1, "algorithm": algorithm}
+    y = xconv.conv(x, w, **options)
+    with xconv.config(workspace=1), pytest.raises(ValueError, match="at least") as caught:
+        xconv.conv(x, w, **options)
+    workspace = slack + int(str(caught.value).split("at least ")[1].split()[0])
+    for name, function in functions(x, w, y, options):
+        if name in {"im2col", "col2im"}:
+            break
+        with xconv.config(workspace=workspace):
+            peak, _ = temporary_peak(function)
+        assert peak <= workspace + OBJECTS, (name, peak, workspace)
+
+
+def test_one_result_of_a_tile_at_a_time(rng):
+    """The filters' gradient of a tile is gone before that of the next one is made."""
+    x, dy = rng.standard_normal((2, 256, 14, 14)), rng.standard_normal((2, 256, 14, 14))
+
+    def weight_grad():
+        return xconv.conv_weight_grad(dy, x, (256, 256, 3, 3), padding=1, algorithm="gemm")
+
+    workspace = 26_521_600
+    with xconv.config(workspace=workspace):
+        assert temporary_peak(weight_grad)[0] <= workspace + OBJECTS
 
 
 def test_too_small_is_an_error_that_says_how_much(rng):

@@ -157,16 +157,16 @@ class Geometry:
         element, or grain, and their order is fixed.
         """
         lengths = (self.batch, *(self.out if over == "outputs" else self.size))
-        grains = (1, *(grain or (1 for _ in self.axes)))
-        shared = [0, *(axis.extent - 1 for axis in self.axes)]
-        steps = [-(-length // size) for length, size in zip(lengths, grains, strict=True)]
-        grained = tuple(steps)
-        for least in ([max(1, HALOS * halo) for halo in shared], [1] * len(steps)):
-            for i, floor in enumerate(-(-n // size) for n, size in zip(least, grains, strict=True)):
+        whole = Tiling(self, over, lengths, (1, *(grain or (1 for _ in self.axes))), (1,) * len(lengths))
+        grains, steps = whole.grains, list(whole.in_grains)
+        halos = [0, *(axis.extent - 1 for axis in self.axes)]
+        for shortest in ([max(1, HALOS * halo) for halo in halos], [1] * len(halos)):
+            floors = [-(-short // each) for short, each in zip(shortest, grains, strict=True)]
+            for i, floor in enumerate(floors):
 
                 def fits(step: int, i: int = i) -> bool:
                     tried = zip(lengths, [*steps[:i], step, *steps[i + 1 :]], grains, strict=True)
-                    return cost(self.largest(over, [min(n, step * size) for n, step, size in tried])) <= budget
+                    return cost(self.largest(over, [min(length, n * each) for length, n, each in tried])) <= budget
 
                 if steps[i] <= floor or fits(steps[i]):
                     continue
@@ -175,8 +175,8 @@ class Geometry:
                     middle = (low + high) // 2
                     low, high = (middle, high) if fits(middle) else (low, middle)
                 steps[i] = low
-        counts = tuple(-(-n // step) if n else 1 for n, step in zip(grained, steps, strict=True))
-        made = Tiling(self, over, lengths, grains, counts)
+        counts = tuple(-(-n // step) if n else 1 for n, step in zip(whole.in_grains, steps, strict=True))
+        made = replace(whole, counts=counts)
         return self.tiles(over, budget, cost) if grain and cost(made.largest) > budget else made
 
     def largest(self, over: Side, steps: Sequence[int]) -> "Geometry":
@@ -235,14 +235,19 @@ class Tiling(Sequence[Tile]):
     def __len__(self) -> int:
         return math.prod(self.counts)
 
+    @property
+    def in_grains(self) -> Shape:
+        """The lengths, counted in grains."""
+        return tuple(-(-length // grain) for length, grain in zip(self.lengths, self.grains, strict=True))
+
     def __getitem__(self, number: int) -> Tile:  # type: ignore[override]
         if not 0 <= number < len(self):
             raise IndexError(number)
         ranges: list[slice] = []
-        for length, grain, count in reversed(tuple(zip(self.lengths, self.grains, self.counts, strict=True))):
+        axes = zip(self.lengths, self.in_grains, self.grains, self.counts, strict=True)
+        for length, n, grain, count in reversed(tuple(axes)):
             number, i = divmod(number, count)
-            begin, end = (-(-length // grain) * k // count * grain for k in (i, i + 1))
-            ranges.insert(0, slice(begin, min(end, length)))
+            ranges.insert(0, slice(n * i // count * grain, min(n * (i + 1) // count * grain, length)))
         return self.geometry.part(self.over, ranges[0], tuple(ranges[1:]))
 
     @property
@@ -254,8 +259,8 @@ class Tiling(Sequence[Tile]):
     @property
     def largest(self) -> Geometry:
         """A geometry that takes at least as much memory as any of the tiles."""
-        sizes = zip(self.lengths, self.grains, self.counts, strict=True)
-        steps = [min(length, -(-length // (grain * count)) * grain) for length, grain, count in sizes]
+        axes = zip(self.lengths, self.in_grains, self.grains, self.counts, strict=True)
+        steps = [min(length, -(-n // count) * grain) for length, n, grain, count in axes]
         return self.geometry.largest(self.over, steps)
 
 

@@ -18,9 +18,11 @@ from ._typing import Array, DType, Shape
 from .algorithms import ALGORITHMS, Algorithm, Chunked, Schedule, Tiled, Tuned
 from .backends import MIB, Backend, Team, backend_of
 
-#: Multiply-adds of a call that is worth a hold on the BLAS, and the predicted cost of one that is worth more threads,
-#: since threads wait for each other between any two operations.
-HEAVY, SHARED = 2**19, 2**26
+#: Multiply-adds of a call that is worth a hold on the BLAS.
+HEAVY = 2**19
+#: The predicted cost, in multiply-adds of float32, of a call that is worth more than one thread: threads wait for each
+#: other between any two operations.
+SHARED = 2**26
 #: Tiles of the input gradient share outputs, and compute their columns again. Where that is more than so many times the
 #: work, they are made larger, up to this size.
 REPETITION, MOST_TILE = 1.5, 256 * MIB
@@ -267,7 +269,8 @@ def _cut(
     def border_cost(part: Geometry) -> int:
         return cost(part) + 3 * itemsize * math.prod(part.x_shape)
 
-    shared = _cost(algorithm, g, backend, backend.balance(dtype, settings.precision)) >= SHARED
+    predicted = _cost(algorithm, g, backend, backend.balance(dtype, settings.precision))
+    shared = predicted * backend.slowness(accumulator) >= SHARED
     target = backend.tile_size(cost(g), shared=shared)
     target = max(target, itemsize * algorithm.least_tile(g, backend))
     # A tile of the weight gradient holds its own result, and adds it to a sum; an input gradient whose padding is added

@@ -4,7 +4,7 @@ What the windows of a row see lies in consecutive rows of the image. So these ar
 the first axis; the columns of one row of outputs are a view of them, and overlap in memory with those of the next row.
 The products are as many as there are rows, and short: that pays where unfolding takes much of the time, with few
 filters on long rows. The sum is that of a matrix product, with its error: ``|err| <= K * eps * conv(|x|, |w|)``,
-element by element. The gradients are im2col's, but for an input gradient by reflected filters, a convolution like any.
+element by element. The gradients are im2col's, but for an input gradient by reflected filters, which is a convolution.
 (M. Cho, D. Brand, *MEC: Memory-Efficient Convolution for Deep Neural Network*, 2017.)
 """
 

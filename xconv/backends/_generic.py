@@ -161,6 +161,11 @@ class Backend:
         del dtype, precision
         return 16
 
+    def slowness(self, dtype: DType) -> int:
+        """Time of a multiply-add of this dtype, in those of float32."""
+        del dtype
+        return 1
+
     def seconds(self, run: Callable[[], Array], calls: int) -> float | None:
         """Time of so many calls, until their results are there; None where these are only traced."""
         start = perf_counter()

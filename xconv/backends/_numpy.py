@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 
 import numpy as np
 
@@ -12,12 +13,15 @@ from . import _fourier, _numpy_depthwise, _numpy_fourier, _numpy_products, _nump
 from ._fourier import Grid
 from ._generic import MIB, Backend, Piece, inverse
 from ._numpy_products import multiply
+from ._pieces import along
 from ._scratch import Reserve, Scratch
 from ._spectra import Matrices
 from ._threads import Team
 
-#: Bytes of a tile beside which NumPy's buffers do not matter.
+#: Bytes of a tile beside which NumPy's buffers do not matter; with less, to make them short takes much of a small call.
 WORTH_SHORT_BUFFERS = 2**17
+#: Elements of temporary memory that the Fourier transforms of some filters may take at a time.
+FEW_FILTERS = 2**18
 #: Elements of a sum that are worth another thread's while.
 JOINED = 2**19
 #: Rows so few that the sum over all pixels is faster with the other operand in front, and the result turned around.
@@ -66,6 +70,11 @@ class NumpyBackend(DtypesOfNumpy):
 
     def tile_size(self, whole: float, *, shared: bool) -> float:
         return min(self.tile_bytes, max(self.least_tile, whole // self.shares)) if shared else self.tile_bytes
+
+    def slowness(self, dtype: DType) -> int:
+        dtype = np.dtype(dtype)
+        slower = {"i": 40, "u": 40, "c": 2}  # the BLAS multiplies no integers
+        return slower.get(dtype.kind, 1) * max(1, int(dtype.itemsize) // 4)
 
     def view(self, out: Array | None, shape: Shape, dtype: DType) -> Array | None:
         if out is None or out.dtype != dtype:
@@ -187,12 +196,14 @@ class NumpyBackend(DtypesOfNumpy):
 
     def fourier(self, x: Array, g: Geometry, grid: Grid, *, lasting: bool = False) -> Array:
         dtype = np.result_type(x.dtype, np.complex64)
+        parts, spare = self._fourier_parts(g, grid, lasting=lasting)
         if lasting:
-            self.scratch.reset(_fourier.spare(g, grid) * x.itemsize)
-        v = (np.empty if lasting else self.scratch.take)((*grid.frequencies, g.c_in, g.batch, *g.out), dtype)
-        mark, order = self.scratch.used, _fourier.block_order(len(g.axes))
-        if v.size:
-            _numpy_fourier.transform(self.scratch.take, x, g, grid, v.transpose(order))
+            self.scratch.reset(spare * x.itemsize)
+        v = (self.reserve if lasting else self.scratch).take((*grid.frequencies, g.c_in, g.batch, *g.out), dtype)
+        mark, blocks = self.scratch.used, v.transpose(_fourier.block_order(len(g.axes)))
+        for part, smaller in parts if v.size else ():
+            self.scratch.used = mark
+            _numpy_fourier.transform(self.scratch.take, x[part], smaller, grid, blocks[part])
         self.scratch.used = mark
         return v.reshape(1, math.prod(grid.frequencies) * g.groups, g.c_in // g.groups, g.batch * g.pixels)
 
@@ -200,14 +211,27 @@ class NumpyBackend(DtypesOfNumpy):
         self, v: Array, g: Geometry, grid: Grid, out: Array | None = None, *, lasting: bool = False
     ) -> Array:
         dtype = np.empty(0, v.dtype).real.dtype if grid.real else v.dtype
+        parts, spare = self._fourier_parts(g, grid, lasting=lasting)
         if lasting:
-            self.scratch.reset(_fourier.spare(g, grid) * dtype.itemsize)
+            self.scratch.reset(spare * dtype.itemsize)
         x = (np.empty if lasting else self.scratch.take)(g.x_shape, dtype) if out is None else out
         if v.size:
             v = v.reshape(*grid.frequencies, g.c_in, g.batch, *g.out)
-            v = v.transpose(_fourier.block_order(len(g.axes)))
-            _numpy_fourier.inverse(self.scratch.take, v, g, grid, x)
+            v, mark = v.transpose(_fourier.block_order(len(g.axes))), self.scratch.used
+            for part, smaller in parts:
+                self.scratch.used = mark
+                _numpy_fourier.inverse(self.scratch.take, v[part], smaller, grid, x[part])
         return x
+
+    def _fourier_parts(self, g: Geometry, grid: Grid, *, lasting: bool) -> tuple[list[tuple[slice, Geometry]], int]:
+        """The images that are transformed at a time, and the temporary memory for that: all, or of filters a few."""
+        spare = _fourier.spare(g, grid)
+        if not lasting or spare <= FEW_FILTERS:
+            return [(slice(None), g)], spare
+        each = spare // g.batch
+        step = max(1, FEW_FILTERS // each)
+        cuts = [slice(first, min(first + step, g.batch)) for first in range(0, g.batch, step)]
+        return [(cut, replace(g, batch=cut.stop - cut.start)) for cut in cuts], step * each
 
     def fourier_spare(self, g: Geometry, grid: Grid) -> int:
         return _fourier.spare(g, grid)
@@ -317,6 +341,7 @@ class NumpyBackend(DtypesOfNumpy):
                     sums[lane] += made
                 else:
                     sums[lane] = self._held(made) if lane else made.copy(order="K")
+                del made  # or it would still be there beside that of the next tile
 
         _run(add_up, lanes, team)
         if lanes > 1:
@@ -324,20 +349,22 @@ class NumpyBackend(DtypesOfNumpy):
         return np.ascontiguousarray(sums[0])
 
     def _join(self, sums: list[Array], team: Team) -> None:
-        """Add the others to the first one, in parts."""
-        flat = [one.transpose(_order(one)).reshape(-1, copy=False) for one in sums]
-        size = max(JOINED, -(-flat[0].size // self.shares))
+        """Add the others to the first one, in parts. They may lie in memory in other orders."""
+        first, *others = sums
+        axis = max(range(first.ndim), key=lambda axis: (first.shape[axis] > 1, first.strides[axis]))
+        length = first.shape[axis]
+        parts = max(1, min(self.shares, length, first.size // JOINED))
 
         def join(i: int) -> None:
-            part = slice(i * size, (i + 1) * size)
-            for lane in flat[1:]:
-                flat[0][part] += lane[part]
+            part = along(axis, slice(length * i // parts, length * (i + 1) // parts))
+            for lane in others:
+                first[part] += lane[part]
 
-        _run(join, -(-flat[0].size // size), team)
+        _run(join, parts, team)
 
     def _held(self, a: Array) -> Array:
         """A copy that lies in memory as `a` does, and takes less time than a fresh one."""
-        order = _order(a)
+        order = tuple(sorted(range(a.ndim), key=lambda axis: -a.strides[axis]))
         held = self.reserve.take(a.transpose(order).shape, a.dtype).transpose(inverse(order))
         held[...] = a
         return held
@@ -345,7 +372,7 @@ class NumpyBackend(DtypesOfNumpy):
 
 def _run(task: Callable[[int], None], count: int, team: Team) -> None:
     """Do the tasks of a team, with short buffers where that is worth a thought."""
-    if team.memory < WORTH_SHORT_BUFFERS:
+    if not team.heavy and team.memory < WORTH_SHORT_BUFFERS:
         _threads.run(task, count, team)
         return
     with _short_buffers():
@@ -354,17 +381,15 @@ def _run(task: Callable[[int], None], count: int, team: Team) -> None:
 
 @contextmanager
 def _short_buffers() -> Iterator[None]:
-    """Buffers, by way of which NumPy adds and casts arrays with gaps: 8192 elements take more memory, and more time."""
+    """Let NumPy add and cast arrays with gaps by way of 1024 elements at a time: 8192 take more memory, and more time.
+
+    That is what it does with them by itself.
+    """
     before = np.setbufsize(1024)
     try:
         yield
     finally:
         np.setbufsize(before)
-
-
-def _order(a: Array) -> tuple[int, ...]:
-    """The axes in the order in which they lie in memory."""
-    return tuple(sorted(range(a.ndim), key=lambda axis: -abs(a.strides[axis])))
 
 
 def _channels_behind(x: Array, g: Geometry) -> Array:

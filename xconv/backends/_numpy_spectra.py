@@ -15,9 +15,10 @@ from .._typing import Array, DType, Shape
 from ._scratch import Take
 from ._spectra import Matrices
 
-#: Elements of temporary memory that are worth one more image at a time: they fit into a second-level cache. Filters are
-#: images so small that the calls for a few of them take longer than to fetch more from the next cache.
-NEAR, NEXT = 2**17, 2**21
+#: Elements of temporary memory that are worth one more image at a time: they fit into a second-level cache.
+NEAR = 2**17
+#: The same for filters. They are small, so more of them go through each call, by way of the cache behind that one.
+NEXT = 2**21
 
 
 class Layout(NamedTuple):

@@ -17,6 +17,8 @@ Take = Callable[[Shape, DType], Array]
 LINE = 64
 #: The most memory that is kept, in bytes.
 KEEP = 32 * MIB
+#: The C library keeps smaller blocks by itself.
+LEAST = 2**16
 
 
 def _line_by_line(size: int) -> Array:
@@ -58,6 +60,8 @@ class Scratch(threading.local):
 class Reserve:
     """Memory for what outlives a tile and not the call, for all threads: it comes back by itself when nobody uses it.
 
+    No result may lie in it, which callers may keep for as long as they like.
+
     The C library hands large blocks back to the system as soon as they are free, and then each of their pages costs a
     fault again.
     """
@@ -69,6 +73,8 @@ class Reserve:
         """Uninitialised memory."""
         dtype = np.dtype(dtype)
         size = math.prod(shape) * dtype.itemsize
+        if size < LEAST:
+            return np.empty(shape, dtype)
         return np.ndarray(shape, dtype, np.asarray(_Lease(self, self._block(size)))[:size])
 
     def _block(self, size: int) -> Array:
@@ -82,7 +88,7 @@ class Reserve:
         return _line_by_line(size)
 
     def give(self, block: Array) -> None:
-        """Keep a block, and let go of older ones for it."""
+        """Keep a block, and let go of others for it."""
         self.blocks.append(block)
         with suppress(IndexError):
             while sum(kept.size for kept in tuple(self.blocks)) > KEEP:

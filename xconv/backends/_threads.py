@@ -9,6 +9,7 @@ import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
 from contextvars import copy_context
 from functools import cache
 from typing import Any, NamedTuple
@@ -19,9 +20,9 @@ class Team(NamedTuple):
 
     #: Threads asked for; None for as many as the BLAS may use at the moment of the call.
     threads: int | None = None
-    #: Threads that the workspace has room for.
+    #: Threads that the workspace has room for, or one for work that is not worth more.
     limit: int = 1
-    #: Whether the work is worth more than the calling thread, and a hold on the BLAS.
+    #: Whether the work is worth a hold on the BLAS.
     heavy: bool = False
     #: Bytes that a tile takes, at most.
     memory: int = 0
@@ -44,7 +45,7 @@ class _BlasHold:
                 return 1
             self.saved = [library.num_threads for library in libraries]
             for library in libraries:
-                library.set_num_threads(1)
+                _set_threads(library, 1)
             return max(self.saved, default=_cores())
 
     def __exit__(self, *error: object) -> None:
@@ -55,7 +56,23 @@ class _BlasHold:
 
     def restore(self) -> None:
         for library, threads in zip(blas_libraries(), self.saved, strict=True):
-            library.set_num_threads(threads)
+            _set_threads(library, threads)
+
+
+def _set_threads(library: Any, threads: int) -> None:
+    """Set how many threads a BLAS uses, from any thread.
+
+    From version 3.8 on, threadpoolctl listens to the thread that sets the number first and to no other, until that is
+    cleared. Who comes here does so one after the other, and leaves the way free for others.
+    """
+    _let_any_thread_set(library)
+    library.set_num_threads(threads)
+    _let_any_thread_set(library)
+
+
+def _let_any_thread_set(library: Any) -> None:
+    with suppress(AttributeError):  # another BLAS than OpenBLAS, or an older threadpoolctl
+        library.clear_controlling_thread(force=True)
 
 
 @cache
