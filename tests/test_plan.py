@@ -239,7 +239,7 @@ def test_every_tile_fits_into_its_memory(name, options, lib):
     x, w = np.ones((3, 8, 90, 70), np.float32), np.ones((8, 8, 5, 5), np.float32)
     if name == "winograd" and "stride" in options:
         return
-    for workspace in (None, 2**20):
+    for workspace in (None, 3 * 2**19):
         with xconv.config(workspace=workspace):
             s = xconv.plan(x, w, **options, algorithm=name).schedule
         scratch, forward = s.algorithm.scratch, s.algorithm.forward_scratch
