@@ -14,6 +14,7 @@ import xconv
 from xconv._planner import scheduled
 from xconv.algorithms import _fourier
 from xconv.algorithms._fourier import best_lengths, smooth
+from xconv.backends import _numpy
 
 #: Error of a sum of products of numbers of size 1, by dtype.
 UNIT = {"float32": 1e-6, "float64": 1e-13}
@@ -121,3 +122,21 @@ def test_tiles_are_cut_between_blocks():
 
     for tiles in (p.tiles, p.weight_tiles, p.reflection.tiles):
         assert sum(blocks(tile.geometry) for tile in tiles) == blocks(p.geometry)
+
+
+@pytest.mark.numpy_only
+@pytest.mark.parametrize("dtype", ["float64", "complex128"])
+@pytest.mark.parametrize("few", [1, 3000])
+def test_filters_in_parts(rng, monkeypatch, dtype, few):
+    """Some filters at a time, the last part being a smaller one, give what all of them at once do."""
+    x, w = (rng.standard_normal(shape).astype(dtype) for shape in ((2, 6, 9, 8), (10, 3, 4, 3)))
+    options = {"padding": 1, "groups": 2, "algorithm": "fft"}
+
+    def results():
+        y = xconv.conv(x, w, **options)
+        return y, xconv.conv_input_grad(y, w, x.shape, **options), xconv.conv_weight_grad(y, x, w.shape, **options)
+
+    whole = results()
+    monkeypatch.setattr(_numpy, "FEW_FILTERS", few)
+    for found, expected in zip(results(), whole, strict=True):
+        assert np.array_equal(found, expected)

@@ -381,9 +381,9 @@ def _run(task: Callable[[int], None], count: int, team: Team) -> None:
 
 @contextmanager
 def _short_buffers() -> Iterator[None]:
-    """Let NumPy add and cast arrays with gaps by way of 1024 elements at a time: 8192 take more memory, and more time.
+    """Let NumPy add and cast arrays with gaps by way of 1024 elements at a time.
 
-    That is what it does with them by itself.
+    By itself it takes 8192, which cost more memory, and more time.
     """
     before = np.setbufsize(1024)
     try:
