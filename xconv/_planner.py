@@ -255,24 +255,33 @@ def _cut(
     itemsize = backend.itemsize(accumulator)
     filters = itemsize * algorithm.filters(g)
 
-    def cost(part: Geometry, *, forward: bool = False) -> int:
+    narrower = itemsize - backend.itemsize(operand)
+
+    def cost(part: Geometry, *, forward: bool = False, adjoint: bool = False) -> int:
         written_out = 0
         if part.pad_mode != "constant":
             part = part.extended()
             written_out = 3 * math.prod(part.x_shape)
         if multiplies:
             scratch = (algorithm.forward_scratch if forward else algorithm.scratch)(part, backend)
+            halves = 0 if adjoint else algorithm.halves(part, backend)
         else:
             scratch = backend.spare(part) + (math.prod(part.columns_shape) if operand != dtype else 0)
-        return itemsize * (scratch + written_out)
+            halves = 0
+        return itemsize * (scratch + written_out) - narrower * halves
+
+    forward_cost, adjoint_cost = partial(cost, forward=True), partial(cost, adjoint=True)
 
     def border_cost(part: Geometry) -> int:
-        return cost(part) + 3 * itemsize * math.prod(part.x_shape)
+        return cost(part, adjoint=True) + 3 * itemsize * math.prod(part.x_shape)
 
     predicted = _cost(algorithm, g, backend, backend.balance(dtype, settings.precision))
     shared = predicted * backend.slowness(accumulator) >= SHARED
-    target = backend.tile_size(cost(g), shared=shared)
-    target = max(target, itemsize * algorithm.least_tile(g, backend))
+    whole = g.largest("outputs", (g.batch, *g.out))  # as the tiler judges it
+    target = backend.tile_size(cost(whole), shared=shared)
+    target = max(target, itemsize * algorithm.least_tile(whole, backend))
+    if algorithm.name in backend.in_place:
+        target = math.inf
     # A tile of the weight gradient holds its own result, and adds it to a sum; an input gradient whose padding is added
     # to it afterwards is kept in the wider dtype until then.
     fixed = 2 * filters
@@ -280,13 +289,13 @@ def _cut(
         fixed += itemsize * math.prod(g.x_shape)
     room = math.inf if settings.workspace is None else settings.workspace - fixed
     target = min(target, room)
-    tiles = g.tiles("outputs", target, partial(cost, forward=True), algorithm.grain(g))
+    tiles = g.tiles("outputs", target, forward_cost, algorithm.grain(g))
     weight_tiles = g.tiles("outputs", target, cost, algorithm.grain(g))
-    input_tiles = g.tiles("inputs", target, cost)
+    input_tiles = g.tiles("inputs", target, adjoint_cost)
     while input_tiles.repetition > REPETITION and 0 < 2 * target <= min(room, MOST_TILE):
         target *= 2
-        input_tiles = g.tiles("inputs", target, cost)
-    largest = max(cost(tiles.largest, forward=True), cost(weight_tiles.largest), cost(input_tiles.largest))
+        input_tiles = g.tiles("inputs", target, adjoint_cost)
+    largest = max(forward_cost(tiles.largest), cost(weight_tiles.largest), adjoint_cost(input_tiles.largest))
     if g.pad_mode != "constant":  # the tiles of the padding are cut until they are no larger than this
         one = g.extended().largest("inputs", [min(1, g.batch), *(1 for _ in g.axes)])
         largest = max(largest, border_cost(one))

@@ -18,7 +18,15 @@ class HostBlas:
 
     def __init__(self, longest=2**31 - 1):
         self.calls = []
+        self.askew = 0  # stacks of half types that cuBLAS may refuse
         self.longest = longest
+        self.mode = self.callers_mode = 3  # of a caller who wants TF32 in all of his products
+
+    def getMathMode(self, handle):
+        return self.mode
+
+    def setMathMode(self, handle, mode):
+        self.mode = mode
 
     def gemmStridedBatchedEx(
         self,
@@ -47,11 +55,15 @@ class HostBlas:
         algo,
     ):
         assert handle == self.HANDLE
+        assert self.mode == 16  # neither TF32 nor sums in half precision, but where the product itself asks for it
         assert algo == self.CUBLAS_GEMM_DEFAULT
         assert lda >= (m if opa == 0 else k)
         assert ldb >= (k if opb == 0 else n)
         assert ldc >= m
         assert max(lda, ldb, ldc) <= self.longest
+        for pointer, kind, step in ((a, ta, sa), (b, tb, sb), (c, tc, sc)):
+            size = 2 if kind in {cupy.cuda.runtime.CUDA_R_16F, cupy.cuda.runtime.CUDA_R_16BF} else 16
+            self.askew += count > 1 and step > 0 and size == 2 and (pointer % 16 > 0 or step * size % 16 > 0)
         self.calls.append((count, compute))
         for i in range(count):
             left = self._matrix(a, ta, lda, sa * i, (m, k) if opa == 0 else (k, m))

@@ -40,7 +40,7 @@ def parameters(kernel):
     """The kernel's inputs and outputs: which are arrays, which of those raw, and which are written to."""
     found = []
     for text, is_output in ((kernel.inputs, False), (kernel.outputs, True)):
-        for one in text.split(","):
+        for one in filter(None, text.split(",")):
             *words, kind, name = one.split()
             assert words in ([], ["raw"]), one
             found.append(Parameter(kind, name, len(kind) == 1, words == ["raw"], is_output))

@@ -14,6 +14,7 @@ device is replaced in these places, and nowhere else:
 
 import contextlib
 import ctypes
+import weakref
 from functools import partial
 from types import SimpleNamespace
 
@@ -27,6 +28,7 @@ from cupy_backends.cuda import libs as libraries
 from kernels.blas import HostBlas
 from kernels.cpu import harness
 from kernels.warps import warps
+from xconv._planner import _of_part, scheduled
 from xconv.backends import _cublas, _cupy, _implicit
 
 
@@ -51,6 +53,24 @@ def allocate(size):
     block = np.full(size + 512, 0x5A, np.uint8)
     begin = block.ctypes.data + -block.ctypes.data % 512
     return HostPointer(memory.UnownedMemory(begin, size, block, 0), 0)
+
+
+class Meter:
+    """The most memory that was in use at one time, beside what was when it began."""
+
+    def __init__(self):
+        self.used = self.most = 0
+
+    def allocate(self, size):
+        block = np.full(size + 512, 0x5A, np.uint8)
+        begin = block.ctypes.data + -block.ctypes.data % 512
+        self.add(size)
+        weakref.finalize(block, self.add, -size)
+        return HostPointer(memory.UnownedMemory(begin, size, block, 0), 0)
+
+    def add(self, size):
+        self.used += size
+        self.most = max(self.most, self.used)
 
 
 def host(array):
@@ -93,7 +113,10 @@ class Device:
 
 
 class StandIn:
-    """What was launched since the beginning: the names of our kernels, and the arguments of each."""
+    """What was launched since the beginning: the names of our kernels, and the arguments of each.
+
+    Those that go through their arrays element by element, to copy or to add, are not among them.
+    """
 
     def __init__(self):
         self.launches = []
@@ -154,7 +177,7 @@ class StandIn:
 
     def _forget(self):
         """Empty the caches that hold what is replaced."""
-        for cached in (_cupy._general, _cupy._elementwise, _cublas._cublas, _implicit._ready):
+        for cached in (_cupy._general, _cupy._elementwise, _cublas._cublas, _implicit.ready, scheduled, _of_part):
             cached.cache_clear()
 
     def launch(self, kernel, *arguments, out=None, dtype=None):
@@ -164,7 +187,6 @@ class StandIn:
             return by_cupy(kernel, arguments, dtype)
         assert len(arguments) == kernel.nargs
         assert {self.device_of(a) for a in arguments if isinstance(a, cupy.ndarray)} == {self.entered[-1]}
-        self.launches.append((kernel.name, arguments))
         arrays = [host(a) for a in arguments if isinstance(a, cupy.ndarray)]
         if size is None:  # an array after another, element by element
             arrays = [*(np.broadcast_to(a, arrays[-1].shape) for a in arrays[:-1]), arrays[-1]]
@@ -172,6 +194,7 @@ class StandIn:
             harness().launch(Text(kernel, (), arrays[-1].size), *flats)
             arrays[-1][...] = flats[-1].reshape(arrays[-1].shape)
         else:
+            self.launches.append((kernel.name, arguments))
             numbers = tuple(a for a in arguments if not isinstance(a, cupy.ndarray))
             harness().launch(Text(kernel, numbers, size), *arrays)
         return arguments[-1]
@@ -204,9 +227,12 @@ class Text:
 def by_numpy(function):
     """What CuPy does with a library or a reduction."""
 
-    def run(*arguments, **options):
+    def run(*arguments, out=None, **options):
         arguments = [type(a)(host(b) for b in a) if isinstance(a, list | tuple) else host(a) for a in arguments]
-        return device(function(*arguments, **options))
+        if out is None:
+            return device(function(*arguments, **options))
+        host(out)[...] = function(*arguments, **options)
+        return out
 
     return run
 

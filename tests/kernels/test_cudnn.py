@@ -3,18 +3,16 @@
 import math
 import sys
 import threading
-import weakref
 
 import cupy
 import numpy as np
 import pytest
-from cupy.cuda import memory
 from oracle import Oracle
 
 import xconv
 from kernels import standin
 from kernels.dnn import HostDnn, cudnn
-from kernels.standin import StandIn, device, host
+from kernels.standin import Meter, StandIn, device, host
 from xconv import _planner
 from xconv._axis import Axis
 from xconv._geometry import Geometry
@@ -221,24 +219,6 @@ def test_padding_is_even_where_that_changes_nothing(dnn):
     xconv.conv(x, w, stride=1, padding=((1, 2), (2, 1)), algorithm="cudnn")
     (node,) = dnn.graphs[-1].nodes
     assert (node.params["pre_padding"], node.params["post_padding"]) == ([1, 2], [2, 1])
-
-
-class Meter:
-    """The most memory that was in use at one time, beside what was when it began."""
-
-    def __init__(self):
-        self.used = self.most = 0
-
-    def allocate(self, size):
-        block = np.full(size + 512, 0x5A, np.uint8)
-        begin = block.ctypes.data + -block.ctypes.data % 512
-        self.add(size)
-        weakref.finalize(block, self.add, -size)
-        return standin.HostPointer(memory.UnownedMemory(begin, size, block, 0), 0)
-
-    def add(self, size):
-        self.used += size
-        self.most = max(self.most, self.used)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])

@@ -42,6 +42,11 @@ class Algorithm(ABC):
         """The same for `forward` alone, of an algorithm in which it takes much less than a gradient."""
         return self.scratch(g, backend)
 
+    def halves(self, g: Geometry, backend: Backend) -> int:
+        """Elements among these that have the operand's dtype, where that is a half type, but in `input_grad`."""
+        del g, backend
+        return 0
+
     def filters(self, g: Geometry) -> int:
         """Elements of the filters as `forward` takes them, and of what else it takes to make these, at most."""
         return math.prod(g.w_shape)

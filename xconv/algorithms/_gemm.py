@@ -30,7 +30,10 @@ class Gemm(Bilinear):
 
     def scratch(self, g: Geometry, backend: Backend) -> int:
         sides = g.batch * (g.c_in * math.prod(g.size) + 2 * g.c_out * g.pixels)
-        return math.prod(g.columns_shape) + backend.spare(g) + sides
+        return backend.columns(g) + backend.spare(g) + sides
+
+    def halves(self, g: Geometry, backend: Backend) -> int:
+        return backend.columns(g)
 
     def least_tile(self, g: Geometry, backend: Backend) -> int:
         del backend

@@ -23,6 +23,10 @@ class Pointwise(Gemm):
         del backend
         return 2 * g.batch * (g.c_in + g.c_out) * g.pixels
 
+    def halves(self, g: Geometry, backend: Backend) -> int:
+        del g, backend
+        return 0  # there are no columns
+
     def traffic(self, g: Geometry) -> int:
         return g.batch * (g.c_in + g.c_out) * g.pixels + g.c_out * g.c_in // g.groups
 

@@ -6,9 +6,9 @@ in; on the way back its gradient is computed like that of any other part of the 
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, wraps
-from typing import Concatenate, ParamSpec
+from typing import Any
 
 from .._geometry import Border, Geometry, Tile
 from .._typing import Array, DType, Index, Shape
@@ -16,22 +16,19 @@ from ..backends import Piece, RefusedError, Team
 from ._algorithm import Algorithm
 from ._schedule import Schedule
 
-P = ParamSpec("P")
 
-
-def _on_its_device(method: Callable[Concatenate["Tiled", Array, P], Array]) -> Callable[..., Array]:
-    """Runs a method of a schedule on the device of its first array, or that of the next best where it is refused."""
+def _by_its_backend(method: Callable[..., Array]) -> Callable[..., Array]:
+    """Has the backend run a method of a schedule, or that of the next best where it is refused."""
 
     @wraps(method)
-    def run(self: "Tiled", a: Array, *args: P.args, **options: P.kwargs) -> Array:
-        with self.backend.on_device_of(a):
-            try:
-                return method(self, a, *args, **options)
-            except RefusedError:
-                if self.otherwise is None:
-                    raise
-            instead: Array = getattr(self.otherwise, method.__name__)(a, *args, **options)
-            return instead
+    def run(self: "Tiled", *arrays: Array, **options: bool) -> Array:
+        try:
+            return self.backend.call(method, self, *arrays, **options)
+        except RefusedError:
+            if self.otherwise is None:
+                raise
+        instead: Array = getattr(self.otherwise, method.__name__)(*arrays, **options)
+        return instead
 
     return run
 
@@ -58,12 +55,14 @@ class Tiled(Schedule):
     reflection: "Tiled | None" = None
     #: What runs where another library refuses, unless its algorithm was asked for by name.
     otherwise: "Tiled | None" = None
+    #: What the backend remembers of calls.
+    remembered: dict[Any, Any] = field(default_factory=dict, init=False)
 
     def chosen(self, function: str, like: Array) -> "Tiled":
         del function, like
         return self
 
-    @_on_its_device
+    @_by_its_backend
     def forward(self, x: Array, w: Array, b: Array | None = None) -> Array:
         backend, x = self.backend, self._channels_first(x)
         u, bias = self.algorithm.transform(backend, self.geometry, backend.astype(w, self.operand)), self._bias(b)
@@ -77,7 +76,7 @@ class Tiled(Schedule):
         result = self._assembled(self.geometry.y_shape, self.tiles, _output, piece, self.dtype, self._order)
         return self._callers_layout(result)
 
-    @_on_its_device
+    @_by_its_backend
     def input_grad(self, dy: Array, w: Array, b: Array | None = None, *, conjugate: bool = True) -> Array:
         if self.reflection:
             return self.reflection.forward(dy, self._reflected(w, conjugate=conjugate), b)
@@ -112,7 +111,7 @@ class Tiled(Schedule):
                     dx = backend.add_at(dx, retracted(tile))
         return self._callers_layout(backend.astype(dx, self.dtype))
 
-    @_on_its_device
+    @_by_its_backend
     def weight_grad(self, dy: Array, x: Array) -> Array:
         backend, dy, x = self.backend, self._channels_first(dy), self._channels_first(x)
 
@@ -123,7 +122,7 @@ class Tiled(Schedule):
         total = backend.total(self.weight_tiles, piece, team=self.team, lanes=self.lanes)
         return backend.astype(self.algorithm.transform_adjoint(backend, self.geometry, total), self.dtype)
 
-    @_on_its_device
+    @_by_its_backend
     def im2col(self, x: Array, *, images_last: bool) -> Array:
         def piece(tile: Tile, out: Array | None) -> Array:
             g, part = self._read(tile, x)
@@ -134,7 +133,7 @@ class Tiled(Schedule):
         order = (*order[1:], 0) if images_last else order
         return self._assembled(g.columns_shape, self.tiles, _columns, piece, self.dtype, order)
 
-    @_on_its_device
+    @_by_its_backend
     def col2im(self, cols: Array) -> Array:
         def piece(tile: Tile, out: Array | None) -> Array:
             g = tile.geometry

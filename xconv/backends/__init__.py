@@ -23,7 +23,9 @@ def backend_of(arrays: dict[str, Array]) -> Backend:
     """The backend of these arrays, given by argument name; TypeError where they have none, or more than one."""
     kind, *others = map(type, arrays.values())
     known = _by_type.get(kind)
-    if known is not None and not known.has_devices and others.count(kind) == len(others):
+    if known is not None and others.count(kind) == len(others):
+        if known.has_devices:
+            known.check_arrays(arrays)
         return known
     backends = [_by_type.get(type(array)) or _discover(name, array) for name, array in arrays.items()]
     backend = backends[0]

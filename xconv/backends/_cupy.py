@@ -11,9 +11,11 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from functools import cache, lru_cache
+from dataclasses import replace
+from functools import cache, lru_cache, partial
 from importlib import import_module
 from importlib.util import find_spec
+from itertools import islice
 from typing import Any, TypeAlias
 
 import cupy
@@ -24,9 +26,27 @@ from .._geometry import Geometry, Tile
 from .._typing import Array, DType, Index, Shape
 from . import _implicit, _kernels
 from ._cublas import gemm
-from ._generic import MIB, Piece, RefusedError, inverse
+from ._generic import MIB, Piece, RefusedError
 from ._kernels import WIDEST, Kernel, Memory
 from ._numpy import DtypesOfNumpy
+from ._program import Program, Recorder, Views
+from ._steps import (
+    CLEAR,
+    CONJUGATE,
+    COPY,
+    LINE,
+    SUM,
+    Blocks,
+    Doer,
+    Launch,
+    Now,
+    copied,
+    each,
+    flat,
+    lying,
+    ordered,
+    total,
+)
 from ._threads import Team
 
 #: Pixels of a plane from which on every image has its own product.
@@ -34,8 +54,14 @@ LARGE_PLANE = 1024
 #: Calls with one geometry before its kernel gets a text of its own, and the most such texts in a process: to compile
 #: one takes some tenths of a second, and CuPy keeps it.
 WORTH_A_TEXT, MOST_TEXTS = 3, 256
+#: Algorithms whose calls become programs, and the most tiles of these.
+PROGRAMMED, MOST_PROGRAMMED_TILES = {"gemm", "pointwise", "depthwise", "implicit"}, 64
+#: Programs that are kept with a schedule, one for every way in which arrays lie in memory.
+MOST_PROGRAMS = 16
 #: Threads that fill a GPU.
 THREADS = 2**17
+
+FLOAT32 = np.dtype("float32")
 
 Writer: TypeAlias = Callable[..., Kernel]
 
@@ -43,22 +69,20 @@ Writer: TypeAlias = Callable[..., Kernel]
 class CupyBackend(DtypesOfNumpy):
     """CuPy arrays, on the device they are on, in CuPy's current stream."""
 
-    #: Columns of this size stay in the second-level cache of a data-centre GPU (40 to 60 MB).
-    tile_bytes = 32 * MIB
-    #: But the host takes some 50 us to launch a tile: there are no more than these, unless they were larger than that.
-    most_tiles, most_tile_bytes = 8, 256 * MIB
-
+    #: What a tile may take. Smaller ones would stay in no cache, and each costs the host some launches.
+    tile_bytes = 1536 * MIB
     unproven = frozenset({"winograd", "fft", "implicit", "cudnn"})
+    in_place = frozenset({"pointwise", "depthwise"})
 
-    def __init__(self) -> None:
-        super().__init__(import_module("array_api_compat.cupy"))
+    def __init__(self, do: Doer | None = None, xp: object = None) -> None:
+        super().__init__(xp or import_module("array_api_compat.cupy"))
+        self.do = do or Now()
 
     def operand(self, dtype: DType) -> DType:
         return dtype
 
-    def tile_size(self, whole: float, *, shared: bool) -> float:
-        del shared
-        return max(self.tile_bytes, min(whole / self.most_tiles, self.most_tile_bytes))
+    def accumulator(self, dtype: DType) -> DType:
+        return FLOAT32 if dtype.itemsize == 2 and self.kind(dtype) == "real" else dtype
 
     def balance(self, dtype: DType, precision: str) -> int:
         """Of an H100 or H200: 67 TFLOP/s in float32, 500 in TF32, 800 in the half types, beside 4.3 TB/s."""
@@ -66,28 +90,60 @@ class CupyBackend(DtypesOfNumpy):
             return 200
         return 230 if precision == "tf32" and dtype == np.float32 else 32
 
+    # calls
+
+    def check_arrays(self, arrays: dict[str, Array]) -> None:
+        first, *others = [a.device for a in arrays.values()]
+        if any(device != first for device in others):
+            super().check_arrays(arrays)
+
     def on_device_of(self, x: Array) -> AbstractContextManager[object]:
         if not _available():
             msg = "CuPy finds no CUDA device to compute on: is the driver installed, and recent enough for this CuPy?"
             raise RuntimeError(msg)
         return x.device  # type: ignore[no-any-return]
 
+    def call(self, method: Callable[..., Array], schedule: Any, *arrays: Array, **options: bool) -> Array:
+        with self.on_device_of(arrays[0]):
+            lie = [None if a is None else (a.strides, a.dtype, a.data.ptr % WIDEST) for a in arrays]
+            key = (method, arrays[0].device.id, _tf32(), *lie, *options.values())
+            programs: dict[Any, Program] = schedule.remembered
+            program = programs.get(key)
+            if program is None and not _is_programmed(method.__name__, schedule):
+                return method(schedule, *arrays, **options)
+            if program is None or (program.calls >= WORTH_A_TEXT - 1 and not program.literal):
+                program = _written(method, schedule, arrays, options, literal=program is not None)
+                if len(programs) >= MOST_PROGRAMS:
+                    programs.clear()
+                programs[key] = program
+            return program(*arrays)
+
+    # memory
+
+    def astype(self, x: Array, dtype: DType) -> Array:
+        return x if x.dtype == dtype else copied(self.do, x, dtype)
+
     def zeros(self, shape: Shape, dtype: DType, like: Array) -> Array:
         del like
-        return cupy.zeros(shape, dtype)
+        return each(self.do, CLEAR, self.do.empty(shape, dtype))
 
     def view(self, out: Array | None, shape: Shape, dtype: DType) -> Array | None:
         if out is None or out.dtype != dtype:
             return None
-        strides = out.strides
         try:  # NumPy knows whether that takes a copy; it never looks into this memory
-            np.lib.stride_tricks.as_strided(np.empty(1, np.uint8), out.shape, strides).reshape(shape, copy=False)
+            np.lib.stride_tricks.as_strided(np.empty(1, np.uint8), out.shape, out.strides).reshape(shape, copy=False)
         except ValueError:
             return None
         return out.reshape(shape)
 
     def add(self, y: Array, b: Array, out: Array | None = None) -> Array:
-        return y + b if out is None else _sum(y, b, out)
+        out = ordered(self.do, y.shape, y.dtype, range(y.ndim)) if out is None else out
+        return each(self.do, SUM, y, b, out)
+
+    def conj(self, u: Array) -> Array:
+        if self.kind(u.dtype) != "complex":
+            return u
+        return each(self.do, CONJUGATE, u, self.do.empty(u.shape, u.dtype))
 
     # windows
 
@@ -95,37 +151,42 @@ class CupyBackend(DtypesOfNumpy):
         return g.channels_last and g.groups == 1
 
     def im2col(self, x: Array, g: Geometry, out: Array | None = None) -> Array:
-        rank = len(g.axes)
-        kernel, pixels = range(2, 2 + rank), range(2 + rank, 2 + 2 * rank)
-        if self.taps_first(g):
-            order = (0, *pixels, *kernel, 1)
-        elif g.batch > 1 and g.pixels < LARGE_PLANE:
-            order = (1, *kernel, 0, *pixels)
-        else:
-            order = (0, 1, *kernel, *pixels)
-        return _made(_kernels.im2col, g, x, out=_ordered(g.columns_shape, x.dtype, order) if out is None else out)
+        if out is None:
+            rank = len(g.axes)
+            kernel, pixels = range(2, 2 + rank), range(2 + rank, 2 + 2 * rank)
+            if self.taps_first(g):
+                out = ordered(self.do, g.columns_shape, x.dtype, (0, *pixels, *kernel, 1))
+            elif _images_behind(g):
+                out = ordered(self.do, g.columns_shape, x.dtype, (1, *kernel, 0, *pixels), line=1 + rank)
+            else:
+                out = ordered(self.do, g.columns_shape, x.dtype, (0, 1, *kernel, *pixels), line=rank)
+        return self._made(_kernels.im2col, g, x, out=out)
 
     def col2im(self, cols: Array, g: Geometry, out: Array | None = None) -> Array:
-        return _made(_kernels.col2im, g, cols, out=self._image(g, g.x_shape, cols) if out is None else out)
+        return self._made(_kernels.col2im, g, cols, out=self._image(g, g.x_shape, cols) if out is None else out)
 
     def spare(self, g: Geometry) -> int:
         del g
         return 0
 
+    def columns(self, g: Geometry) -> int:
+        return g.batch * g.c_in * g.taps * -(-g.pixels // LINE) * LINE
+
     def depthwise(self, x: Array, w: Array, g: Geometry, out: Array | None = None) -> Array:
-        return _made(_kernels.depthwise, g, x, _block(w, g), out=self._image(g, g.y_shape, x) if out is None else out)
+        out = self._image(g, g.y_shape, x) if out is None else out
+        return self._made(_kernels.depthwise, g, x, self._block(w, g), out=out)
 
     def depthwise_input_grad(self, dy: Array, w: Array, g: Geometry, out: Array | None = None) -> Array:
         out = self._image(g, g.x_shape, dy) if out is None else out
-        return _made(_kernels.depthwise_input_grad, g, dy, _block(w, g), out=out)
+        return self._made(_kernels.depthwise_input_grad, g, dy, self._block(w, g), out=out)
 
     def depthwise_weight_grad(self, dy: Array, x: Array, g: Geometry) -> Array:
         taps, pixels = g.taps, g.batch * g.pixels
         lanes = max(1, min(THREADS // max(1, g.c_out), pixels // taps))  # partial sums take no more memory than dy
         axes = tuple(range(2 + len(g.axes)))
         order = (*axes[1:], 0) if g.channels_last else axes
-        parts = _ordered((g.c_out, *g.kernel, lanes), self.accumulator(dy.dtype), order)
-        sums = self.xp.sum(_made(_kernels.depthwise_weight_grad, g, dy, x, out=parts), axis=-1, dtype=parts.dtype)
+        parts = ordered(self.do, (g.c_out, *g.kernel, lanes), self.accumulator(dy.dtype), order)
+        sums = total(self.do, self._made(_kernels.depthwise_weight_grad, g, dy, x, out=parts), len(g.axes) + 1)
         return self.xp.reshape(sums, g.w_shape)
 
     def depthwise_work(self, g: Geometry, balance: int) -> int:
@@ -136,8 +197,26 @@ class CupyBackend(DtypesOfNumpy):
 
     def _image(self, g: Geometry, shape: Shape, like: Array) -> Array:
         """Memory for an image, in the caller's layout and the dtype of sums."""
-        axes = range(2, len(shape))
-        return _ordered(shape, self.accumulator(like.dtype), (0, *axes, 1) if g.channels_last else (0, 1, *axes))
+        return ordered(self.do, shape, self.accumulator(like.dtype), g.in_layout(tuple(range(len(shape)))))
+
+    def _block(self, w: Array, g: Geometry) -> Array:
+        """The filters in one block of memory, those of channels that are neighbours side by side with channels last."""
+        axes = tuple(range(w.ndim))
+        order = (*axes[1:], 0) if g.channels_last else axes
+        step = w.itemsize
+        for axis in reversed(order):
+            if w.shape[axis] > 1 and w.strides[axis] != step:
+                return copied(self.do, w, order=order)
+            step *= w.shape[axis]
+        return w
+
+    def _made(self, write: Writer, g: Geometry, *inputs: Array, out: Array) -> Array:
+        """`out`, after the kernel that `write` writes has filled it."""
+        if out.size:
+            views, memories = zip(*map(flat, (*inputs, out)), strict=True)
+            run, numbers, size = _texts.ready(write, g, memories, self.do.literal)
+            self.do.perform(Launch(run, views, numbers, size), *inputs, out)
+        return out
 
     # a product whose columns are never written out
 
@@ -147,13 +226,20 @@ class CupyBackend(DtypesOfNumpy):
         return f'its kernel takes float16, bfloat16, and float32 with `precision` "tf32", and these are {dtype.name}'
 
     def implicit_filters(self, w: Array, g: Geometry, *, adjoint: bool) -> Array:
-        return _implicit.packed_filters(w, g, adjoint=adjoint)
+        w = w.swapaxes(0, 1) if adjoint else w
+        filters, channels = w.shape[:2]
+        u = self.do.empty((filters, *g.kernel, _implicit.width(channels, w.itemsize)), w.dtype)
+        if u.shape[-1] > channels:
+            each(self.do, CLEAR, u)
+        each(self.do, COPY, w.transpose(0, *range(2, w.ndim), 1), u[..., :channels])
+        return u
 
     def implicit(self, x: Array, u: Array, g: Geometry, out: Array | None, *, adjoint: bool) -> Array:
         out = self._image(g, g.x_shape if adjoint else g.y_shape, x) if out is None else out
         if out.size:
-            (source, read), (result, written) = _flat(x), _flat(out)
-            _implicit.launch(g, read, written, (source, u, result), adjoint=adjoint)
+            views, (source, _, result) = zip(*map(flat, (x, u, out)), strict=True)
+            run, blocks = _implicit.ready(g, source, result, adjoint)
+            self.do.perform(Blocks(run, views, blocks, _implicit.THREADS), x, u, out)
         return out
 
     # products
@@ -161,22 +247,24 @@ class CupyBackend(DtypesOfNumpy):
     def product(self, u: Array, v: Array, out: Array | None = None) -> Array:
         if self.kind(v.dtype) == "integer":
             return self.xp.matmul(u, v)
-        n, blocks, _, pixels = v.shape
-        shape = (n, blocks, u.shape[1], pixels)
-        together = _together(v)
-        if together is not None and (out is None or _together(out) is None):
-            order = (0, 3, 1, 2) if v.strides[2] < v.strides[3] else (1, 2, 0, 3)
-            out = _ordered(shape, self.accumulator(v.dtype), order)
-        elif out is None:
-            out = _ordered(shape, self.accumulator(v.dtype), (0, 1, 2, 3))
+        (n, blocks, _, pixels), rows = v.shape, u.shape[1]
+        shape, dtype = (n, blocks, rows, pixels), self.accumulator(v.dtype)
+        together, several = _together(v), blocks > 1
+        if together is None and several and n * math.prod(u.shape) > 2 * min(math.prod(v.shape), math.prod(shape)):
+            v = copied(self.do, v, order=(1, 2, 0, 3))  # which is less than the filters once an image
+            together = _together(v)
         if together is not None:
-            gemm(u, together, _together(out), tf32=_tf32())
-        elif n > blocks:
-            for i in range(blocks):
-                gemm(cupy.broadcast_to(u[i], (n, *u.shape[1:])), v[:, i], out[:, i], tf32=_tf32())
-        else:
-            for i in range(n):
-                gemm(u, v[i], out[i], tf32=_tf32())
+            if out is None or _together(out) is None:
+                order = (0, 3, 1, 2) if v.strides[2] < v.strides[3] else (1, 2, 0, 3)
+                out = ordered(self.do, shape, dtype, order)
+            self._multiply(u, together, _together(out))
+            return out
+        if out is None or (several and _stack(out) is None):
+            out = ordered(self.do, shape, dtype, (0, 1, 2, 3), line=1)
+        if several:  # every image has its copy of the filters, so that all products are one stack
+            u = each(self.do, COPY, u, self.do.empty((n, *u.shape), u.dtype)).reshape(n * blocks, *u.shape[1:])
+            v = v if _stack(v) is not None else copied(self.do, v, order=(0, 1, 2, 3))
+        self._multiply(u, _stack(v), _stack(out))
         return out
 
     def outer(self, s: Array, v: Array) -> Array:
@@ -184,31 +272,31 @@ class CupyBackend(DtypesOfNumpy):
         if kind == "integer":
             return super().outer(s, v)
         if kind == "complex":  # s @ v^H is the conjugate of conj(s) @ v^T, and smaller to conjugate
-            return self.xp.conj(self._outer(self.xp.conj(s), v))
+            return self.conj(self._outer(self.conj(s), v))
         return self._outer(s, v)
 
     def _outer(self, s: Array, v: Array) -> Array:
-        (n, blocks, rows, _), depth = s.shape, v.shape[2]
+        (n, blocks, rows, pixels), depth = s.shape, v.shape[2]
         dtype = self.accumulator(v.dtype)
         together = _together(v)
         if together is not None:
             one = _together(s)
-            if one is None:
-                moved = _ordered(s.shape, s.dtype, (1, 2, 0, 3))
-                moved[...] = s
-                one = _together(moved)
-            out = cupy.empty((blocks, rows, depth), dtype)
-            gemm(one, together.swapaxes(1, 2), out, tf32=_tf32())
+            one = _together(copied(self.do, s, order=(1, 2, 0, 3))) if one is None else one
+            out = self.do.empty((blocks, rows, depth), dtype)
+            self._multiply(one, together.swapaxes(1, 2), out)
             return out
-        if n * blocks * rows * depth <= 2 * s.size:
-            parts = cupy.empty((n, blocks, rows, depth), dtype)
-            for i in range(blocks):
-                gemm(s[:, i], v[:, i].swapaxes(1, 2), parts[:, i], tf32=_tf32())
-            return self.xp.sum(parts, axis=0, dtype=dtype)
-        out = cupy.empty((blocks, rows, depth), dtype)
-        for i in range(n):
-            gemm(s[i], v[i].swapaxes(1, 2), out, tf32=_tf32(), add=i > 0)
-        return out
+        s, v = (a if _stack(a) is not None else copied(self.do, a, order=(0, 1, 2, 3)) for a in (s, v))
+        # So many images are summed side by side, and then added up; the sums take up to twice the memory of s.
+        lanes = max(1, min(n, 2 * n * pixels // max(1, depth)))
+        parts = self.do.empty((lanes, blocks, rows, depth), dtype)
+        for first in range(0, n, lanes):
+            images = slice(first, min(n, first + lanes))
+            into = parts[: images.stop - first]
+            self._multiply(*(_stack(a) for a in (s[images], v[images].swapaxes(2, 3), into)), add=first > 0)
+        return total(self.do, parts, 0) if lanes > 1 else parts[0]
+
+    def _multiply(self, a: Array, b: Array, out: Array, *, add: bool = False) -> None:
+        gemm(self.do, a, b, out, tf32=_tf32(), add=add)
 
     # NVIDIA's library
 
@@ -239,12 +327,19 @@ class CupyBackend(DtypesOfNumpy):
         order: tuple[int, ...],
     ) -> Array:
         del team
-        result = _ordered(shape, dtype, order)
+        result = ordered(self.do, shape, dtype, order)
         for tile in tiles:
             target = result[place(tile)]
             made = piece(tile, target)
             if made is not target:
-                _copy(made, target)
+                each(self.do, COPY, made, target)
+        return result
+
+    def total(self, tiles: Sequence[Tile], piece: Piece, *, team: Team, lanes: int = 1) -> Array:
+        del team, lanes
+        result = piece(tiles[0], None)
+        for tile in islice(tiles, 1, None):
+            each(self.do, SUM, result, piece(tile, None), result)
         return result
 
 
@@ -257,16 +352,10 @@ def _tf32() -> bool:
     return _config.current().precision == "tf32"
 
 
-def _ordered(shape: Shape, dtype: DType, order: tuple[int, ...]) -> Array:
-    """New memory in which the axes lie in this order."""
-    return cupy.empty([shape[axis] for axis in order], dtype).transpose(inverse(order))
-
-
-def _block(w: Array, g: Geometry) -> Array:
-    """The filters in one block of memory, in which the filters of channels that are neighbours are neighbours too."""
-    if not g.channels_last:
-        return cupy.ascontiguousarray(w)
-    return cupy.ascontiguousarray(w.transpose(*range(1, w.ndim), 0)).transpose(-1, *range(w.ndim - 1))
+def _images_behind(g: Geometry) -> bool:
+    """Whether the columns of all images are together, so that one product serves them."""
+    depth = g.c_in // max(1, g.groups) * g.taps
+    return g.batch > 1 and (g.pixels < LARGE_PLANE or (g.groups > 1 and depth > 2 * g.pixels))
 
 
 def _together(a: Array) -> Array | None:
@@ -277,30 +366,15 @@ def _together(a: Array) -> Array | None:
     return a.transpose(1, 2, 0, 3).reshape(blocks, rows, n * pixels)
 
 
-_sum = cupy.ElementwiseKernel("T y, T b", "U z", "z = U(y + b)", "xconv_add")
-_copy = cupy.ElementwiseKernel("T y", "U z", "z = U(y)", "xconv_copy")
+def _stack(a: Array) -> Array | None:
+    """``a (n, blocks, rows, columns)`` as ``(n * blocks, rows, columns)``, where that takes no copy."""
+    n, blocks, rows, columns = a.shape
+    if n > 1 and blocks > 1 and a.strides[0] != blocks * a.strides[1]:
+        return None
+    return a.reshape(n * blocks, rows, columns)
 
 
-# Launching kernels
-
-
-def _made(write: Writer, g: Geometry, *inputs: Array, out: Array) -> Array:
-    """`out`, after the kernel that `write` writes has filled it."""
-    if out.size:
-        views, memories = zip(*map(_flat, (*inputs, out)), strict=True)
-        run, numbers, size = _texts.ready(write, g, memories)
-        run(*views[:-1], *numbers, views[-1], size=size)
-    return out
-
-
-def _flat(a: Array) -> tuple[Array, Memory]:
-    """All memory between the first and the last element of `a`, and where in it the elements are."""
-    steps = tuple(stride // a.itemsize for stride in a.strides)
-    ends = [(length - 1) * step for length, step in zip(a.shape, steps, strict=True)]
-    start = -sum(end for end in ends if end < 0)
-    span = 1 + sum(map(abs, ends)) if a.size else 0
-    view = cupy.ndarray((span,), a.dtype, memptr=a.data - start * a.itemsize)
-    return view, Memory(a.dtype.name, a.itemsize, a.shape, steps, start, view.data.ptr % WIDEST == 0)
+# Kernels and programs
 
 
 class _Texts:
@@ -311,17 +385,26 @@ class _Texts:
         self.calls: Counter[Any] = Counter()
         self.special: dict[Any, tuple[Any, tuple[int, ...], int]] = {}
 
-    def ready(self, write: Writer, g: Geometry, memories: tuple[Memory, ...]) -> tuple[Any, tuple[int, ...], int]:
-        """The kernel, the numbers that it takes behind its inputs, and its threads."""
+    def ready(
+        self,
+        write: Writer,
+        g: Geometry,
+        memories: tuple[Memory, ...],
+        literal: bool | None,  # noqa: FBT001
+    ) -> tuple[Any, tuple[int, ...], int]:
+        """The kernel, the numbers that it takes behind its inputs, and its threads.
+
+        Whether it is the specialised one, the number of calls decides unless `literal` says so.
+        """
         key = (write, g, memories)
         if (found := self.special.get(key)) is not None:
             return found
         with self.lock:
-            self.calls[key] += 1
-            worth = self.calls[key] >= WORTH_A_TEXT and len(self.special) < MOST_TEXTS
+            self.calls[key] += literal is None
+            worth = literal or self.calls[key] >= WORTH_A_TEXT
             if len(self.calls) > 16 * MOST_TEXTS:
                 self.calls.clear()
-        if not worth:
+        if not worth or len(self.special) >= MOST_TEXTS:
             return _general(write, g, memories)
         return self.special.setdefault(key, _compiled(write(g, *memories, literal=True)))
 
@@ -342,3 +425,40 @@ def _compiled(kernel: Kernel) -> tuple[Any, tuple[int, ...], int]:
 @lru_cache(maxsize=1024)
 def _elementwise(inputs: str, outputs: str, operation: str, name: str) -> Any:
     return cupy.ElementwiseKernel(inputs, outputs, operation, name)
+
+
+class _OnPaper(CupyBackend):
+    """Runs schedules on symbols."""
+
+    def __init__(self, do: Recorder) -> None:
+        super().__init__(do, Views(do))
+
+    def call(self, method: Callable[..., Array], schedule: Any, *arrays: Array, **options: bool) -> Array:
+        return method(schedule, *arrays, **options)
+
+
+def _is_programmed(function: str, schedule: Any) -> bool:
+    """Whether all that a function of a schedule comes down to are steps: no operations of CuPy's own."""
+    g, name = schedule.geometry, schedule.algorithm.name
+    tiles = {"input_grad": schedule.input_tiles, "col2im": schedule.input_tiles, "weight_grad": schedule.weight_tiles}
+    if g.pad_mode != "constant" or len(tiles.get(function, schedule.tiles)) > MOST_PROGRAMMED_TILES:
+        return False
+    multiplies = function not in {"im2col", "col2im"} and name != "depthwise"
+    return name in PROGRAMMED and not (multiplies and schedule.dtype.kind in "iu")
+
+
+def _written(
+    method: Callable[..., Array],
+    schedule: Any,
+    arrays: tuple[Array | None, ...],
+    options: dict[str, bool],
+    *,
+    literal: bool,
+) -> Program:
+    """The program of a call."""
+    do = Recorder(literal=literal)
+    backend = _OnPaper(do)
+    reflection = schedule.reflection and replace(schedule.reflection, backend=backend)
+    on_paper = replace(schedule, backend=backend, reflection=reflection)
+    lie = [None if a is None else (lying(a)[0], a.data.ptr % WIDEST) for a in arrays]
+    return do.record(partial(method, on_paper, **options), *lie)

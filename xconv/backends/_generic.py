@@ -4,12 +4,14 @@ The code can be traced (``jax.jit``) and differentiated (PyTorch, JAX): nothing 
 afterwards. The other backends override what their library does better.
 """
 
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from itertools import islice
 from time import perf_counter
+from typing import Any
 
 import array_api_compat
 import array_api_extra as xpx
@@ -52,6 +54,8 @@ class Backend:
 
     #: The temporary memory of a tile where nothing else is asked for.
     tile_bytes = 256 * MIB
+    #: Names of algorithms that write nothing but their result, in this library: to cut them gains nothing.
+    in_place: frozenset[str] = frozenset()
     #: Names of algorithms that are not chosen by themselves, because nobody has seen that they pay.
     unproven: frozenset[str] = frozenset()
     #: Whether tiles can run in parallel.
@@ -149,6 +153,14 @@ class Backend:
         del x
         return _NOTHING
 
+    def call(self, method: Callable[..., Array], schedule: Any, *arrays: Array, **options: bool) -> Array:
+        """Run a method of a schedule on the device of its first array.
+
+        What the backend remembers of that for later calls is in ``schedule.remembered``.
+        """
+        with self.on_device_of(arrays[0]):
+            return method(schedule, *arrays, **options)
+
     # costs
 
     def tile_size(self, whole: float, *, shared: bool) -> float:
@@ -227,6 +239,10 @@ class Backend:
     def spare(self, g: Geometry) -> int:
         """Elements that `im2col` and `col2im` need at once beside the columns they make or take, at most."""
         return _windows.spare(g)
+
+    def columns(self, g: Geometry) -> int:
+        """Elements of memory that `im2col` makes for a product, or `col2im` is handed by one."""
+        return math.prod(g.columns_shape)
 
     def extend(self, x: Array, g: Geometry) -> Array:
         """`x` with its padding written out, for the pad modes that read it from the array."""

@@ -14,6 +14,7 @@ A slice has four chunks of 16 bytes a row. Chunk q of row r lies at ``q ^ (r / 2
 """
 
 import math
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -287,33 +288,28 @@ def product(g: Geometry, source: Memory, result: Memory, *, adjoint: bool) -> Pr
     return Product(name, "\n".join(lines) + "\n", blocks)
 
 
-def launch(g: Geometry, source: Memory, result: Memory, arrays: tuple[Array, Array, Array], *, adjoint: bool) -> None:
-    """Run the kernel on flat views of the source, the packed filters and the result, on the current device."""
-    capability = int(arrays[0].device.compute_capability)
-    if capability < LEAST_CAPABILITY:
-        msg = f"`algorithm` 'implicit' takes a device of compute capability 8.0, and this has {capability / 10}"
-        raise ValueError(msg)
-    run, blocks = _ready(g, source, result, adjoint)
-    run((blocks,), (THREADS,), arrays)
-
-
 @lru_cache(maxsize=256)
-def _ready(g: Geometry, source: Memory, result: Memory, adjoint: bool) -> tuple[Any, int]:  # noqa: FBT001
-    """The kernel, which CuPy compiles once a device."""
+def ready(g: Geometry, source: Memory, result: Memory, adjoint: bool) -> tuple[Callable[..., None], int]:  # noqa: FBT001
+    """The kernel on flat views of the source, the packed filters and the result, and how many blocks it takes."""
     made = product(g, source, result, adjoint=adjoint)
-    return cupy.RawKernel(made.code, made.name), made.blocks
+    kernel = cupy.RawKernel(made.code, made.name)  # which CuPy compiles once a device
+
+    def run(blocks: tuple[int], threads: tuple[int], arrays: tuple[Array, ...]) -> None:
+        capability = int(arrays[0].device.compute_capability)
+        if capability < LEAST_CAPABILITY:
+            msg = f"`algorithm` 'implicit' takes a device of compute capability 8.0, and this has {capability / 10}"
+            raise ValueError(msg)
+        kernel(blocks, threads, arrays)
+
+    return run, made.blocks
 
 
-def packed_filters(w: Array, g: Geometry, *, adjoint: bool) -> Array:
-    """``w (c_out, c_in, *kernel)`` as ``(c_out, *kernel, c_in)``, or with `adjoint` ``(c_in, *kernel, c_out)``.
+def width(channels: int, itemsize: int) -> int:
+    """Elements of a tap's channels in whole chunks, as the filters ``(c_out, *kernel, width)`` are taken.
 
-    In new memory, in which the channels of every tap fill whole chunks, with zeros behind the last.
+    With zeros behind the last channel; for the input gradient ``(c_in, *kernel, width)``, of the output channels.
     """
-    w = w.swapaxes(0, 1) if adjoint else w
-    width = chunks(w.shape[1], w.itemsize) * WIDEST // w.itemsize
-    u = cupy.zeros((w.shape[0], *g.kernel, width), w.dtype)
-    u[..., : w.shape[1]] = w.transpose(0, *range(2, w.ndim), 1)
-    return u
+    return chunks(channels, itemsize) * WIDEST // itemsize
 
 
 def _name(g: Geometry, source: str, result: str, form: str, *, adjoint: bool) -> str:

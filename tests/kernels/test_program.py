@@ -1,0 +1,358 @@
+"""What a call comes down to on a device: how many steps it takes, that they are kept, and that they give the same."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+import xconv
+from bench.cases import GPU_CASES, PRECISIONS
+from kernels import standin as module
+from kernels.standin import Meter, StandIn, device, host
+from xconv import _config
+from xconv._planner import Options, scheduled
+from xconv.algorithms import Tiled
+from xconv.backends import _cupy, _implicit
+from xconv.backends._cublas import Product
+from xconv.backends._program import Block, Program, Symbol
+from xconv.backends._steps import Blocks, Each, Launch, Total
+
+OPERANDS = {"forward": ("x", "w"), "input_grad": ("dy", "w"), "weight_grad": ("dy", "x")}
+
+
+@pytest.fixture
+def standin():
+    with StandIn().installed() as standin:
+        yield standin
+
+
+def numbers(shape, dtype="float32", seed=0):
+    rng = np.random.default_rng(seed)
+    values = rng.integers(-2, 3, shape)
+    return (values + 1j * rng.integers(-2, 3, shape) if dtype.startswith("complex") else values).astype(dtype)
+
+
+# How many steps
+
+KINDS = {Launch: "k", Blocks: "k", Product: "p", Each: "e", Total: "t"}
+
+
+def written(shapes, function, dtype="float32", *, workspace=None, precision="ieee", **options):
+    """The steps of a function, by kind: of arrays that nobody ever makes."""
+    dtype = np.dtype(dtype)
+    settings = _config.current()._replace(workspace=workspace, precision=precision)
+    dtypes = (("x", dtype), ("w", dtype))
+    schedule = scheduled(_cupy.CupyBackend(), shapes["x"], shapes["w"], dtypes, Options(**options), settings)
+    arrays = [Symbol.described(Block(0, 0), shapes[name], dtype) for name in OPERANDS[function]]
+    method = getattr(Tiled, function).__wrapped__
+    program = _cupy._written(method, schedule, arrays, {}, literal=True)
+    found = Counter(
+        {"Launch": "k", "Blocks": "k"}.get(type(s).__name__, type(s).__name__[0].lower()) for s in program.steps
+    )
+    return " ".join(f"{count}{kind}" for kind, count in sorted(found.items()))
+
+
+#: Of the benchmark on a GPU, in float32 and in float16: steps of the forward pass and of both gradients. Kernels of our
+#: own (k), products by cuBLAS (p), passes over elements to copy or convert them (e), and sums over one axis (t).
+STEPS = {
+    "c64_56": (("1k 1p", "1e 1k 1p", "1k 1p 1t"), ("1k 1p", "1e 1k 1p", "1e 1k 1p 1t")),
+    "c256_14": (("1e 1k 1p", "2e 1k 1p", "1e 1k 1p"), ("1e 1k 1p", "2e 1k 1p", "2e 1k 1p")),
+    "stem": (("1k 1p", "1k 1p", "1k 1p 1t"), ("1k 1p", "1k 1p", "1e 1k 1p 1t")),
+    "vgg": (("2k 2p", "1e 2k 2p", "1e 2k 2p 2t"), ("1k 1p", "1e 1k 1p", "1e 1k 1p 1t")),
+    "s2": (("1e 1k 1p", "1k 1p", "1e 1k 1p"), ("1e 1k 1p", "1k 1p", "2e 1k 1p")),
+    "pw1x1": (("1p", "1p", "1p 1t"), ("1p", "1p", "1e 1p 1t")),
+    "last": (("1e 1k 1p", "1e 1k 1p", "1k 1p"), ("1e 1k 1p", "1e 1k 1p", "1e 1k 1p")),
+    "dw": (("1k", "1e 1k", "1k 1t"), None),
+    "signal": (("1k 1p", "1e 1k 1p", "1k 1p 1t"), None),
+    "volume": (("1k 1p", "1e 1k 1p", "1k 1p 1t"), None),
+    "single": (("1k 1p", "1e 1k 1p", "1k 1p"), None),
+    "tiny": (("1k", "1k", "1k 1t"), None),
+}
+
+
+@pytest.mark.parametrize("name", GPU_CASES)
+def test_the_steps_of_the_benchmark(name):
+    case = GPU_CASES[name]
+    shapes = {operand: case.shape(operand) for operand in ("x", "w", "dy")}
+    options = {field: getattr(case, field) for field in ("stride", "padding", "dilation", "groups")}
+    options["layout"] = "channels_last" if case.channels_last else "channels_first"
+    for precision, expected in zip(("ieee", "float16"), STEPS[name], strict=True):
+        assert (precision in case.precisions) == (expected is not None)
+        if expected:
+            dtype = PRECISIONS[precision][0]
+            assert tuple(written(shapes, function, dtype, **options) for function in OPERANDS) == expected
+
+
+def shapes_of(x, w, **options):
+    on_host = (np.lib.stride_tricks.as_strided(np.float32(0), shape, (0,) * len(shape)) for shape in (x, w))
+    return {"x": x, "w": w, "dy": xconv.plan(*on_host, **options).y_shape}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("size", [7, 35, 56])
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize(("channels", "groups"), [(64, 1), (64, 32), (60, 5)])
+def test_one_product_for_all_groups_and_images(dtype, size, kernel, channels, groups):
+    """Whatever begins at no multiple of 16 bytes: planes of 35 by 35 halves, or groups of them."""
+    w = (channels + 4 * groups, channels // groups, kernel, kernel)
+    shapes = shapes_of((6, channels, size, size), w, groups=groups, padding=kernel // 2)
+    for function in OPERANDS:
+        steps = written(shapes, function, dtype, groups=groups, padding=kernel // 2, algorithm="auto")
+        assert [step for step in steps.split() if step.endswith("p")] == ["1p"], function
+
+
+def test_nothing_is_cut_that_need_not_be():
+    """1 GiB of columns are one tile; so is what has no columns, whatever its size, unless the workspace has no room."""
+    big = (64, 64, 170, 170), (64, 64, 3, 3)  # 4 GiB of columns, 5.3 with all that may go beside them
+    assert written(shapes_of(*big, padding=1), "forward", padding=1).split()[0] == "4k"
+    big = (16, 64, 170, 170), (64, 64, 3, 3)  # 1.0 GiB
+    assert 16 * 64 * 9 * 170**2 * 4 > 0.99 * 2**30
+    for function in OPERANDS:
+        steps = written(shapes_of(*big, padding=1), function, padding=1)
+        assert "1k 1p" in steps
+        assert "1k 1p" not in written(shapes_of(*big, padding=1), function, padding=1, workspace=2**28)
+    huge = (256, 256, 256, 256), (256, 256, 1, 1)
+    assert written(shapes_of(*huge), "forward") == "1p"
+    assert written(shapes_of(*huge), "forward", workspace=2**28) != "1p"
+    huge = (256, 256, 256, 256), (256, 1, 3, 3)
+    assert written(shapes_of(*huge, groups=256), "forward", groups=256) == "1k"
+
+
+@pytest.mark.parametrize("padding", [0, 1])
+def test_a_tile_is_judged_as_its_target_is_set(padding):
+    """Padding counts as input in both, or a padded convolution would be cut in two wherever an unpadded one is not."""
+    x = np.zeros((1, 1, 1, 1), np.float32)
+    for side in (40, 200):
+        plan = xconv.plan(
+            np.broadcast_to(x, (1, 16, side, side)),
+            np.ones((16, 16, 3, 3), np.float32),
+            padding=padding,
+            algorithm="gemm",
+        )
+        assert (plan.tiles == 1) == (side == 40)
+
+
+def test_halves_take_half_of_the_workspace():
+    shapes = shapes_of((16, 64, 56, 56), (64, 64, 3, 3), padding=1)
+    columns = 16 * 64 * 9 * 56 * 56
+    tiles = [
+        int(written(shapes, "forward", dtype, workspace=columns, padding=1).split()[0].removesuffix("k"))
+        for dtype in ("float32", "float16")
+    ]
+    assert tiles[0] >= 5
+    assert tiles[1] <= tiles[0] // 2 + 1
+
+
+# Programs
+
+
+def functions(arrays, options):
+    x, w, dy, b, more = arrays
+    back = {k: v for k, v in options.items() if k not in {"pad_mode"}}
+    yield lambda: xconv.conv(x, w, **options)
+    yield lambda: xconv.conv(x, w, b, **options)
+    yield lambda: xconv.conv_input_grad(dy, w, x.shape, **options)
+    yield lambda: xconv.conv_weight_grad(dy, x, w.shape, **options)
+    yield lambda: xconv.conv_transpose(dy, w, more, **back)
+
+
+LAST = {"layout": "channels_last"}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "options"),
+    [
+        ("float32", {"padding": 1}),
+        ("float16", {"padding": 1}),
+        ("complex64", {"padding": 1, **LAST}),
+        ("bfloat16", {"padding": 1, **LAST}),
+        ("complex64", {"padding": 1, "groups": 2}),
+        ("float16", {"padding": 1, "groups": 2, "stride": 2, **LAST}),
+        ("complex64", {"padding": 1, "groups": 4, "algorithm": "depthwise"}),
+        ("float16", {"padding": 1, "groups": 4, "algorithm": "depthwise", **LAST}),
+        ("float16", {"algorithm": "pointwise"}),
+        ("complex64", {"algorithm": "pointwise", "groups": 2, **LAST}),
+        ("float32", {"algorithm": "implicit", "padding": 1, "stride": 2, **LAST}),
+        ("float16", {"padding": 1, "workspace": 20_000}),
+    ],
+    ids=str,
+)
+def test_a_program_gives_the_same_bits(standin, monkeypatch, dtype, options):
+    """As the same steps, taken as they come; on arrays in any order of memory."""
+    options = dict(options)
+    workspace = options.pop("workspace", None)
+    groups, kernel = options.get("groups", 1), 1 if options.get("algorithm") == "pointwise" else 3
+    x, w, b, more = ((3, 4, 6, 7), (8, 4 // groups, kernel, kernel), (8,), (4,))
+    if options.get("layout") == "channels_last":
+        x = (x[0], *x[2:], x[1])
+    settings = {"precision": "tf32", "workspace": workspace}
+    dy = xconv.plan(*(np.ones(shape, np.float32) for shape in (x, w)), **{**options, "algorithm": "auto"}).y_shape
+    values = [numbers(shape, dtype, seed) for seed, shape in enumerate((x, w, dy, b, more))]
+    plain = [device(a) for a in values]
+    mirrored = [device(np.ascontiguousarray(a.T[::-1]))[::-1].T for a in values]
+    shifted = []
+    for a in values:
+        shifted.append(device(np.zeros(a.size + 1, dtype))[1:].reshape(a.shape))
+        host(shifted[-1])[...] = a
+    with xconv.config(**settings):
+        for arrays in (plain, mirrored, shifted):
+            taken = [[function() for _ in range(4)] for function in functions(arrays, options)]
+            with monkeypatch.context() as patch:
+                patch.setattr(_cupy, "PROGRAMMED", set())
+                standin._forget()
+                expected = [function() for function in functions(arrays, options)]
+                standin._forget()
+            for made, other in zip(taken, expected, strict=True):
+                assert all(host(one).tobytes() == host(other).tobytes() for one in made)
+                assert all(one.strides == other.strides for one in made)
+
+
+def programs_of(plan):
+    return list(plan.run.remembered.values())
+
+
+def test_a_program_is_kept(standin):
+    """For the way in which the arrays lie, their alignment included; twice, since the third call has other kernels."""
+    x, w = device(numbers((2, 3, 8, 8))), device(numbers((4, 3, 3, 3)))
+    plan = xconv.plan(x, w, padding=1)
+    first = [plan.conv(x, w) for _ in range(2)]
+    (general,) = programs_of(plan)
+    assert (general.calls, general.literal) == (2, False)
+    later = [plan.conv(x, w) for _ in range(3)]
+    (special,) = programs_of(plan)
+    assert (special.calls, special.literal) == (3, True)
+    assert all(np.array_equal(host(y), host(first[0])) for y in first + later)
+    plan.conv(device(numbers((2, 8, 8, 3))).transpose(0, 3, 1, 2), w)
+    assert len(programs_of(plan)) == 2
+    shifted = device(np.zeros(x.size + 1, "float32"))[1:].reshape(x.shape)
+    plan.conv(shifted, w)
+    assert len(programs_of(plan)) == 3
+    with standin.devices[1]:
+        there = [device(host(a)) for a in (x, w)]
+    assert plan.conv(*there).device is standin.devices[1]
+    assert len(programs_of(plan)) == 4
+
+
+def test_only_so_many_programs_are_kept(standin, monkeypatch):
+    monkeypatch.setattr(_cupy, "MOST_PROGRAMS", 3)
+    w = device(numbers((4, 3, 3, 3)))
+    for shift in range(8):
+        x = device(np.zeros((2, 3, 8, 8 + shift), "float32"))[..., :8]
+        plan = xconv.plan(x, w)
+        plan.conv(x, w)
+        assert 1 <= len(programs_of(plan)) <= 3
+
+
+def test_what_is_no_program(standin):
+    """Products of integers, padding from the array, other algorithms, and what is cut into very many tiles."""
+    for dtype, options in (
+        ("int32", {}),
+        ("float32", {"pad_mode": "wrap", "padding": 1}),
+        ("float32", {"algorithm": "winograd"}),
+    ):
+        x, w = device(numbers((2, 3, 8, 8), dtype)), device(numbers((4, 3, 3, 3), dtype))
+        plan = xconv.plan(x, w, **options)
+        plan.conv(x, w)
+        assert not programs_of(plan)
+    with xconv.config(workspace=6000):
+        x, w = device(numbers((4, 2, 30, 30))), device(numbers((2, 2, 3, 3)))
+        plan = xconv.plan(x, w)
+        assert plan.tiles > _cupy.MOST_PROGRAMMED_TILES
+        expected = xconv.conv(host(x), host(w), algorithm="gemm")
+        assert np.array_equal(host(plan.conv(x, w)), expected)
+        assert not programs_of(plan)
+
+
+def test_integers_have_programs_of_windows(standin):
+    x = device(numbers((2, 3, 8, 8), "int8"))
+    cols = [xconv.im2col(x, 3) for _ in range(4)]
+    assert len({host(c).tobytes() for c in cols}) == 1
+    assert len({host(xconv.col2im(cols[0], 8)).tobytes() for _ in range(4)}) == 1
+
+
+class Names(list):
+    """Of what is launched; the arrays are not held."""
+
+    def append(self, launch):
+        super().append(launch[0])
+
+
+def peak(monkeypatch, function):
+    """Bytes in use at one time, beside the result."""
+    meter = Meter()
+    monkeypatch.setattr(module, "allocate", meter.allocate)
+    result = function()
+    return meter.most - result.nbytes
+
+
+@pytest.mark.parametrize("programmed", [True, False])
+def test_memory_is_given_back_as_it_is_without_a_program(standin, monkeypatch, programmed):
+    """Tile after tile: the next begins when the one before has left its memory."""
+    if not programmed:
+        monkeypatch.setattr(_cupy, "PROGRAMMED", set())
+    standin.launches = Names()
+    x, w = device(numbers((8, 8, 20, 20))), device(numbers((8, 8, 3, 3)))
+    dy = device(numbers((8, 8, 20, 20), seed=1))
+    for function in (
+        lambda: xconv.conv(x, w, padding=1),
+        lambda: xconv.conv_input_grad(dy, w, x.shape, padding=1),
+        lambda: xconv.conv_weight_grad(dy, x, w.shape, padding=1),
+    ):
+        whole = peak(monkeypatch, function)
+        workspace = 200_000
+        assert whole > 3 * workspace
+        with xconv.config(workspace=workspace):
+            for _ in range(4):
+                standin.launches.clear()
+                assert peak(monkeypatch, function) <= workspace
+                assert len(standin.launches) >= 3
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_what_has_no_columns_takes_no_memory(standin, monkeypatch, dtype):
+    """But for filters in another order of memory, and a weight gradient's partial sums."""
+    standin.launches = Names()
+    x, dy = (device(numbers((8, 8, 33, 32), dtype, seed)) for seed in (0, 1))
+    one, each = device(numbers((8, 8, 1, 1), dtype)), device(numbers((8, 1, 3, 3), dtype))
+    for function in (
+        lambda: xconv.conv(x, one),
+        lambda: xconv.conv(x, each, padding=1, groups=8),
+        lambda: xconv.conv_input_grad(dy, one, x.shape),
+        lambda: xconv.conv_input_grad(dy, each, x.shape, padding=1, groups=8),
+    ):
+        for _ in range(4):
+            assert peak(monkeypatch, function) <= each.nbytes
+
+
+def test_an_older_device_is_found_by_every_call(standin, monkeypatch):
+    x, w = device(numbers((1, 4, 4, 8), "float16")), device(numbers((8, 8, 3, 3), "float16"))
+    plan = xconv.plan(x, w, algorithm="implicit", layout="channels_last")
+    for _ in range(4):
+        plan.conv(x, w)
+    monkeypatch.setattr(_implicit, "LEAST_CAPABILITY", 1000)
+    with pytest.raises(ValueError, match="takes a device of compute capability"):
+        plan.conv(x, w)
+
+
+def test_a_symbol_is_a_view_or_an_error():
+    a = Symbol.described(Block(3, 2), (2, 3, 4), np.dtype("float32"))
+    assert (a.place, a.data.ptr) == ((3, 0), 2)
+    part = a[1:, ::-1].transpose(0, 2, 1)
+    assert part.place == (3, 4 * (12 + 8))
+    assert part.strides == (48, 4, -16)
+    with pytest.raises(ValueError, match="copy"):
+        part.reshape(12)
+    assert a[:0, 1:].place == (3, 0)
+
+
+def test_a_program_is_not_entered_with_arrays(standin):
+    """What it is written of are symbols, which hold no memory."""
+    x, w = device(numbers((2, 3, 8, 8))), device(numbers((4, 3, 3, 3)))
+    plan = xconv.plan(x, w)
+    plan.conv(x, w)
+    (program,) = programs_of(plan)
+    assert isinstance(program, Program)
+    before = host(x).copy()
+    host(x)[...] = 1
+    ones = host(plan.conv(x, w)).copy()
+    assert np.array_equal(ones, xconv.conv(np.ones_like(before), host(w), algorithm="gemm"))
