@@ -177,7 +177,8 @@ class StandIn:
 
     def _forget(self):
         """Empty the caches that hold what is replaced."""
-        for cached in (_cupy._general, _cupy._elementwise, _cublas._cublas, _implicit.ready, scheduled, _of_part):
+        kernels = (_cupy._general, _cupy._elementwise, _implicit.ready)
+        for cached in (*kernels, _cupy._constant, _cublas._cublas, scheduled, _of_part):
             cached.cache_clear()
 
     def launch(self, kernel, *arguments, out=None, dtype=None):

@@ -30,6 +30,7 @@ from ._generic import MIB, Piece, RefusedError
 from ._kernels import WIDEST, Kernel, Memory
 from ._numpy import DtypesOfNumpy
 from ._program import Program, Recorder, Views
+from ._spectra import Rows
 from ._steps import (
     CLEAR,
     CONJUGATE,
@@ -55,7 +56,7 @@ LARGE_PLANE = 1024
 #: one takes some tenths of a second, and CuPy keeps it.
 WORTH_A_TEXT, MOST_TEXTS = 3, 256
 #: Algorithms whose calls become programs, and the most tiles of these.
-PROGRAMMED, MOST_PROGRAMMED_TILES = {"gemm", "pointwise", "depthwise", "implicit"}, 64
+PROGRAMMED, MOST_PROGRAMMED_TILES = {"gemm", "pointwise", "depthwise", "implicit", "winograd"}, 64
 #: Programs that are kept with a schedule, one for every way in which arrays lie in memory.
 MOST_PROGRAMS = 16
 #: Threads that fill a GPU.
@@ -106,13 +107,14 @@ class CupyBackend(DtypesOfNumpy):
     def call(self, method: Callable[..., Array], schedule: Any, *arrays: Array, **options: bool) -> Array:
         with self.on_device_of(arrays[0]):
             lie = [None if a is None else (a.strides, a.dtype, a.data.ptr % WIDEST) for a in arrays]
-            key = (method, arrays[0].device.id, _tf32(), *lie, *options.values())
+            device = arrays[0].device.id
+            key = (method, device, _tf32(), *lie, *options.values())
             programs: dict[Any, Program] = schedule.remembered
             program = programs.get(key)
             if program is None and not _is_programmed(method.__name__, schedule):
                 return method(schedule, *arrays, **options)
             if program is None or (program.calls >= WORTH_A_TEXT - 1 and not program.literal):
-                program = _written(method, schedule, arrays, options, literal=program is not None)
+                program = _written(method, schedule, arrays, options, device, literal=program is not None)
                 if len(programs) >= MOST_PROGRAMS:
                     programs.clear()
                 programs[key] = program
@@ -244,6 +246,17 @@ class CupyBackend(DtypesOfNumpy):
 
     # products
 
+    def contract(self, matrix: Rows, v: Array, axis: int, *, behind: bool = False) -> Array:
+        new, old, others = len(matrix), v.shape[axis], [other for other in range(v.ndim) if other != axis]
+        rest = tuple([v.shape[other] for other in others])
+        a = self.do.kept(_constant(matrix, v.dtype, self.do.device_of(v))).reshape(1, new, old)
+        b = self.xp.reshape(v.transpose(axis, *others), (1, old, math.prod(rest)))
+        if behind:
+            a, b = b.swapaxes(1, 2), a.swapaxes(1, 2)
+        out = self.do.empty((1, a.shape[1], b.shape[2]), v.dtype)
+        gemm(self.do, a, b, out, tf32=False)  # the matrices make more of an error than TF32 has to begin with
+        return self.xp.reshape(out, (*rest, new) if behind else (new, *rest))
+
     def product(self, u: Array, v: Array, out: Array | None = None) -> Array:
         if self.kind(v.dtype) == "integer":
             return self.xp.matmul(u, v)
@@ -341,6 +354,13 @@ class CupyBackend(DtypesOfNumpy):
         for tile in islice(tiles, 1, None):
             each(self.do, SUM, result, piece(tile, None), result)
         return result
+
+
+@lru_cache(maxsize=256)
+def _constant(matrix: Rows, dtype: DType, device: int) -> Array:
+    """A small matrix on the current device."""
+    del device
+    return import_module("array_api_compat.cupy").asarray(np.array(matrix, dtype))
 
 
 @cache
@@ -452,11 +472,12 @@ def _written(
     schedule: Any,
     arrays: tuple[Array | None, ...],
     options: dict[str, bool],
+    device: int,
     *,
     literal: bool,
 ) -> Program:
     """The program of a call."""
-    do = Recorder(literal=literal)
+    do = Recorder(device, literal=literal)
     backend = _OnPaper(do)
     reflection = schedule.reflection and replace(schedule.reflection, backend=backend)
     on_paper = replace(schedule, backend=backend, reflection=reflection)

@@ -22,7 +22,7 @@ from .._typing import Array, Device, DType, Index, Kind, Namespace, Shape
 from . import _depthwise, _fourier, _spectra, _windows
 from ._fourier import Grid
 from ._pieces import zeros
-from ._spectra import Matrices
+from ._spectra import Matrices, Rows
 from ._threads import Team
 
 MIB = 2**20
@@ -298,6 +298,13 @@ class Backend:
     def spectra_spare(self, g: Geometry, matrices: Matrices) -> int:
         """Elements that `spectra` and its adjoint need at once beside what they take and make, at most."""
         return _spectra.spare(self, g, matrices)
+
+    def contract(self, matrix: Rows, v: Array, axis: int, *, behind: bool = False) -> Array:
+        """`v` with one of its axes under a small matrix ``(new, old)``; the new axis is the first, or the last."""
+        constant = self.xp.asarray(matrix, dtype=v.dtype, device=self.device(v))
+        if behind:
+            return self.xp.tensordot(v, constant, axes=((axis,), (1,)))
+        return self.xp.tensordot(constant, v, axes=((1,), (axis,)))
 
     # blocks, each under a Fourier transform per axis
 

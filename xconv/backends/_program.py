@@ -14,6 +14,7 @@ import cupy
 import numpy as np
 
 from .._typing import Array, DType, Shape
+from ._kernels import WIDEST
 from ._steps import Doer, Lying, Step, copied, lying
 
 #: Pointers to the blocks of memory of a call, by number: those of its arrays first.
@@ -53,6 +54,10 @@ class Taken:
 
 def _allocate(size: int, pointers: Pointers) -> None:
     pointers.append(cupy.cuda.alloc(size))
+
+
+def _keep(array: Array, pointers: Pointers) -> None:
+    pointers.append(array.data)
 
 
 def _free(number: int, pointers: Pointers) -> None:
@@ -150,8 +155,8 @@ class Recorder(Doer):
 
     literal: bool
 
-    def __init__(self, *, literal: bool) -> None:
-        self.literal = literal
+    def __init__(self, device: int, *, literal: bool) -> None:
+        self.literal, self._device = literal, device
         self._acts: list[Callable[[Pointers], None]] = []
         self._blocks = 0
 
@@ -170,6 +175,16 @@ class Recorder(Doer):
         made = Symbol.described(block, shape, np.dtype(dtype))
         self._acts.append(partial(_allocate, made.size * made.itemsize))
         return made
+
+    def device_of(self, a: Symbol) -> int:
+        del a
+        return self._device
+
+    def kept(self, array: Array) -> Symbol:
+        block = Block(self._blocks, array.data.ptr % WIDEST)
+        self._blocks += 1
+        self._acts.append(partial(_keep, array))
+        return Symbol.described(block, array.shape, array.dtype)
 
     def perform(self, step: Step, *arrays: Symbol) -> None:
         self._acts.append(Taken(step, tuple([array.place for array in arrays])))

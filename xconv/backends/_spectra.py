@@ -9,8 +9,10 @@ from .._typing import Array
 if TYPE_CHECKING:
     from ._generic import Backend
 
-#: One small matrix ``(frequencies, kernel)`` per axis, in plain numbers.
-Matrices = tuple[tuple[tuple[float, ...], ...], ...]
+#: A small matrix in plain numbers.
+Rows = tuple[tuple[float, ...], ...]
+#: One ``(frequencies, kernel)`` per axis.
+Matrices = tuple[Rows, ...]
 
 
 def transform(backend: "Backend", x: Array, g: Geometry, matrices: Matrices) -> Array:
@@ -18,8 +20,7 @@ def transform(backend: "Backend", x: Array, g: Geometry, matrices: Matrices) -> 
     xp, rank = backend.xp, len(matrices)
     v = backend.im2col(x, g)  # (*frequencies done, n, c, *kernel left, *out)
     for matrix in reversed(matrices):
-        constant = xp.asarray(matrix, dtype=v.dtype, device=backend.device(x))
-        v = xp.tensordot(constant, v, axes=((1,), (1 + rank,)))
+        v = backend.contract(matrix, v, 1 + rank)
     frequencies = v.shape[:rank]
     v = xp.reshape(v, (*frequencies, g.batch, g.groups, g.c_in // g.groups, g.pixels))
     v = xp.permute_dims(v, (*range(rank), rank + 1, rank + 2, rank, rank + 3))
@@ -33,8 +34,7 @@ def adjoint(backend: "Backend", v: Array, g: Geometry, matrices: Matrices, out: 
     v = xp.reshape(v, (*frequencies, g.c_in, g.batch, *g.out))
     v = xp.permute_dims(v, (*range(rank), rank + 1, rank, *range(2 + rank, 2 + 2 * rank)))
     for matrix in matrices:  # v is (*frequencies left, n, c, *out, *kernel done)
-        constant = xp.asarray(matrix, dtype=v.dtype, device=backend.device(v))
-        v = xp.tensordot(v, constant, axes=((0,), (0,)))
+        v = backend.contract(tuple(zip(*matrix, strict=True)), v, 0, behind=True)
     v = xp.permute_dims(v, (0, 1, *range(2 + rank, 2 + 2 * rank), *range(2, 2 + rank)))
     return backend.col2im(v, g, out)
 

@@ -33,6 +33,14 @@ class Doer(ABC):
         """New memory, in which the last axis runs fastest; it begins at a multiple of `WIDEST` bytes."""
 
     @abstractmethod
+    def device_of(self, a: Array) -> int:
+        """The number of the device on which `a` is."""
+
+    @abstractmethod
+    def kept(self, array: Array) -> Array:
+        """An array of CuPy that is there, and will be."""
+
+    @abstractmethod
     def perform(self, step: Step, *arrays: Array) -> None:
         """Take the step on these arrays."""
 
@@ -42,6 +50,12 @@ class Now(Doer):
 
     def empty(self, shape: Sequence[int], dtype: DType) -> Array:
         return cupy.empty(shape, dtype)
+
+    def device_of(self, a: Array) -> int:
+        return int(a.device.id)
+
+    def kept(self, array: Array) -> Array:
+        return array
 
     def perform(self, step: Step, *arrays: Array) -> None:
         step(*[a.data for a in arrays])
