@@ -48,8 +48,8 @@ class config:  # noqa: N801
     workspace : int, optional
         The most temporary memory that a call may take, in bytes, beside its result. The call is cut into tiles
         that fit. A call that cannot fit is a ValueError that says how much it needs. By default the tiles have the
-        size that is best for the caches. The NumPy backend keeps up to 32 MiB per thread, and as much again for all
-        threads together, for the next call.
+        size that is best for the caches, and on a GPU up to 1.5 GiB. The NumPy backend keeps up to 32 MiB per
+        thread, and as much again for all threads together, for the next call.
     precision : {"ieee", "tf32"}, optional
         How products of float32 are computed on a GPU: in float32 (the default), or with the inputs
         rounded to TF32 (10 bits of mantissa) for speed. CPUs always compute in float32.
