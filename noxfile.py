@@ -14,7 +14,7 @@ nox.options.default_venv_backend = "virtualenv"
 
 PROJECT = nox.project.load_toml("pyproject.toml")
 #: What CUDA is for: run by `kernels` and `gpu`, and not by `tests`.
-CUDA_FILES = ("cupy", "cublas", "cudnn", "implicit", "kernels", "program", "steps")
+CUDA_FILES = ("cupy", "cublas", "cudnn", "implicit", "kernels", "program", "steps", "texts")
 CUDA = ",".join(f"xconv/backends/_{name}.py" for name in CUDA_FILES)
 CUDA += ",xconv/algorithms/_cudnn.py,xconv/algorithms/_implicit.py"
 #: Makes cuDNN's graphs. What it depends on are kernels of its own, which nothing here runs.

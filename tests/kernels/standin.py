@@ -29,7 +29,7 @@ from kernels.blas import HostBlas
 from kernels.cpu import harness
 from kernels.warps import warps
 from xconv._planner import _of_part, scheduled
-from xconv.backends import _cublas, _cupy, _implicit
+from xconv.backends import _cublas, _cupy, _implicit, _texts
 
 
 class HostPointer(memory.MemoryPointer):
@@ -161,7 +161,7 @@ class StandIn:
 
         monkeypatch.setattr(cupy, "ElementwiseKernel", Kernel)
         monkeypatch.setattr(cupy, "RawKernel", lambda code, name: partial(self.launch_blocks, code, name))
-        monkeypatch.setattr(_cupy, "_texts", _cupy._Texts())
+        monkeypatch.setattr(_texts, "_texts", _texts.Texts())
         monkeypatch.setattr(cupy.ndarray, "__cupy_override_elementwise_kernel__", launch, raising=False)
         monkeypatch.setattr(cupy.ndarray, "device", property(self.device_of))
         monkeypatch.setattr(_cupy, "_available", lambda: True)
@@ -177,7 +177,7 @@ class StandIn:
 
     def _forget(self):
         """Empty the caches that hold what is replaced."""
-        kernels = (_cupy._general, _cupy._elementwise, _implicit.ready)
+        kernels = (_texts._general, _texts._elementwise, _implicit.ready)
         for cached in (*kernels, _cupy._constant, _cublas._cublas, scheduled, _of_part):
             cached.cache_clear()
 

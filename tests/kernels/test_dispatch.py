@@ -9,7 +9,7 @@ import xconv
 from kernels.standin import StandIn, device, host
 from xconv._axis import Axis
 from xconv._geometry import Geometry
-from xconv.backends import _cupy, backend_of
+from xconv.backends import _texts, backend_of
 
 OPTIONS = {"stride": (2, 1), "padding": ((1, 2), 0), "dilation": (1, 2)}
 
@@ -158,7 +158,7 @@ def test_a_kernel_belongs_to_a_memory_order(standin):
 
 
 def test_there_are_only_so_many_kernels(standin, monkeypatch):
-    monkeypatch.setattr(_cupy, "MOST_TEXTS", 0)
+    monkeypatch.setattr(_texts, "MOST_TEXTS", 0)
     x = device(numbers((2, 3, 5, 6)))
     results = [xconv.im2col(x, 3, padding=1) for _ in range(5)]
     assert all(np.array_equal(host(results[0]), host(result)) for result in results)

@@ -7,8 +7,6 @@ serves all, and its result is put in order as it is written out.
 """
 
 import math
-import threading
-from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -16,7 +14,7 @@ from functools import cache, lru_cache, partial
 from importlib import import_module
 from importlib.util import find_spec
 from itertools import islice
-from typing import Any, TypeAlias
+from typing import Any
 
 import cupy
 import numpy as np
@@ -25,9 +23,10 @@ from .. import _config
 from .._geometry import Geometry, Tile
 from .._typing import Array, DType, Index, Shape
 from . import _implicit, _kernels
+from . import _texts as texts
 from ._cublas import gemm
 from ._generic import MIB, Piece, RefusedError
-from ._kernels import WIDEST, Kernel, Memory
+from ._kernels import WIDEST
 from ._numpy import DtypesOfNumpy
 from ._program import Program, Recorder, Views
 from ._spectra import Rows
@@ -52,9 +51,6 @@ from ._threads import Team
 
 #: Pixels of a plane from which on every image has its own product.
 LARGE_PLANE = 1024
-#: Calls with one geometry before its kernel gets a text of its own, and the most such texts in a process: to compile
-#: one takes some tenths of a second, and CuPy keeps it.
-WORTH_A_TEXT, MOST_TEXTS = 3, 256
 #: Algorithms whose calls become programs, and the most tiles of these.
 PROGRAMMED, MOST_PROGRAMMED_TILES = {"gemm", "pointwise", "depthwise", "implicit", "winograd"}, 64
 #: Programs that are kept with a schedule, one for every way in which arrays lie in memory.
@@ -63,8 +59,6 @@ MOST_PROGRAMS = 16
 THREADS = 2**17
 
 FLOAT32 = np.dtype("float32")
-
-Writer: TypeAlias = Callable[..., Kernel]
 
 
 class CupyBackend(DtypesOfNumpy):
@@ -113,7 +107,7 @@ class CupyBackend(DtypesOfNumpy):
             program = programs.get(key)
             if program is None and not _is_programmed(method.__name__, schedule):
                 return method(schedule, *arrays, **options)
-            if program is None or (program.calls >= WORTH_A_TEXT - 1 and not program.literal):
+            if program is None or (program.calls >= texts.WORTH_A_TEXT - 1 and not program.literal):
                 program = _written(method, schedule, arrays, options, device, literal=program is not None)
                 if len(programs) >= MOST_PROGRAMS:
                     programs.clear()
@@ -212,12 +206,12 @@ class CupyBackend(DtypesOfNumpy):
             step *= w.shape[axis]
         return w
 
-    def _made(self, write: Writer, g: Geometry, *inputs: Array, out: Array) -> Array:
+    def _made(self, write: texts.Writer, g: Geometry, *inputs: Array, out: Array) -> Array:
         """`out`, after the kernel that `write` writes has filled it."""
         if out.size:
             views, memories = zip(*map(flat, (*inputs, out)), strict=True)
-            run, numbers, size = _texts.ready(write, g, memories, self.do.literal)
-            self.do.perform(Launch(run, views, numbers, size), *inputs, out)
+            made = texts.ready(write, g, memories, self.do.literal)
+            self.do.perform(Launch(made.run, views, made.numbers, made.size), *inputs, out)
         return out
 
     # a product whose columns are never written out
@@ -394,57 +388,7 @@ def _stack(a: Array) -> Array | None:
     return a.reshape(n * blocks, rows, columns)
 
 
-# Kernels and programs
-
-
-class _Texts:
-    """Chooses between the general text of a kernel and one that is specialised to the geometry."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.calls: Counter[Any] = Counter()
-        self.special: dict[Any, tuple[Any, tuple[int, ...], int]] = {}
-
-    def ready(
-        self,
-        write: Writer,
-        g: Geometry,
-        memories: tuple[Memory, ...],
-        literal: bool | None,  # noqa: FBT001
-    ) -> tuple[Any, tuple[int, ...], int]:
-        """The kernel, the numbers that it takes behind its inputs, and its threads.
-
-        Whether it is the specialised one, the number of calls decides unless `literal` says so.
-        """
-        key = (write, g, memories)
-        if (found := self.special.get(key)) is not None:
-            return found
-        with self.lock:
-            self.calls[key] += literal is None
-            worth = literal or self.calls[key] >= WORTH_A_TEXT
-            if len(self.calls) > 16 * MOST_TEXTS:
-                self.calls.clear()
-        if not worth or len(self.special) >= MOST_TEXTS:
-            return _general(write, g, memories)
-        return self.special.setdefault(key, _compiled(write(g, *memories, literal=True)))
-
-
-_texts = _Texts()
-
-
-@lru_cache(maxsize=1024)
-def _general(write: Writer, g: Geometry, memories: tuple[Memory, ...]) -> tuple[Any, tuple[int, ...], int]:
-    return _compiled(write(g, *memories, literal=False))
-
-
-def _compiled(kernel: Kernel) -> tuple[Any, tuple[int, ...], int]:
-    run = _elementwise(kernel.inputs, kernel.outputs, kernel.operation, kernel.name)
-    return run, kernel.numbers, kernel.size
-
-
-@lru_cache(maxsize=1024)
-def _elementwise(inputs: str, outputs: str, operation: str, name: str) -> Any:
-    return cupy.ElementwiseKernel(inputs, outputs, operation, name)
+# Programs
 
 
 class _OnPaper(CupyBackend):
