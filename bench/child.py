@@ -5,9 +5,10 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 #: Settings of the surroundings that must not reach the children.
@@ -20,10 +21,16 @@ class ChildError(Exception):
 
 
 class Child:
-    """The process that runs a module with some arguments and serves requests."""
+    """The process that runs a module with some arguments and serves requests.
 
-    def __init__(self, name: str, module: str, *arguments: str, threads: int | None = None) -> None:
+    One that takes longer than `limit` seconds for an answer is ended; to start may take any time.
+    """
+
+    def __init__(
+        self, name: str, module: str, *arguments: str, threads: int | None = None, limit: float | None = None
+    ) -> None:
         self.name = name
+        self.limit: float | None = None
         environment = {key: value for key, value in os.environ.items() if not key.startswith((*FOREIGN, *FOREIGN_GPU))}
         if threads is not None:
             environment |= {f"{library}_NUM_THREADS": str(threads) for library in ("OPENBLAS", "OMP", "MKL")}
@@ -36,6 +43,7 @@ class Child:
             cwd=Path(__file__).parents[1],
         )
         self.facts = self.ask("start")
+        self.limit = limit
 
     @property
     def ended(self) -> bool:
@@ -46,14 +54,28 @@ class Child:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         try:
-            print(json.dumps([request, arguments]), file=self.process.stdin, flush=True)
-            answer = json.loads(self.process.stdout.readline())
+            with self._limited():
+                print(json.dumps([request, arguments]), file=self.process.stdin, flush=True)
+                answer = json.loads(self.process.stdout.readline())
         except (BrokenPipeError, json.JSONDecodeError) as error:
             msg = f"{self.name}: its process ended with status {self.process.wait()}"
             raise ChildError(msg) from error
         if "error" in answer:
             raise ChildError(answer["error"])
         return answer["value"]
+
+    @contextmanager
+    def _limited(self) -> Iterator[None]:
+        """End the process where a block takes too long."""
+        if self.limit is None:
+            yield
+            return
+        timer = Timer(self.limit, self.process.kill)
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
 
     def close(self) -> None:
         """End the process, by the end of its input."""
