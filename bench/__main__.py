@@ -9,7 +9,7 @@ from fnmatch import filter as matching
 from pathlib import Path
 from typing import Any
 
-from . import gpu, gpu_report, growth, report
+from . import gpu, gpu_plots, gpu_report, growth, report
 from .cases import CASES, GPU_CASES, PRECISIONS, QUICK
 from .contenders import CONTENDERS, MissingError
 from .devices import DEVICES
@@ -73,8 +73,11 @@ def _write(found: dict[str, Any], path: Path) -> int:
     kind = gpu_report if "peaks" in found else report
     path.with_suffix(".md").write_text(kind.table(found))
     with suppress(ModuleNotFoundError):
-        if found["cases"]:
-            kind.plot(found, path.with_suffix(".png"))
+        if kind is gpu_report:
+            gpu_plots.plot(found, path.with_suffix(".png"))
+            gpu_plots.plot_algorithms(found, path.with_name(f"{path.stem}-algorithms.png"))
+        elif found["cases"]:
+            report.plot(found, path.with_suffix(".png"))
         if found.get("growth"):
             growth.plot(found, path.with_name(f"{path.stem}-growth.png"))
     print(kind.summary(found))

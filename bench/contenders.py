@@ -5,7 +5,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
@@ -17,6 +17,9 @@ from .problem import Problem
 Function = Callable[..., Any]
 #: The same with its operands, when the work is done.
 Call = Callable[[], Any]
+
+
+Kind = TypeVar("Kind", bound="Contender")
 
 
 class MissingError(Exception):
@@ -173,11 +176,11 @@ class Forced(Xconv):
         return calls
 
 
-def forced() -> dict[str, type[Contender]]:
+def forced(base: type[Kind]) -> dict[str, type[Kind]]:
     """Make a contender of every algorithm that the library has."""
     from xconv.algorithms import ALGORITHMS
 
-    kinds = (type("Forced", (Forced,), {"name": f"xconv-{name}", "algorithm": name}) for name in ALGORITHMS)
+    kinds = (type(base.__name__, (base,), {"name": f"xconv-{name}", "algorithm": name}) for name in ALGORITHMS)
     return {kind.name: kind for kind in kinds}
 
 
@@ -405,5 +408,5 @@ class Blog(Contender):
 
 
 CONTENDERS: dict[str, type[Contender]] = {
-    kind.name: kind for kind in (Xconv, *forced().values(), Bounded, Torch, Jax, Scipy, Blog)
+    kind.name: kind for kind in (Xconv, *forced(Forced).values(), Bounded, Torch, Jax, Scipy, Blog)
 }

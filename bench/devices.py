@@ -1,7 +1,8 @@
 """Who is timed on a GPU: the libraries of `bench.contenders`, with what a clock and a meter for each need there.
 
 Random numbers and the reference in float64 are CuPy's for all of them, and reach the others by DLPack. Every library
-runs on its default stream, and only one process at a time is busy.
+has a process and its default stream, and only one process at a time is busy. Every algorithm of xconv is a contender
+of its own, in the process of xconv: it says itself which cases it cannot serve.
 """
 
 import gc
@@ -11,19 +12,25 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from time import perf_counter
-from typing import Any
+from typing import Any, ClassVar
 
-from .cases import PRECISIONS
-from .contenders import Contender, Function, Jax, MissingError, Torch, Xconv
+from .cases import CONV, PRECISIONS, Case
+from .contenders import Contender, Function, Jax, MissingError, Torch, Xconv, forced
 from .memory import as_tuple
 
 #: Elements along each side of the matrices, and bytes of the buffer, whose product and copy give the peak rates.
 MATRIX, BUFFER = 8192, 2**30
 
 
+class RefusalError(Exception):
+    """A contender says that it cannot serve a job, which is no failure."""
+
+
 class Device(Contender):
     """A library on a GPU."""
 
+    #: Contenders of one library share a process, and the operands in it.
+    library: ClassVar[str]
     #: The array library of the random numbers and of the reference.
     xp: Any
 
@@ -52,6 +59,11 @@ class Device(Contender):
         del precision
         return nullcontext()
 
+    def plan(self, case: Case, operation: str, x: Any, w: Any) -> dict[str, Any]:
+        """Say how the contender is going to run a convolution, where it tells; RefusalError where it cannot."""
+        del case, operation, x, w
+        return {}
+
     def rate(self, kind: str) -> tuple[Function, list[Any], float] | None:
         """Give a call, its operands, and its bytes or operations, that measures a peak: "copy", or a precision."""
         del kind
@@ -73,19 +85,24 @@ def issue(function: Function, operands: Iterator[list[Any]], calls: int) -> tupl
         gc.enable()
 
 
+def usable_cupy() -> Any:
+    """Import CuPy; MissingError where it has no device to compute on."""
+    import cupy
+
+    try:
+        cupy.cuda.runtime.getDeviceCount()
+        cupy.zeros(1)
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        msg = f"CuPy finds no CUDA device that it can use: {error}"
+        raise MissingError(msg) from error
+    return cupy
+
+
 class CupyBase(Device):
     """What every contender needs of CuPy."""
 
     def __init__(self, threads: int) -> None:
-        import cupy
-
-        try:
-            cupy.cuda.runtime.getDeviceCount()
-            cupy.zeros(1)
-        except cupy.cuda.runtime.CUDARuntimeError as error:
-            msg = f"CuPy finds no CUDA device that it can use: {error}"
-            raise MissingError(msg) from error
-        self.xp = cupy
+        self.xp = usable_cupy()
         super().__init__(threads)
 
     def plain(self, array: Any) -> Any:
@@ -105,11 +122,55 @@ class CupyBase(Device):
         }
 
 
-class CupyXconv(CupyBase, Xconv):
+class DeviceXconv(Device, Xconv):
+    """The library itself, on arrays of whichever library."""
+
+    def plan(self, case: Case, operation: str, x: Any, w: Any) -> dict[str, Any]:
+        """Name the algorithm that runs, and count the tiles."""
+        schedule = self.module.plan(x, w, **self._options(case)).schedule
+        if operation == "weight_grad":
+            tiles = schedule.weight_tiles
+        elif operation == "forward":
+            tiles = schedule.tiles
+        elif schedule.reflection:  # the input gradient is a convolution, too, maybe by another algorithm
+            schedule = schedule.reflection
+            tiles = schedule.tiles
+        else:
+            tiles = schedule.input_tiles
+        return {"algorithm": schedule.algorithm.name, "tiles": len(tiles)}
+
+
+class OneAlgorithm(DeviceXconv):
+    """The same with one algorithm, for the convolutions that it can serve."""
+
+    def functions(self, case: Case, precision: str) -> dict[str, Function]:
+        every = super().functions(case, precision)
+        return {operation: every[operation] for operation in CONV}
+
+    def plan(self, case: Case, operation: str, x: Any, w: Any) -> dict[str, Any]:
+        try:
+            return super().plan(case, operation, x, w)
+        except ValueError as error:
+            raise RefusalError(str(error)) from error
+
+    def compiled(self, function: Function, operands: list[Any]) -> Function:
+        """Call it once: cuDNN, or a kernel on a device that is too old for it, refuses no sooner than that."""
+        try:
+            function(*operands)
+        except ValueError as error:
+            if not str(error).startswith("`algorithm`"):
+                raise
+            raise RefusalError(str(error)) from error
+        return function
+
+
+class CupyXconv(CupyBase, DeviceXconv):
     """The library itself, on CuPy arrays."""
 
+    library = "cupy"
+
     def versions(self) -> dict[str, str]:
-        return {"xconv": self.module.__version__, "cupy": self.xp.__version__}
+        return {"xconv": self.module.__version__, "cupy": self.xp.__version__, **_cudnn()}
 
     def setting(self, precision: str) -> AbstractContextManager[Any]:
         return self.module.config(precision="tf32" if precision == "tf32" else "ieee")
@@ -153,24 +214,18 @@ class CupyXconv(CupyBase, Xconv):
         return None
 
 
-class CupyCudnn(CupyXconv):
-    """The library with cuDNN for its algorithm."""
+class CupyForced(OneAlgorithm, CupyXconv):
+    """The same by one algorithm."""
 
-    name = "xconv-cudnn"
-    algorithm = "cudnn"
 
-    def __init__(self, threads: int) -> None:
-        super().__init__(threads)
+def _cudnn() -> dict[str, str]:
+    """Name the cuDNN that CuPy arrays reach, where NVIDIA's frontend finds one."""
+    try:
         import cudnn
 
-        try:
-            self.found = f"{cudnn.__version__} with cuDNN {cudnn.backend_version()}"
-        except RuntimeError as error:
-            msg = f"cuDNN's frontend finds no cuDNN: {error}"
-            raise MissingError(msg) from error
-
-    def versions(self) -> dict[str, str]:
-        return {**super().versions(), "cudnn-frontend": self.found}
+        return {"cudnn-frontend": f"{cudnn.__version__} with cuDNN {cudnn.backend_version()}"}
+    except (ImportError, OSError, RuntimeError):
+        return {}
 
 
 def _meter(cupy: Any) -> Any:
@@ -192,6 +247,8 @@ def _meter(cupy: Any) -> Any:
 
 class TorchCuda(CupyBase, Torch):
     """PyTorch, which is cuDNN for most cases; the fastest of cuDNN's algorithms, by trial."""
+
+    library = "torch"
 
     def __init__(self, threads: int) -> None:
         super().__init__(threads)
@@ -252,6 +309,7 @@ class TorchCuda(CupyBase, Torch):
 class JaxCuda(CupyBase, Jax):
     """JAX, compiled ahead; timed by the wall clock around many calls, since it has no events."""
 
+    library = "jax"
     platform = "cuda"
 
     def __init__(self, threads: int) -> None:
@@ -285,4 +343,7 @@ class JaxCuda(CupyBase, Jax):
         self.xp.get_default_memory_pool().free_all_blocks()
 
 
-DEVICES: dict[str, type[Device]] = {kind.name: kind for kind in (CupyXconv, CupyCudnn, TorchCuda, JaxCuda)}
+#: The most important ones first.
+DEVICES: dict[str, type[Device]] = {
+    kind.name: kind for kind in (CupyXconv, TorchCuda, JaxCuda, *forced(CupyForced).values())
+}

@@ -1,21 +1,49 @@
-"""The run on a GPU: one child per contender, asked in turn, job by job; what is found is written as it comes."""
+"""The run on a GPU: a child per library, whose contenders take turns, job by job; what is found is written as it comes.
+
+What matters most comes first: all jobs for xconv and the other libraries, then those of convolutions again for each
+algorithm of xconv. When the time is over, no contender gets ready any more, and no round begins.
+"""
 
 import statistics
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from .cases import GPU_CASES, Job, gpu_jobs
+from .cases import CONV, GPU_CASES, Job, gpu_jobs
 from .child import Child, ChildError
 from .contenders import MissingError
+from .devices import DEVICES
 from .machine import machine, nvidia_driver
 from .progress import Progress
 
 #: Whose child describes the device, and whose absence ends the run.
 OURS = "xconv"
+#: Seconds for an answer; a process that takes longer is replaced.
+LIMIT = 60
+#: A contender that has spoiled its process so often by an operation takes no further part in that.
+FAULTS = 2
+
+
+def is_algorithm(name: str) -> bool:
+    """Whether a contender is xconv by one algorithm."""
+    return name.startswith(f"{OURS}-")
+
+
+def text_of(job: Job) -> str:
+    """Name a job in the progress and in failures."""
+    return f"{job.case}, {job.operation}, {job.precision}"
+
+
+class Step(NamedTuple):
+    """A job, and who takes part in it."""
+
+    job: Job
+    contenders: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -29,8 +57,23 @@ class Settings:
     minutes: float
 
     @property
+    def contenders(self) -> tuple[str, ...]:
+        """Everyone, xconv first."""
+        return tuple(dict.fromkeys((OURS, *self.peers)))
+
+    @property
     def jobs(self) -> list[Job]:
         return gpu_jobs(self.cases, self.precisions)
+
+    @property
+    def steps(self) -> list[Step]:
+        """Every job for the libraries first, then for every algorithm of xconv beside the choice of xconv itself."""
+        libraries = tuple(name for name in self.contenders if not is_algorithm(name))
+        algorithms = tuple(name for name in self.contenders if is_algorithm(name))
+        steps = [Step(job, libraries) for job in self.jobs]
+        if algorithms:
+            steps += [Step(job, (OURS, *algorithms)) for job in self.jobs if job.operation in CONV]
+        return steps
 
     @property
     def command(self) -> str:
@@ -41,18 +84,22 @@ class Settings:
         return f"python -m bench --gpu {lists} --rounds {self.rounds} --minutes {self.minutes:g}"
 
 
-def launch(name: str) -> Any:
-    """Start the child of a contender."""
-    return Child(name, "gpu_worker", name)
+def launch(names: Sequence[str]) -> Any:
+    """Start the child of some contenders, which are of one library."""
+    return Child(names[0], "gpu_worker", *names, limit=LIMIT)
 
 
 class Suite:
     """The children that take part, and what has been found so far, ready for JSON."""
 
-    def __init__(self, settings: Settings, launch: Callable[[str], Any] = launch) -> None:
+    def __init__(self, settings: Settings, launch: Callable[[Sequence[str]], Any] = launch) -> None:
         self.settings, self.launch = settings, launch
+        self.end = time.monotonic() + 60 * settings.minutes
+        #: By library: the names of its contenders, and their process.
+        self.names: dict[str, list[str]] = {}
         self.children: dict[str, Any] = {}
-        self.progress = Progress(len(settings.jobs))
+        self.faults: Counter[tuple[str, str]] = Counter()
+        self.progress = Progress(len(settings.steps))
         self.found: dict[str, Any] = {
             "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
             "command": settings.command,
@@ -61,6 +108,7 @@ class Suite:
             "contenders": {},
             "left_out": [],
             "failures": [],
+            "refused": [],
             "not_reached": [],
             "peaks": {},
             "cases": {name: GPU_CASES[name].label for name in settings.cases},
@@ -68,80 +116,140 @@ class Suite:
         }
 
     def start(self) -> None:
-        """Start a child for every contender; MissingError where there is no device for ours."""
+        """Start all children at once; MissingError where there is no device for ours."""
         self.progress.say("starting")
-        for name in (OURS, *(peer for peer in self.settings.peers if peer != OURS)):
-            child = self.launch(name)
-            missing = child.facts.get("missing")
-            if missing is None:
-                self.children[name] = child
-                self.found["contenders"][name] = {"versions": child.facts["versions"]}
-                if name == OURS:
-                    self.found["machine"] = child.facts["machine"] | nvidia_driver()
+        for name in self.settings.contenders:
+            self.names.setdefault(DEVICES[name].library, []).append(name)
+        with ThreadPoolExecutor(len(self.names)) as pool:
+            starts = {library: pool.submit(self.launch, names) for library, names in self.names.items()}
+        missing: dict[str, str] = {}
+        for library, start in starts.items():
+            try:
+                child = self.children[library] = start.result()
+            except ChildError as error:
+                missing |= dict.fromkeys(self.names[library], str(error))
                 continue
-            child.close()
-            if name == OURS:
-                raise MissingError(missing)
-            self.found["left_out"].append(f"{name} is left out: {missing}")
-            self.progress.note(self.found["left_out"][-1])
+            missing |= child.facts["missing"]
+            if not child.facts["versions"]:
+                self.children.pop(library).close()
+            for name, versions in child.facts["versions"].items():
+                self.found["contenders"][name] = {"versions": versions}
+            if OURS in child.facts["versions"]:
+                self.found["machine"] = child.facts["machine"] | nvidia_driver()
+        if OURS in missing:
+            raise MissingError(missing[OURS])
+        for name, reason in missing.items():
+            self._leave_out(name, reason)
+
+    def _leave_out(self, name: str, reason: str) -> None:
+        """Go on without a contender."""
+        self.names[DEVICES[name].library].remove(name)
+        self.found["left_out"].append(f"{name} is left out: {reason}")
+        self.progress.note(self.found["left_out"][-1])
 
     def peaks(self) -> None:
-        """Measure the rates of a copy and of a matrix product: the best of any contender."""
+        """Measure the rates of a copy and of a matrix product: the best of any library."""
         for kind in ("copy", *self.settings.precisions):
             self.progress.say(f"peak rate: {kind}")
-            rates = [self._ask(name, f"peak, {kind}", "rate", kind=kind) for name in self.children]
+            firsts = [names[0] for names in self.names.values() if names]
+            rates = [self._ask(name, "rate", kind=kind) for name in firsts]
             self.found["peaks"][kind] = max((rate for rate in rates if rate), default=None)
-        for name in self.children:
-            self._ask(name, "peak", "free")
+            for name in firsts:
+                self._ask(name, "free")
 
-    def run(self, job: Job) -> None:
-        """Prepare a job with every contender, then let them take turns."""
-        text = f"{job.case}, {job.operation}, {job.precision}"
-        ready: dict[str, dict[str, Any]] = {}
-        for name in self.children:
-            self.progress.say(f"{text}: {name} gets ready")
-            answer = self._ask(name, text, "prepare", **job._asdict())
-            if answer is not None and "omitted" not in answer:
-                ready[name] = answer
-        turns: dict[str, list[dict[str, Any]]] = {name: [] for name in ready}
-        for turn in range(self.settings.rounds):
-            self.progress.say(f"{text}: round {turn + 1} of {self.settings.rounds}")
-            for name in ready if turn % 2 == 0 else reversed(ready):
-                answer = self._ask(name, text, "time")
-                turns[name] += [] if answer is None else [answer]
-        for name, facts in ready.items():
-            if turns[name]:
-                key = {**job._asdict(), "contender": name}
-                self.found["results"].append(key | statistics_of(turns[name]) | facts)
+    def run(self, step: Step) -> None:
+        """Prepare a job with its contenders, then let them take turns."""
+        ready = self._ready(step)
+        among = any(map(is_algorithm, step.contenders))
+        if any(map(is_algorithm, ready)) or not among:
+            spreads = {name: statistics_of(turns) for name, turns in self._turns(step.job, list(ready)).items()}
+            beside = {"beside": spreads[OURS]["median"] if OURS in spreads else None} if among else {}
+            for name, spread in spreads.items():
+                if is_algorithm(name) == among:  # among its algorithms, xconv is there for comparison
+                    result = {**step.job._asdict(), "contender": name} | spread | ready[name] | beside
+                    self.found["results"].append(result)
         self.progress.step()
 
-    def _ask(self, name: str, text: str, request: str, **arguments: Any) -> Any:
-        """Ask a child; None where the request fails, which is remembered, and does not end the run."""
+    def _ready(self, step: Step) -> dict[str, dict[str, Any]]:
+        """What the contenders that can serve a job say of it, as far as the time suffices."""
+        ready: dict[str, dict[str, Any]] = {}
+        names = [name for name in step.contenders if self._takes_part(name, step.job.operation)]
+        for i, name in enumerate(names):
+            if time.monotonic() > self.end:
+                self.found["not_reached"].append({**step.job._asdict(), "contenders": names[i:]})
+                break
+            self.progress.say(f"{text_of(step.job)}: {name} gets ready")
+            answer = self._ask(name, "prepare", step.job)
+            if answer is not None and "refused" in answer:
+                refusal = {**step.job._asdict(), "contender": name, "reason": answer["refused"]}
+                self.found["refused"].append(refusal)
+            elif answer is not None and "omitted" not in answer:
+                ready[name] = answer
+        return ready
+
+    def _turns(self, job: Job, names: list[str]) -> dict[str, list[dict[str, Any]]]:
+        """Time a job in rounds, in an order that is reversed from round to round; who fails is out."""
+        turns: dict[str, list[dict[str, Any]]] = {}
+        for turn in range(self.settings.rounds):
+            if turn > 0 and time.monotonic() > self.end:
+                break
+            self.progress.say(f"{text_of(job)}: round {turn + 1} of {self.settings.rounds}")
+            for name in names[:] if turn % 2 == 0 else names[::-1]:
+                answer = self._ask(name, "time", job)
+                if answer is None:
+                    names.remove(name)
+                else:
+                    turns.setdefault(name, []).append(answer)
+        return turns
+
+    def _takes_part(self, name: str, operation: str) -> bool:
+        library = DEVICES[name].library
+        present = library in self.children and name in self.names[library]
+        return present and self.faults[name, operation] < FAULTS
+
+    def _ask(self, name: str, request: str, job: Job | None = None, **arguments: Any) -> Any:
+        """Ask a contender's child; None where the request fails, which is remembered, and does not end the run."""
+        library, of = DEVICES[name].library, {} if job is None else job._asdict()
+        if library not in self.children:
+            return None
+        if job is not None:
+            arguments |= {"contender": name, **of}
         try:
-            return self.children[name].ask(request, **arguments)
+            return self.children[library].ask(request, **arguments)
         except ChildError as error:
-            failure = f"{text}, {name}: {error}"
-            self.found["failures"].append(failure)
-            self.progress.note(failure)
+            asked = " ".join((request, *(arguments.values() if job is None else ())))
+            reason = str(error).partition("\n")[0]
+            self.found["failures"].append({"contender": name, "request": asked, **of, "reason": reason})
+            self.progress.note(f"{text_of(job) if job else asked}, {name}: {error}")
         try:
-            self.children[name].ask("free")
+            self.children[library].ask("free")
         except ChildError:  # a fault on the device spoils the process
-            self.children[name].close()
-            self.children[name] = self.launch(name)
+            self.children.pop(library).close()
+            if job is not None:
+                self.faults[name, job.operation] += 1
+            self._replace(library)
         return None
 
+    def _replace(self, library: str) -> None:
+        try:
+            self.children[library] = self.launch(self.names[library])
+        except ChildError as error:
+            for name in list(self.names[library]):
+                self._leave_out(name, str(error))
 
-def measure(settings: Settings, save: Callable[[dict[str, Any]], None], launch: Callable[[str], Any] = launch) -> None:
+
+def measure(
+    settings: Settings,
+    save: Callable[[dict[str, Any]], None],
+    launch: Callable[[Sequence[str]], Any] = launch,
+) -> None:
     """Run the suite, and hand out all that has been found after each job; the last time at the end."""
     suite, begin = Suite(settings, launch), time.monotonic()
     try:
         suite.start()
         suite.peaks()
-        for job in settings.jobs:
-            if time.monotonic() - begin > 60 * settings.minutes:
-                suite.found["not_reached"].append(job._asdict())
-                continue
-            suite.run(job)
+        for step in settings.steps:
+            suite.run(step)
             save(suite.found)
         suite.found["seconds"] = round(time.monotonic() - begin)
         save(suite.found)
@@ -167,7 +275,8 @@ def dry_run(settings: Settings) -> str:
         f"{GPU_CASES[job.case].elements(job.operation) * (4 if job.precision in {'ieee', 'tf32'} else 2) / 1e6:8.1f} MB"
         for job in settings.jobs
     ]
-    lines.append(f"{len(settings.jobs)} jobs for {', '.join(settings.peers)}, {settings.rounds} rounds")
+    steps = Counter(step.contenders for step in settings.steps)
+    lines += [f"{count} jobs for {', '.join(names)}, {settings.rounds} rounds" for names, count in steps.items()]
     return "\n".join(lines)
 
 

@@ -1,7 +1,9 @@
 """The benchmark: its reference, bookkeeping and reports, and a run on a "GPU" that is NumPy with a false clock."""
 
+import gc
 import itertools
 import json
+import signal
 import sys
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,9 +16,9 @@ from oracle import Oracle
 sys.path.append(str(Path(__file__).parents[1]))
 
 from bench import __main__ as command_line
-from bench import cases, contenders, devices, gpu, gpu_report, growth, measure, memory, problem, report
-from bench.child import ChildError
-from bench.devices import Device, issue
+from bench import cases, contenders, devices, gpu, gpu_plots, gpu_report, growth, measure, memory, problem, report
+from bench.child import Child, ChildError
+from bench.devices import DeviceXconv, OneAlgorithm, issue
 from bench.gpu_worker import GpuWorker
 
 SMALL = {
@@ -190,7 +192,7 @@ def test_growth_is_reported_in_order(cpu_run):
     assert growth.table(cpu_run | {"growth": {}}) == ""
 
 
-class Numpy(Device, contenders.Xconv):
+class Numpy(DeviceXconv):
     """A device whose arrays are NumPy's and whose clock says that the n-th call takes n milliseconds."""
 
     xp = np
@@ -237,9 +239,22 @@ class Numpy(Device, contenders.Xconv):
         return (np.copyto, [np.empty(9), np.zeros(9)], 144) if kind in {"copy", "ieee"} else None
 
 
+class NumpyForced(OneAlgorithm, Numpy):
+    """The same by one algorithm."""
+
+
+FORCED = contenders.forced(NumpyForced)
+ALGORITHMS = tuple(FORCED)
+
+
+def job(contender, precision, case, operation):
+    return {"contender": contender, "precision": precision, "case": case, "operation": operation}
+
+
 @pytest.fixture
 def gpu_cases(monkeypatch):
-    """Small cases in place of those for a GPU."""
+    """Small cases in place of those for a GPU, without the collections of garbage that would take most of the time."""
+    monkeypatch.setattr(gc, "collect", lambda: 0)
     everything = {"precisions": ("ieee", "float16"), "operations": (*cases.UNFOLD, *cases.CONV)}
     some = {name: replace(SMALL[name], **everything) for name in ("plain", "strided")}
     for module in (cases, gpu, gpu_report, sys.modules["bench.gpu_worker"]):
@@ -248,22 +263,26 @@ def gpu_cases(monkeypatch):
 
 
 def test_a_worker_rotates_its_operands_and_times_them(gpu_cases):
-    worker = GpuWorker(Numpy)
+    worker = GpuWorker({"xconv": Numpy})
     assert worker.start()["machine"]["device"] == "NVIDIA False-1"
-    answer = worker.prepare("ieee", "plain", "forward")
+    device, given = worker.devices["xconv"], job("xconv", "ieee", "plain", "forward")
+    answer = worker.prepare(**given)
     touched = 4 * (2 * 8 * 7 + 3 * 2 * 9)  # x and w
     sets = 1 + 3 * 3000 // touched
     assert answer["rotated_bytes"] == sets * touched > 3 * 3000
     assert 0 < answer["error"] < 1e-5
     assert answer["temporary_bytes"] > 0
-    begin = len(worker.device.seen)
-    found = worker.time()
-    calls = max(4, min(50, int(0.02 / worker.estimate)))
-    assert found["calls"] == calls == len(worker.device.seen) - begin - 1
-    assert len(set(worker.device.seen[begin:])) == min(sets, calls + 1)
-    assert found["seconds"] > worker.estimate  # the clock slows down
+    assert answer["algorithm"] in {name.removeprefix("xconv-") for name in ALGORITHMS}
+    assert answer["tiles"] == 1
+    begin = len(device.seen)
+    found = worker.time(**given)
+    estimate = worker.tasks["xconv"].estimate
+    calls = max(4, min(50, int(0.02 / estimate)))
+    assert found["calls"] == calls == len(device.seen) - begin - 2
+    assert len(set(device.seen[begin:])) == min(sets, calls + 2)
+    assert found["seconds"] > estimate  # the clock slows down
     assert found["host"] == pytest.approx(1e-6)
-    assert set(worker.device.settings) == {"ieee"}
+    assert set(device.settings) == {"ieee"}
 
 
 def test_a_wrong_result_takes_no_part(gpu_cases):
@@ -273,12 +292,100 @@ def test_a_wrong_result_takes_no_part(gpu_cases):
                 "forward": lambda x, w, dy: 1.01 * super(Wrong, self).functions(case, precision)["forward"](x, w, dy)
             }
 
-    worker = GpuWorker(Wrong)
+    worker = GpuWorker({"xconv": Wrong})
     worker.start()
     with pytest.raises(ArithmeticError, match="wrong by"):
-        worker.prepare("ieee", "plain", "forward")
-    assert worker.prepare("float16", "plain", "forward")["error"] > 5e-3
-    assert "omitted" in worker.prepare("ieee", "plain", "im2col")
+        worker.prepare(**job("xconv", "ieee", "plain", "forward"))
+    assert worker.prepare(**job("xconv", "float16", "plain", "forward"))["error"] > 5e-3
+    assert "omitted" in worker.prepare(**job("xconv", "ieee", "plain", "im2col"))
+
+
+def test_contenders_of_a_process_share_a_job(gpu_cases, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(
+        GpuWorker, "_take_up", lambda worker, job, real=GpuWorker._take_up: drawn.append(job) or real(worker, job)
+    )
+    worker = GpuWorker({"xconv": Numpy, "xconv-gemm": FORCED["xconv-gemm"]})
+    worker.start()
+    first, second = (job(name, "ieee", "plain", "forward") for name in ("xconv", "xconv-gemm"))
+    worker.prepare(**first)
+    worker.prepare(**second)
+    one, other = (worker.devices[name].seen for name in ("xconv", "xconv-gemm"))
+    worker.time(**first)
+    assert set(one) | set(other) <= {operands[0].ctypes.data for operands in worker.sets}
+    assert one[0] == other[0]
+    worker.prepare(**job("xconv", "ieee", "plain", "im2col"))
+    worker.time(**second)  # back to that job
+    assert [taken.operation for taken in drawn] == ["forward", "im2col", "forward"]
+    assert set(worker.tasks) == {"xconv-gemm"}
+
+
+def test_every_algorithm_is_a_contender_by_itself(gpu_cases):
+    from xconv.algorithms import ALGORITHMS as known
+
+    assert tuple(name.removeprefix("xconv-") for name in ALGORITHMS) == tuple(known)
+    assert tuple(devices.DEVICES) == ("xconv", "torch", "jax", *ALGORITHMS)
+    assert {devices.DEVICES[name].library for name in ("xconv", *ALGORITHMS)} == {"cupy"}
+    worker = GpuWorker({"xconv": Numpy} | FORCED)
+    worker.start()
+    serve = {}
+    for case in gpu_cases:
+        answers = {name: worker.prepare(**job(name, "ieee", case, "forward")) for name in ALGORITHMS}
+        serve[case] = {name.removeprefix("xconv-") for name, answer in answers.items() if "error" in answer}
+        assert all("cannot serve" in answer["omitted"] for answer in answers.values() if "error" not in answer)
+        assert all(answers[f"xconv-{name}"]["algorithm"] == name for name in serve[case])
+    assert serve == {"plain": {"winograd", "gemm", "mec", "fft"}, "strided": {"gemm", "mec", "fft"}}
+    for operation in cases.UNFOLD:  # no algorithm multiplies there
+        assert "omitted" in worker.prepare(**job("xconv-gemm", "ieee", "plain", operation))
+        assert not {"algorithm", "tiles"} & set(worker.prepare(**job("xconv", "ieee", "plain", operation)))
+
+
+@pytest.mark.parametrize(("name", "algorithm"), [("vgg", "gemm"), ("vgg", "mec"), ("stem", "gemm")])
+def test_what_a_contender_says_of_its_plan(name, algorithm):
+    import xconv
+
+    case = cases.CASES[name]
+    x, w = (np.zeros(case.shape(operand), np.float32) for operand in ("x", "w"))
+    plan = xconv.plan(x, w, stride=case.stride, padding=case.padding, algorithm=algorithm).schedule
+    assert (plan.reflection is None) == (name == "stem")
+    tiles = {
+        "forward": plan.tiles,
+        "input_grad": plan.reflection.tiles if plan.reflection else plan.input_tiles,
+        "weight_grad": plan.weight_tiles,
+    }
+    contender = FORCED[f"xconv-{algorithm}"]()
+    said = {operation: contender.plan(case, operation, x, w) for operation in cases.CONV}
+    assert said == {operation: {"algorithm": algorithm, "tiles": len(of)} for operation, of in tiles.items()}
+    assert len(set(map(len, tiles.values()))) > 1
+
+
+def test_a_refusal_is_no_failure(gpu_cases):
+    def says(text):
+        class Refusing(FORCED["xconv-gemm"]):
+            def functions(self, case, precision):
+                def refuse(*operands):
+                    raise ValueError(text)
+
+                return dict.fromkeys(cases.CONV, refuse)
+
+        worker = GpuWorker({"xconv-gemm": Refusing})
+        worker.start()
+        return worker.prepare(**job("xconv-gemm", "ieee", "plain", "forward"))
+
+    refusal = "`algorithm` 'cudnn' cannot serve this convolution: cuDNN says no"
+    assert says(refusal) == {"refused": refusal}
+    with pytest.raises(ValueError, match="shapes"):
+        says("shapes (1,) and (2,) not aligned")
+
+
+def test_a_child_says_who_misses_what():
+    def absent():
+        raise contenders.MissingError("no device")
+
+    worker = GpuWorker({"torch": absent, "xconv": Numpy})
+    answer = worker.start()
+    assert (answer["missing"], list(answer["versions"])) == ({"torch": "no device"}, ["xconv"])
+    assert GpuWorker({"torch": absent}).start() == {"missing": {"torch": "no device"}, "versions": {}}
 
 
 def on_cpu(name):
@@ -302,25 +409,26 @@ def on_cpu(name):
 @pytest.mark.parametrize("name", ["torch", "jax"])
 @pytest.mark.parametrize("precision", ["ieee", "tf32", "float16", "bfloat16"])
 def test_peers_compute_the_reference_in_every_precision(gpu_cases, name, precision):
-    worker = GpuWorker(on_cpu(name))
+    worker = GpuWorker({name: on_cpu(name)})
     worker.start()
     bound = {"ieee": 1e-6, "tf32": 1e-6, "float16": 5e-3, "bfloat16": 5e-2}[precision]  # a CPU knows no TF32
     for operation in (*cases.UNFOLD, *cases.CONV):
-        answer = worker.prepare(precision, "strided", operation)
+        given = job(name, precision, "strided", operation)
+        answer = worker.prepare(**given)
         assert (name == "jax" and operation in cases.UNFOLD) == ("omitted" in answer)
         assert answer.get("error", 0) < bound
-        assert "omitted" in answer or worker.time()["calls"] >= 4
+        assert "omitted" in answer or worker.time(**given)["calls"] >= 4
 
 
 class InProcess:
     """A child without a process of its own; it fails where it is told to."""
 
-    started = ()
-
-    def __init__(self, name, failing=lambda request, arguments: False, missing=()):
-        self.name, self.failing = name, failing
-        self.worker, self.closed = GpuWorker(Numpy), False
-        self.facts = {"missing": f"there is no {name}"} if name in missing else self.ask("start")
+    def __init__(self, names, failing=lambda request, arguments: False, missing=()):
+        self.names, self.failing, self.closed = tuple(names), failing, False
+        kinds = {name: FORCED.get(name, Numpy) for name in names if name not in missing}
+        self.worker = GpuWorker(kinds)
+        self.facts = self.ask("start")
+        self.facts["missing"] |= {name: f"there is no {name}" for name in names if name in missing}
 
     def ask(self, request, **arguments):
         if self.failing(request, arguments):
@@ -332,18 +440,28 @@ class InProcess:
 
 
 SETTINGS = gpu.Settings(("plain", "strided"), ("ieee", "float16"), ("xconv", "torch", "jax"), rounds=3, minutes=8)
+SOME = replace(SETTINGS, cases=("plain",), precisions=("ieee",))
+
+
+def fails_at(contender, operation, request="prepare"):
+    def failing(asked, given):
+        return (asked, given.get("contender"), given.get("operation")) == (request, contender, operation)
+
+    return failing
 
 
 def test_a_run_on_a_gpu(gpu_cases, tmp_path, capsys):
-    saved = []
+    saved, launched = [], []
 
-    def launch(name):
-        failing = lambda request, given: name == "torch" and given.get("operation") == "col2im"  # noqa: E731
-        return InProcess(name, failing, missing=("jax",))
+    def launch(names):
+        launched.append(InProcess(names, fails_at("torch", "col2im"), missing=("jax",)))
+        return launched[-1]
 
     gpu.measure(SETTINGS, lambda found: saved.append(json.dumps(found)), launch)
     found = json.loads(saved[-1])
     assert len(saved) == len(SETTINGS.jobs) + 1
+    assert sorted(child.names for child in launched) == [("jax",), ("torch",), ("xconv",)]
+    assert all(child.closed for child in launched)
     assert found["left_out"] == ["jax is left out: there is no jax"]
     assert len(found["failures"]) == 4  # two cases, two precisions
     assert {r["contender"] for r in found["results"] if r["operation"] == "col2im"} == {"xconv"}
@@ -352,54 +470,228 @@ def test_a_run_on_a_gpu(gpu_cases, tmp_path, capsys):
     assert found["peaks"]["float16"] is None
     text = gpu_report.table(found)
     assert "NVIDIA False-1" in text
-    assert "FAILED: plain, col2im, ieee, torch: col2im" not in text
-    assert "FAILED: plain, col2im, ieee, torch: prepare failed" in text
+    of = "float32, plain (col2im), strided (col2im); float16, plain (col2im), strided (col2im)"
+    assert f"- FAILED: torch, prepare failed: {of}\n" in text
+    assert gpu_report.summary(found).endswith(f"\nFAILED: torch, prepare failed: {of}")
     assert gpu.file_of(tmp_path, found) == tmp_path / "gpu-nvidia-false-1.json"
     assert "[0/20" in capsys.readouterr().err
 
 
-def test_a_process_that_a_fault_has_spoiled_is_replaced(gpu_cases):
-    launched = []
+def test_algorithms_are_timed_after_the_libraries_beside_our_own_choice(gpu_cases):
+    found, launched = {}, []
+    settings = replace(SOME, peers=("xconv", *ALGORITHMS, "torch"))
+    operations = (*cases.UNFOLD, *cases.CONV)
+    steps = [(step.job.operation, step.contenders) for step in settings.steps]
+    assert steps == [
+        *((operation, ("xconv", "torch")) for operation in operations),
+        *((operation, ("xconv", *ALGORITHMS)) for operation in cases.CONV),
+    ]
+    asked = []
 
-    def launch(name):
-        first = not launched
-        spoiled = []
+    def launch(names):
+        watch = lambda request, given: request == "time" and asked.append((given["operation"], given["contender"]))  # noqa: E731
+        launched.append(InProcess(names, watch))
+        return launched[-1]
+
+    gpu.measure(settings, found.update, launch)
+    assert found["failures"] == found["refused"] == found["not_reached"] == []
+    assert sorted(child.names for child in launched) == [("torch",), ("xconv", *ALGORITHMS)]
+    results = {(r["operation"], r["contender"]): r for r in found["results"]}
+    assert len(results) == len(found["results"])
+    able = ("xconv-winograd", "xconv-gemm", "xconv-mec", "xconv-fft")
+    assert set(results) == {
+        *((operation, name) for operation in operations for name in ("xconv", "torch")),
+        *((operation, name) for operation in cases.CONV for name in able),
+    }
+    turns = [name for operation, name in asked[-3 * 5 :] if operation == "weight_grad"]
+    one_round = ["xconv", *able]
+    assert turns == [*one_round, *one_round[::-1], *one_round]
+    assert all("beside" in r for key, r in results.items() if key[1] in able)
+    best = min((results["forward", name] for name in able), key=lambda r: r["median"])
+    text = gpu_report.table(found)
+    chosen = results["forward", "xconv"]["algorithm"]
+    ratio = gpu_report.number(best["beside"] / best["median"])
+    row = next(line for line in text.splitlines() if line.startswith(f"| plain | forward | {chosen} |"))
+    assert row.split(" | ")[3] == best["contender"].removeprefix("xconv-")
+    assert row.split(" | ")[5] == ratio
+    assert f"| plain | forward | xconv ({chosen}) |" in text
+    assert "| plain | forward | xconv-fft |" in text
+    assert "cudnn" not in text.replace(found["command"], "")  # what cannot serve has no row and no column
+
+
+def test_our_own_choice_does_not_run_again_where_no_algorithm_can_serve(gpu_cases):
+    asked = []
+
+    def launch(names):
+        return InProcess(names, lambda request, given: request == "time" and asked.append(given["operation"]))
+
+    found = {}
+    gpu.measure(replace(SOME, peers=("xconv-depthwise", "xconv-cudnn")), found.update, launch)
+    assert len(asked) == 3 * len(SOME.jobs)
+    assert len(found["results"]) == len(SOME.jobs)
+    assert found["failures"] == []
+
+
+def test_what_is_refused_at_work_is_listed_and_no_failure(gpu_cases):
+    def launch(names):
+        child = InProcess(names)
+        if "xconv-gemm" in names:
+            child.worker.devices["xconv-gemm"].compiled = refuse
+        return child
+
+    def refuse(function, operands):
+        raise devices.RefusalError("cuDNN says no")
+
+    found = {}
+    gpu.measure(replace(SOME, peers=("xconv-gemm", "xconv-fft")), found.update, launch)
+    assert found["failures"] == []
+    assert {r["contender"] for r in found["results"]} == {"xconv", "xconv-fft"}
+    line = "xconv-gemm, cuDNN says no: float32, plain (forward, input gradient, weight gradient)"
+    assert f"Refused:\n\n- {line}\n" in gpu_report.table(found)
+
+
+def spoiling(contender, operation, launched):
+    """Launch children whose process is spoiled by an operation of a contender."""
+
+    def launch(names):
+        spoiled, fails = [], fails_at(contender, operation, "time")
 
         def failing(request, given):
-            if first and given.get("operation") == "im2col":
+            if fails(request, given):
                 spoiled.append(True)
             return bool(spoiled)
 
-        launched.append(InProcess(name, failing))
+        launched.append(InProcess(names, failing))
         return launched[-1]
 
-    settings = replace(SETTINGS, cases=("plain",), precisions=("ieee",), peers=("xconv",))
+    return launch
+
+
+def test_a_process_that_a_fault_has_spoiled_is_replaced(gpu_cases):
+    launched, found = [], {}
+    settings = replace(SETTINGS, precisions=("ieee",), peers=("xconv", "xconv-fft", "xconv-gemm"))
+    gpu.measure(settings, found.update, spoiling("xconv-fft", "input_grad", launched))
+    assert len(launched) == 3
+    assert all(child.closed for child in launched)
+    assert [(failure["case"], failure["request"]) for failure in found["failures"]] == [
+        ("plain", "time"),
+        ("strided", "time"),
+    ]
+    ran = {(r["case"], r["operation"], r["contender"]) for r in found["results"]}
+    for case in gpu_cases:  # the others go on with the same job, in the new process
+        assert (case, "input_grad", "xconv-gemm") in ran
+        assert (case, "input_grad", "xconv-fft") not in ran
+        assert (case, "weight_grad", "xconv-fft") in ran
+    rounds = {
+        r["contender"]: r["calls"] for r in found["results"] if (r["case"], r["operation"]) == ("plain", "input_grad")
+    }
+    assert rounds["xconv-gemm"] >= 3 * 4
+
+
+def test_a_contender_that_spoils_its_process_again_is_left_alone(gpu_cases):
+    launched, found = [], {}
+    settings = replace(SETTINGS, peers=("xconv", "xconv-fft"))
+    gpu.measure(settings, found.update, spoiling("xconv-fft", "forward", launched))
+    assert len(found["failures"]) == gpu.FAULTS  # of four jobs
+    assert len(launched) == 1 + gpu.FAULTS
+
+
+def test_a_process_that_cannot_be_replaced_is_done_without(gpu_cases):
+    launched, found = [], {}
+    launch = spoiling("torch", "col2im", launched)
+
+    def once(names):
+        if any(child.names == tuple(names) for child in launched):
+            raise ChildError("torch: its process ended with status 1")
+        return launch(names)
+
+    gpu.measure(replace(SOME, peers=("xconv", "torch")), found.update, once)
+    assert found["left_out"] == ["torch is left out: torch: its process ended with status 1"]
+    assert {r["operation"] for r in found["results"] if r["contender"] == "torch"} == {"im2col"}
+    assert {r["operation"] for r in found["results"] if r["contender"] == "xconv"} == {*cases.UNFOLD, *cases.CONV}
+
+
+def test_a_peer_that_cannot_start_is_left_out(gpu_cases):
+    def launch(names):
+        if "torch" in names:
+            raise ChildError("torch: its process ended with status -6")
+        return InProcess(names)
+
     found = {}
-    gpu.measure(settings, found.update, launch)
-    assert [child.closed for child in launched] == [True, True]
-    assert len(found["failures"]) == 1
-    assert {r["operation"] for r in found["results"]} == {"col2im", *cases.CONV}
+    gpu.measure(replace(SOME, peers=("torch",)), found.update, launch)
+    assert found["left_out"] == ["torch is left out: torch: its process ended with status -6"]
+    assert {r["contender"] for r in found["results"]} == {"xconv"}
 
 
-def test_a_peak_is_the_best_of_any_contender(gpu_cases):
-    suite = gpu.Suite(SETTINGS, InProcess)
+def test_a_peak_is_the_best_of_any_library(gpu_cases):
+    suite = gpu.Suite(replace(SETTINGS, peers=(*SETTINGS.peers, "xconv-gemm")), InProcess)
     suite.start()
+    assert list(suite.children) == ["cupy", "torch", "jax"]
     for rate, child in zip((3.0, 5.0, None), suite.children.values(), strict=True):
         child.worker.requests["rate"] = lambda kind, rate=rate: None if kind == "float16" else rate
     suite.peaks()
     assert suite.found["peaks"] == {"copy": 5.0, "ieee": 5.0, "float16": None}
 
 
+def test_a_peak_that_cannot_be_measured_is_named(gpu_cases):
+    def launch(names):
+        return InProcess(names, lambda request, given: request == "rate" and given["kind"] == "ieee")
+
+    found = {}
+    gpu.measure(replace(SOME, peers=()), found.update, launch)
+    assert found["peaks"]["copy"] > 0
+    assert found["peaks"]["ieee"] is None
+    assert "- FAILED: xconv, rate failed: outside of jobs, rate ieee\n" in gpu_report.table(found)
+
+
+def test_a_child_that_does_not_answer_in_time_is_ended():
+    child = Child("xconv", "worker", "xconv", "1", threads=1, limit=0.2)
+    child.process.send_signal(signal.SIGSTOP)
+    with pytest.raises(ChildError, match="ended with status -9"):
+        child.ask("start")
+    child.close()
+
+
 def test_no_job_begins_after_the_time_is_over(gpu_cases):
     found = {}
-    gpu.measure(replace(SETTINGS, minutes=0, peers=("xconv",)), found.update, InProcess)
+    gpu.measure(replace(SETTINGS, minutes=0, peers=("xconv", "xconv-gemm")), found.update, InProcess)
     assert found["results"] == []
-    assert len(found["not_reached"]) == len(SETTINGS.jobs)
-    assert "not reached in time: ieee, plain, im2col" in gpu_report.table(found)
+    assert len(found["not_reached"]) == len(SETTINGS.jobs) + 2 * 2 * len(cases.CONV)
+    text = gpu_report.table(found)
+    every = "im2col, col2im, forward, input gradient, weight gradient"
+    assert (
+        f"Not reached in time:\n\n- xconv: float32, plain ({every}), strided ({every}); float16, plain ({every})"
+        in text
+    )
+    assert "\n- xconv, xconv-gemm: float32, plain (forward, input gradient, weight gradient), strided" in text
+
+
+def test_no_contender_gets_ready_and_no_round_begins_after_the_time_is_over(gpu_cases):
+    suite = gpu.Suite(replace(SOME, peers=("xconv", "xconv-gemm", "xconv-fft")), InProcess)
+    suite.start()
+    step = suite.settings.steps[-1]
+    requests, answers = [], suite.children["cupy"].worker.requests
+
+    def watched(name):
+        def ask(**given):
+            requests.append((name, given["contender"]))
+            if requests[-1] == ("prepare", "xconv-gemm"):
+                suite.end = 0
+            return real(**given)
+
+        real, answers[name] = answers[name], ask
+
+    watched("prepare")
+    watched("time")
+    suite.run(step)
+    ready = ["xconv", "xconv-gemm"]
+    assert requests == [(request, name) for request in ("prepare", "time") for name in ready]
+    assert [missed["contenders"] for missed in suite.found["not_reached"]] == [["xconv-fft"]]
+    assert [r["contender"] for r in suite.found["results"]] == ["xconv-gemm"]
 
 
 def test_a_run_without_a_device_ends_with_a_sentence(monkeypatch, capsys):
-    monkeypatch.setattr(gpu.measure, "__defaults__", (lambda name: InProcess(name, missing=("xconv",)),))
+    monkeypatch.setattr(gpu.measure, "__defaults__", (lambda names: InProcess(names, missing=("xconv",)),))
     monkeypatch.setattr(sys, "argv", ["bench", "--gpu"])
     assert command_line.main() == 2
     assert capsys.readouterr().err.endswith("The benchmark on a GPU cannot run here: there is no xconv.\n")
@@ -417,8 +709,87 @@ def test_means_leave_the_small_case_out():
         return {"precision": "ieee", "case": case, "operation": "forward", "contender": contender, "median": median}
 
     ours = [result("a", "xconv", 1), result("b", "xconv", 8), result("tiny", "xconv", 100), result("c", "xconv", 1)]
-    found = {"results": [*ours, *(result(case, "torch", 2) for case in ("a", "b", "tiny"))]}
-    assert gpu_report.means(found, "torch") == {("ieee", "forward"): (pytest.approx(2**0.5), 2)}
+    others = [result(case, "torch", 2) for case in ("a", "b", "tiny")]
+    forced = [result(case, name, s) | {"beside": 3} for case in "ab" for name, s in (("xconv-x", 2), ("xconv-y", 1))]
+    found = {"contenders": dict.fromkeys(("torch", "xconv-x", "xconv-y", "xconv", "idle"))}
+    found["results"] = [*ours, *others, *forced, result("c", "xconv-x", 1) | {"beside": None}]
+    found = {title: gpu_report.means(found, ratio) for title, ratio in gpu_report.ratios_of(found).items()}
+    assert found == {
+        "xconv ÷ torch": {("ieee", "forward"): (pytest.approx(2**0.5), 2)},
+        "xconv ÷ its best": {("ieee", "forward"): (pytest.approx(3), 2)},
+        "its best ÷ torch": {("ieee", "forward"): (pytest.approx(0.5), 2)},
+    }
+
+
+@pytest.fixture
+def gpu_run():
+    """Two cases, in one of which there is a choice."""
+
+    def result(case, contender, median, **more):
+        names = {"precision": "ieee", "case": case, "operation": "forward", "contender": contender}
+        return names | {"median": median, "algorithm": "gemm"} | more
+
+    return {
+        "cases": {"a": "first", "b": "second", "untouched": "third"},
+        "machine": {"device": "NVIDIA False-1"},
+        "contenders": dict.fromkeys(("xconv", "xconv-gemm", "xconv-fft", "xconv-mec", "torch")),
+        "results": [
+            *(result("a", name, seconds) for name, seconds in (("xconv", 3), ("torch", 2))),
+            *(result("a", name, seconds, beside=3) for name, seconds in (("xconv-gemm", 3), ("xconv-fft", 1))),
+            result("b", "xconv", 5),
+            result("b", "xconv-gemm", 4, beside=6),
+        ],
+    }
+
+
+def drawn(monkeypatch, plot, found, path):
+    """What is drawn in the panels of a plot: by label, the ratios of its rows."""
+    pytest.importorskip("matplotlib")
+    panels = []
+
+    def panel(axes, of, series):
+        panels.append({one.label: [one.ratio(results) for results in of] for one in series})
+        return real(axes, of, series)
+
+    real = gpu_plots._panel
+    monkeypatch.setattr(gpu_plots, "_panel", panel)
+    plot(found, path)
+    assert path.read_bytes().startswith(b"\x89PNG")
+    return panels
+
+
+def test_the_plot_of_our_times_over_those_of_peers(monkeypatch, gpu_run, tmp_path):
+    panels = drawn(monkeypatch, gpu_plots.plot, gpu_run, tmp_path / "gpu.png")
+    assert panels == [{"÷ torch": [1.5, None], "÷ its best algorithm": [3, 1.5]}]
+
+
+def test_the_plot_of_every_algorithm(monkeypatch, gpu_run, tmp_path):
+    panels = drawn(monkeypatch, gpu_plots.plot_algorithms, gpu_run, tmp_path / "gpu.png")
+    assert panels == [{"gemm": [1.5, None], "fft": [0.5, None], "chosen by itself": [1.5, None]}]
+
+
+def test_the_plot_of_every_algorithm_without_another_library(monkeypatch, gpu_run, tmp_path):
+    gpu_run["results"] = [r for r in gpu_run["results"] if r["contender"] != "torch"]
+    panels = drawn(monkeypatch, gpu_plots.plot_algorithms, gpu_run, tmp_path / "gpu.png")
+    assert panels == [{"gemm": [1, 4 / 6], "fft": [1 / 3, None], "chosen by itself": [1, 1]}]
+
+
+def test_nothing_is_drawn_where_nothing_is_compared(gpu_run, tmp_path):
+    gpu_run["results"] = [r for r in gpu_run["results"] if r["contender"] == "xconv"]
+    for plot in (gpu_plots.plot, gpu_plots.plot_algorithms):
+        plot(gpu_run, tmp_path / "gpu.png")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_on_a_gpu_leaves_tables_and_plots(gpu_cases, monkeypatch, tmp_path):
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr(gpu.measure, "__defaults__", (InProcess,))
+    monkeypatch.setattr(command_line, "GPU_CASES", gpu_cases)
+    arguments = ["--cases", "plain", "--precisions", "ieee", "--peers", "xconv*", "--rounds", "1"]
+    monkeypatch.setattr(sys, "argv", ["bench", "--gpu", *arguments, "--output", str(tmp_path)])
+    assert command_line.main() == 0
+    names = {"gpu-nvidia-false-1.json", "gpu-nvidia-false-1.md", "gpu-nvidia-false-1.png"}
+    assert {path.name for path in tmp_path.iterdir()} == names | {"gpu-nvidia-false-1-algorithms.png"}
 
 
 def test_names_and_patterns_on_the_command_line(monkeypatch, capsys):
@@ -428,7 +799,9 @@ def test_names_and_patterns_on_the_command_line(monkeypatch, capsys):
     assert names == ["side64", "side128", "side256", "side512", "side1024", "tiny"]
     monkeypatch.setattr(sys, "argv", ["bench", "--gpu", "--dry-run", "--cases", "tiny", "--precisions", "ieee"])
     assert command_line.main() == 0
-    assert "5 jobs for xconv, xconv-cudnn, torch, jax" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "5 jobs for xconv, torch, jax, 5 rounds" in printed
+    assert f"3 jobs for xconv, {', '.join(ALGORITHMS)}, 5 rounds" in printed
     monkeypatch.setattr(sys, "argv", ["bench", "--cases", "nothing"])
     with pytest.raises(SystemExit):
         command_line.main()
@@ -464,6 +837,9 @@ def test_a_slow_call_is_timed_by_its_check_alone():
 
 
 def test_the_child_of_a_gpu_says_what_is_missing_or_describes_it():
-    child = gpu.launch("xconv")
+    child = gpu.launch(["xconv", "xconv-gemm"])
     child.close()
-    assert ("missing" in child.facts) != ("machine" in child.facts)
+    assert child.limit == gpu.LIMIT
+    there, missing = set(child.facts["versions"]), set(child.facts["missing"])
+    assert {frozenset(there), frozenset(missing)} == {frozenset(), frozenset({"xconv", "xconv-gemm"})}
+    assert ("machine" in child.facts) == bool(there)
