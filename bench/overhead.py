@@ -2,7 +2,8 @@
 
 The smallest case of the suite, by xconv's functions, by the methods of a plan, and by hand: the NumPy operations that
 xconv ends in, on memory and views that were made before. What is left is the time for looking at the arguments, finding
-the plan, and walking down to NumPy. Each has a process of its own, and they take turns.
+the plan, and walking down to NumPy. Each has a process of its own, and they take turns. Where there is a GPU, or a CUDA
+driver without one, the calls of `bench.launches` on CuPy arrays follow.
 """
 
 import argparse
@@ -14,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from . import launches
 from .child import Child, serve
 from .machine import machine
 from .measure import MOST_CALLS, PAUSE, statistics_of
@@ -21,6 +23,8 @@ from .text import markdown, number
 from .worker import limit_cores, timed
 
 CONTENDERS = ("by hand", "function", "plan")
+#: The process of the calls on CuPy arrays.
+CUPY = "CuPy"
 OPERATIONS = ("forward", "input gradient", "weight gradient")
 #: The blog post's example: images (n, c, height, width), filters of 3x3, padding 1.
 IMAGES, FILTERS = (5, 1, 10, 10), (20, 1, 3, 3)
@@ -136,12 +140,37 @@ def measure(rounds: int) -> dict[str, Any]:
     finally:
         for child in children.values():
             child.close()
-    return {
+    found = {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "machine": surroundings,
         "rounds": rounds,
         "results": [{"operation": o, "contender": n} | statistics_of(found) for (o, n), found in samples.items()],
     }
+    return found | on_cupy(rounds)
+
+
+def on_cupy(rounds: int) -> dict[str, Any]:
+    """The calls on CuPy arrays under "cupy"; nothing where there is neither a device nor a driver."""
+    child = Child(CUPY, "overhead", "--child", CUPY, threads=1)
+    try:
+        if "missing" in child.facts:
+            return {}
+        samples: dict[tuple[str, str], list[list[int]]] = {
+            (operation, way): [] for operation in child.facts["rows"] for way in launches.WAYS
+        }
+        for turn in range(rounds):
+            for operation, way in samples if turn % 2 == 0 else reversed(samples):
+                found = child.ask("time", operation=operation, way=way, calls=MOST_CALLS)
+                samples[operation, way].append(found)
+    finally:
+        child.close()
+    results = [{"operation": o, "contender": way} | statistics_of(found) for (o, way), found in samples.items()]
+    return {"cupy": child.facts | {"results": results}}
+
+
+def numpy_beside_cupy() -> dict[str, launches.Row]:
+    """The forward pass on NumPy arrays, to be timed where CuPy is."""
+    return {"forward of NumPy arrays": launches.Row(by_function()["forward"], by_hand()["forward"])}
 
 
 def table(found: dict[str, Any]) -> str:
@@ -153,6 +182,7 @@ def table(found: dict[str, Any]) -> str:
         rows.append([operation, *map(number, (hand, function, plan, function - hand, plan - hand))])
     head = ["operation", "by hand µs", "function µs", "plan µs", "overhead of the function µs", "of the plan µs"]
     facts = found["machine"]
+    cupy = f"\n{launches.table(found['cupy'])}" if "cupy" in found else ""
     return f"""# Overhead of a small call
 
 {found["date"]}, by `python -m bench.overhead`: {"x".join(map(str, IMAGES))} images, {"x".join(map(str, FILTERS))}
@@ -165,7 +195,7 @@ By hand are the NumPy operations that a call ends in, on memory and views made b
 the arguments, to find the plan, and to walk down to NumPy.
 
 {markdown(head, rows, left=1)}
-"""
+{cupy}"""
 
 
 def main() -> int:
@@ -176,7 +206,8 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.child:
         limit_cores(1)
-        serve(Worker(arguments.child).requests)
+        worker = launches.Launches(numpy_beside_cupy()) if arguments.child == CUPY else Worker(arguments.child)
+        serve(worker.requests)
         return 0
     found = measure(arguments.rounds)
     arguments.output.mkdir(parents=True, exist_ok=True)
