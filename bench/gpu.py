@@ -220,7 +220,7 @@ class Suite:
             asked = " ".join((request, *(arguments.values() if job is None else ())))
             reason = str(error).partition("\n")[0]
             self.found["failures"].append({"contender": name, "request": asked, **of, "reason": reason})
-            self.progress.note(f"{text_of(job) if job else asked}, {name}: {error}")
+            self.progress.note(f"{text_of(job) if job else asked}, {name}: {reason}")
         try:
             self.children[library].ask("free")
         except ChildError:  # a fault on the device spoils the process
