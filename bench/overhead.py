@@ -3,7 +3,7 @@
 The smallest case of the suite, by xconv's functions, by the methods of a plan, and by hand: the NumPy operations that
 xconv ends in, on memory and views that were made before. What is left is the time for looking at the arguments, finding
 the plan, and walking down to NumPy. Each has a process of its own, and they take turns. Where there is a GPU, or a CUDA
-driver without one, the calls of `bench.launches` on CuPy arrays follow.
+driver without one, as `--driver` brings it, the calls of `bench.launches` on CuPy arrays follow.
 """
 
 import argparse
@@ -122,7 +122,7 @@ class Worker:
         return timed(self.calls[operation], calls)
 
 
-def measure(rounds: int) -> dict[str, Any]:
+def measure(rounds: int, *, driver: bool = False) -> dict[str, Any]:
     import numpy as np
 
     surroundings = machine()
@@ -146,12 +146,12 @@ def measure(rounds: int) -> dict[str, Any]:
         "rounds": rounds,
         "results": [{"operation": o, "contender": n} | statistics_of(found) for (o, n), found in samples.items()],
     }
-    return found | on_cupy(rounds)
+    return found | on_cupy(rounds, driver=driver)
 
 
-def on_cupy(rounds: int) -> dict[str, Any]:
+def on_cupy(rounds: int, *, driver: bool) -> dict[str, Any]:
     """The calls on CuPy arrays under "cupy"; nothing where there is neither a device nor a driver."""
-    child = Child(CUPY, "overhead", "--child", CUPY, threads=1)
+    child = Child(CUPY, "overhead", "--child", CUPY, *["--driver"] * driver, threads=1)
     try:
         if "missing" in child.facts:
             return {}
@@ -166,6 +166,14 @@ def on_cupy(rounds: int) -> dict[str, Any]:
         child.close()
     results = [{"operation": o, "contender": way} | statistics_of(found) for (o, way), found in samples.items()]
     return {"cupy": child.facts | {"results": results}}
+
+
+def install_driver() -> None:
+    """Put the tests' driver in the place of CuPy's own: it takes every call, and no kernel computes anything."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+    from kernels.driver import install
+
+    install()
 
 
 def numpy_beside_cupy() -> dict[str, launches.Row]:
@@ -202,14 +210,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.overhead", description="Time a small call's overhead.")
     parser.add_argument("--rounds", type=int, default=10, help="how often each has its turn (default: 10)")
     parser.add_argument("--output", type=Path, default=Path("bench/results"), help="folder (default: bench/results)")
+    parser.add_argument("--driver", action="store_true", help="give CuPy a CUDA driver without a device (needs gcc)")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
         limit_cores(1)
+        if arguments.driver:
+            install_driver()
         worker = launches.Launches(numpy_beside_cupy()) if arguments.child == CUPY else Worker(arguments.child)
         serve(worker.requests)
         return 0
-    found = measure(arguments.rounds)
+    found = measure(arguments.rounds, driver=arguments.driver)
     arguments.output.mkdir(parents=True, exist_ok=True)
     (arguments.output / "overhead.json").write_text(json.dumps(found, indent=1) + "\n")
     (arguments.output / "overhead.md").write_text(table(found))

@@ -235,8 +235,11 @@ class InProcess:
 
     closed = asked = ()
 
-    def __init__(self, name, module, option, way, threads):
+    options = ()
+
+    def __init__(self, name, module, option, way, *more, threads):
         assert (module, option, way, threads) == ("overhead", "--child", name, 1)
+        InProcess.options += more
         self.name, self.worker = name, None if name == overhead.CUPY else overhead.Worker(name)
         self.facts = self.cupy if name == overhead.CUPY else {}
 
@@ -258,6 +261,7 @@ def children(monkeypatch):
     monkeypatch.setattr(overhead, "PAUSE", 0)
     monkeypatch.setattr(InProcess, "closed", ())
     monkeypatch.setattr(InProcess, "asked", ())
+    monkeypatch.setattr(InProcess, "options", ())
     return InProcess
 
 
@@ -287,6 +291,9 @@ def test_a_run_with_cupy(children, monkeypatch, computes, what):
     assert f"- NVIDIA False-1: {what}" in text
     assert "| im2col | 1.00 | 4.00 | 3.00 |\n| col2im | 1.00 | 4.00 | 3.00 |\n" in text
     assert children.closed[-1] == overhead.CUPY
+    assert children.options == ()
+    overhead.measure(rounds=1, driver=True)
+    assert children.options == ("--driver",)
 
 
 def test_the_child_says_what_is_missing_or_what_it_found():

@@ -1,9 +1,9 @@
 """A CUDA driver without a device under the real CuPy: what the host does in a call, and how long that takes it.
 
-`install` puts it in the place of the runtime that is linked into CuPy, whose wheel still has its names (as of 14.2). All
-of CuPy's own code runs then, from the arguments of a launch to its pool of memory, and NVRTC compiles every kernel; but
-no kernel computes anything. cuBLAS takes its arguments and does nothing. It is for a process of its own, and CuPy must
-not have been imported there.
+`install` puts it in the place of the runtime that is linked into CuPy, whose wheel still has its names (as of 14.2).
+All of CuPy's own code runs then, from the arguments of a launch to its pool of memory, and NVRTC compiles every kernel;
+but no kernel computes anything. cuBLAS takes its arguments and does nothing. It is for a process of its own, and CuPy
+must not have been imported there.
 """
 
 import ctypes
@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
-NAME = "a CUDA driver without a device"
+NAME = "no device"
 #: The code of x86-64 that jumps to an address: to load it into a register, and the jump.
 LOAD, JUMP = b"\x48\xb8", b"\xff\xe0"
 PAGE, ALL = 4096, 7
@@ -92,11 +92,11 @@ SHAPES = {
 }
 #: What is called with each dtype; every kernel is compiled, which takes its time.
 DTYPES = {
-    "float32": tuple(SHAPES),
-    "float16": ("layer", "groups", "pixel"),
+    "float32": ("layer", "depthwise", "pixel", "wrap"),
+    "float16": ("groups", "pixel"),
     "bfloat16": ("layer",),
-    "complex64": ("depthwise",),
-    "int8": ("layer", "depthwise"),
+    "complex64": ("line",),
+    "int8": ("line",),
 }
 CALLS = 4  # the third has specialised kernels, and the fourth takes a program as it is
 

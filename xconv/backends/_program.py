@@ -34,7 +34,7 @@ class Program:
         for act in self.acts:
             act(pointers)
         shape, dtype, strides, number, offset = self._result
-        return cupy.ndarray(shape, dtype, pointers[number] + offset, strides)
+        return cupy.ndarray(shape, dtype, pointers[number] + offset if offset else pointers[number], strides)
 
     @property
     def steps(self) -> list[Step]:
