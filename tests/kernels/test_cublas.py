@@ -11,7 +11,7 @@ import pytest
 
 from kernels.blas import HostBlas
 from xconv.backends import _cublas
-from xconv.backends._steps import CLEAR, COPY, SUM, Doer, Each
+from xconv.backends._steps import CLEAR, COPY, SUM, Each, Now
 
 
 class HostArray(np.ndarray):
@@ -22,7 +22,7 @@ class HostArray(np.ndarray):
         return SimpleNamespace(ptr=self.ctypes.data)
 
 
-class OnHost(Doer):
+class OnHost(Now):
     """Takes steps on arrays of NumPy."""
 
     def empty(self, shape, dtype):
@@ -30,7 +30,7 @@ class OnHost(Doer):
 
     def perform(self, step, *arrays):
         if not isinstance(step, Each):
-            step(*(a.data for a in arrays))
+            step([a.data for a in arrays], tuple((i, 0) for i in range(len(arrays))))
         elif step.run is SUM:
             np.add(*arrays[:2], out=arrays[2])
         else:

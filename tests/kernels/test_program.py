@@ -46,9 +46,7 @@ def written(shapes, function, dtype="float32", *, workspace=None, precision="iee
     arrays = [Symbol.described(Block(0, 0), shapes[name], dtype) for name in OPERANDS[function]]
     method = getattr(Tiled, function).__wrapped__
     program = _cupy._written(method, schedule, arrays, {}, 0, literal=True)
-    found = Counter(
-        {"Launch": "k", "Blocks": "k"}.get(type(s).__name__, type(s).__name__[0].lower()) for s in program.steps
-    )
+    found = Counter(KINDS[type(step)] for step, _ in program.steps if type(step) in KINDS)
     return " ".join(f"{count}{kind}" for kind, count in sorted(found.items()))
 
 

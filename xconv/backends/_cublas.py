@@ -13,7 +13,7 @@ import numpy as np
 
 from .._typing import Array
 from ._kernels import WIDEST
-from ._steps import CLEAR, COPY, SUM, Doer, each, ordered
+from ._steps import CLEAR, COPY, SUM, Doer, Places, Pointers, each, ordered
 
 #: By dtype: the names of cuBLAS's data type and of the type it computes in, and the dtype of its factors.
 TYPES = {
@@ -42,13 +42,14 @@ class Product:
     out: tuple[int, ...]
     how: tuple[int, ...]
 
-    def __call__(self, a: Any, b: Any, out: Any) -> None:
+    def __call__(self, pointers: Pointers, places: Places) -> None:
+        a, b, out = (pointers[block].ptr + at for block, at in places)
         cublas, handle = _cublas(), cupy.cuda.device.get_cublas_handle()
-        pointers = (self.one, b.ptr, *self.b, a.ptr, *self.a, self.start, out.ptr, *self.out)
+        arguments = (self.one, b, *self.b, a, *self.a, self.start, out, *self.out)
         callers_mode = cublas.getMathMode(handle)
         cublas.setMathMode(handle, EXACT_SUMS)
         try:
-            cublas.gemmStridedBatchedEx(handle, *self.sizes, *pointers, *self.how)
+            cublas.gemmStridedBatchedEx(handle, *self.sizes, *arguments, *self.how)
         finally:
             cublas.setMathMode(handle, callers_mode)
 

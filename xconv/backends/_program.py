@@ -7,7 +7,6 @@ memory as they did, and takes the host some microseconds a step: all that is lef
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple, Self
 
 import cupy
@@ -15,53 +14,56 @@ import numpy as np
 
 from .._typing import Array, DType, Shape
 from ._kernels import WIDEST
-from ._steps import Doer, Lying, Step, copied, lying
-
-#: Pointers to the blocks of memory of a call, by number: those of its arrays first.
-Pointers = list[Any]
+from ._steps import Doer, Lying, Places, Pointers, Step, copied, lying
 
 
 class Program:
-    """The steps of a call."""
+    """The steps of a call, and where in its blocks of memory their arrays lie; first come those of its arguments."""
 
-    def __init__(self, acts: Sequence[Callable[[Pointers], None]], result: "Symbol", *, literal: bool) -> None:
-        self.acts, self.literal, self.calls = tuple(acts), literal, 0
+    def __init__(self, steps: Sequence[tuple[Step, Places]], result: "Symbol", *, literal: bool) -> None:
+        self.steps, self.literal, self.calls = tuple(steps), literal, 0
         self._result = (*lying(result)[0], *result.place)
 
     def __call__(self, *arrays: Array | None) -> Array:
         self.calls += 1
         pointers: Pointers = [a if a is None else a.data for a in arrays]
-        for act in self.acts:
-            act(pointers)
-        shape, dtype, strides, number, offset = self._result
-        return cupy.ndarray(shape, dtype, pointers[number] + offset if offset else pointers[number], strides)
-
-    @property
-    def steps(self) -> list[Step]:
-        return [act.step for act in self.acts if isinstance(act, Taken)]
+        for step, places in self.steps:
+            step(pointers, places)
+        shape, dtype, strides, block, at = self._result
+        return cupy.ndarray(shape, dtype, pointers[block] + at if at else pointers[block], strides)
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
-    """A step, with the blocks in which its arrays lie, and where."""
+class Allocate:
+    """One more block, of so many bytes."""
 
-    step: Step
-    places: tuple[tuple[int, int], ...]
+    size: int
 
-    def __call__(self, pointers: Pointers) -> None:
-        self.step(*[pointers[number] + offset if offset else pointers[number] for number, offset in self.places])
-
-
-def _allocate(size: int, pointers: Pointers) -> None:
-    pointers.append(cupy.cuda.alloc(size))
+    def __call__(self, pointers: Pointers, places: Places) -> None:
+        del places
+        pointers.append(cupy.cuda.alloc(self.size))
 
 
-def _keep(array: Array, pointers: Pointers) -> None:
-    pointers.append(array.data)
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """One more block: that of an array which is there for all calls."""
+
+    array: Array
+
+    def __call__(self, pointers: Pointers, places: Places) -> None:
+        del places
+        pointers.append(self.array.data)
 
 
-def _free(number: int, pointers: Pointers) -> None:
-    pointers[number] = None
+@dataclass(frozen=True, slots=True)
+class Free:
+    """The memory of a block is given back."""
+
+    block: int
+
+    def __call__(self, pointers: Pointers, places: Places) -> None:
+        del places
+        pointers[self.block] = None
 
 
 class Block:
@@ -157,7 +159,7 @@ class Recorder(Doer):
 
     def __init__(self, device: int, *, literal: bool) -> None:
         self.literal, self._device = literal, device
-        self._acts: list[Callable[[Pointers], None]] = []
+        self._steps: list[tuple[Step, Places]] = []
         self._blocks = 0
 
     def record(self, run: Callable[..., Symbol], *arrays: tuple[Lying, int] | None) -> Program:
@@ -167,13 +169,13 @@ class Recorder(Doer):
             block = Block(self._blocks, given[1] if given else 0)
             self._blocks += 1
             symbols.append(Symbol.described(block, *given[0]) if given else None)
-        return Program(self._acts, run(*symbols), literal=self.literal)
+        return Program(self._steps, run(*symbols), literal=self.literal)
 
     def empty(self, shape: Sequence[int], dtype: DType) -> Symbol:
-        block = Block(self._blocks, 0, lambda number: self._acts.append(partial(_free, number)))
+        block = Block(self._blocks, 0, lambda number: self._steps.append((Free(number), ())))
         self._blocks += 1
         made = Symbol.described(block, shape, np.dtype(dtype))
-        self._acts.append(partial(_allocate, made.size * made.itemsize))
+        self._steps.append((Allocate(made.size * made.itemsize), ()))
         return made
 
     def device_of(self, a: Symbol) -> int:
@@ -183,11 +185,11 @@ class Recorder(Doer):
     def kept(self, array: Array) -> Symbol:
         block = Block(self._blocks, array.data.ptr % WIDEST)
         self._blocks += 1
-        self._acts.append(partial(_keep, array))
+        self._steps.append((Keep(array), ()))
         return Symbol.described(block, array.shape, array.dtype)
 
     def perform(self, step: Step, *arrays: Symbol) -> None:
-        self._acts.append(Taken(step, tuple([array.place for array in arrays])))
+        self._steps.append((step, tuple([array.place for array in arrays])))
 
 
 class Views:

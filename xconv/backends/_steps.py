@@ -1,4 +1,4 @@
-"""What a call comes down to on a CUDA device: steps, each of which is handed nothing but where its arrays begin.
+"""What a call comes down to on a CUDA device: steps, each of which is handed nothing but where its arrays lie.
 
 A step knows the rest: the shapes, strides and dtypes, the compiled kernel, the arguments of cuBLAS. So it can be taken
 at once, or be kept and taken again on other memory (`_program`).
@@ -16,8 +16,12 @@ from .._typing import Array, DType, Shape
 from ._generic import inverse
 from ._kernels import WIDEST, Memory
 
-#: Takes pointers to the elements of index zero of its arrays, the result's last.
-Step: TypeAlias = Callable[..., None]
+#: Pointers to blocks of memory.
+Pointers: TypeAlias = list[Any]
+#: Where the elements of index zero of some arrays are: in which block, and how many bytes behind its pointer.
+Places: TypeAlias = tuple[tuple[int, int], ...]
+#: Is handed the places of its arrays, the result's last.
+Step: TypeAlias = Callable[[Pointers, Places], None]
 #: Lines of columns, which cuBLAS walks along, begin at multiples of so many elements: of half types, 16 bytes.
 LINE = 8
 
@@ -58,7 +62,7 @@ class Now(Doer):
         return array
 
     def perform(self, step: Step, *arrays: Array) -> None:
-        step(*[a.data for a in arrays])
+        step([a.data for a in arrays], tuple([(i, 0) for i in range(len(arrays))]))
 
 
 # How arrays lie in memory
@@ -81,18 +85,19 @@ class Lying(NamedTuple):
     strides: tuple[int, ...]
 
 
-def _flat_views(views: tuple[Flat, ...], pointers: tuple[Any, ...]) -> list[Array]:
+def _flat_views(views: tuple[Flat, ...], pointers: Pointers, places: Places) -> list[Array]:
     array = cupy.ndarray
     return [
-        array(shape, dtype, pointer - before if before else pointer)
-        for (shape, dtype, before), pointer in zip(views, pointers, strict=True)
+        array(shape, dtype, pointers[block] + (at - before) if at != before else pointers[block])
+        for (shape, dtype, before), (block, at) in zip(views, places, strict=True)
     ]
 
 
-def _views(views: tuple[Lying, ...], pointers: tuple[Any, ...]) -> list[Array]:
+def _views(views: tuple[Lying, ...], pointers: Pointers, places: Places) -> list[Array]:
     array = cupy.ndarray
     return [
-        array(shape, dtype, pointer, strides) for (shape, dtype, strides), pointer in zip(views, pointers, strict=True)
+        array(shape, dtype, pointers[block] + at if at else pointers[block], strides)
+        for (shape, dtype, strides), (block, at) in zip(views, places, strict=True)
     ]
 
 
@@ -119,8 +124,8 @@ class Launch:
     numbers: tuple[int, ...]
     size: int
 
-    def __call__(self, *pointers: Any) -> None:
-        *inputs, out = _flat_views(self.views, pointers)
+    def __call__(self, pointers: Pointers, places: Places) -> None:
+        *inputs, out = _flat_views(self.views, pointers, places)
         self.run(*inputs, *self.numbers, out, size=self.size)
 
 
@@ -133,8 +138,8 @@ class Blocks:
     blocks: int
     threads: int
 
-    def __call__(self, *pointers: Any) -> None:
-        self.run((self.blocks,), (self.threads,), tuple(_flat_views(self.views, pointers)))
+    def __call__(self, pointers: Pointers, places: Places) -> None:
+        self.run((self.blocks,), (self.threads,), tuple(_flat_views(self.views, pointers, places)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,8 +149,8 @@ class Each:
     run: Any
     views: tuple[Lying, ...]
 
-    def __call__(self, *pointers: Any) -> None:
-        self.run(*_views(self.views, pointers))
+    def __call__(self, pointers: Pointers, places: Places) -> None:
+        self.run(*_views(self.views, pointers, places))
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,8 +160,8 @@ class Total:
     axis: int
     views: tuple[Lying, ...]
 
-    def __call__(self, *pointers: Any) -> None:
-        a, out = _views(self.views, pointers)
+    def __call__(self, pointers: Pointers, places: Places) -> None:
+        a, out = _views(self.views, pointers, places)
         a.sum(axis=self.axis, dtype=out.dtype, out=out)
 
 
