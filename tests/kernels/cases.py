@@ -3,6 +3,7 @@
 import math
 import re
 from dataclasses import dataclass, replace
+from unittest.mock import patch
 
 import ml_dtypes  # noqa: F401  (gives NumPy the name "bfloat16")
 import numpy as np
@@ -90,12 +91,28 @@ def _axis(rng, rank):
     )
 
 
-def case(verb, g, dtype="float32", *, literal=True, seed=0, values=None, scattered=True, wide=False, apart=(0, 0)):
-    """The case of one kernel for the geometry `g`: images and columns in orders that `seed` chooses.
+def even_geometries(count, seed=0):
+    """Those whose last axis has packs of neighbours, before and behind, and a stride that divides some packs."""
+    rng = np.random.default_rng(seed)
+    for g in geometries(count, seed):
+        size, out, stride = (int(rng.choice(some)) for some in ((4, 6, 8, 12), (2, 4, 6, 8), (1, 2, 2, 3, 4, 4)))
+        axis = replace(g.axes[-1], size=size, stride=stride)
+        yield replace(g, axes=(*g.axes[:-1], replace(axis, hi=(out - 1) * stride + axis.extent - size - axis.lo)))
+
+
+def case(verb, g, dtype="float32", *, threads=0, **options):
+    """The case of one kernel for the geometry `g`; neighbours share a thread only if so many `threads` are left."""
+    with patch.object(texts, "THREADS", threads):
+        return _case(verb, g, dtype, **options)
+
+
+def _case(verb, g, dtype, *, literal=True, seed=0, values=None, scattered=True, even=False, wide=False, apart=(0, 0)):
+    """Images and columns lie in orders that `seed` chooses.
 
     With `scattered` they have gaps, or run backwards; otherwise they are contiguous, channels last for every other
-    seed, so that packs of channels can be read at once. With `wide`, half types come out as float32. Images of the
-    input and of the result lie so many elements `apart`.
+    seed, so that packs of channels can be read at once. With `even`, the result has packs of neighbours on its last
+    axis if that is even. With `wide`, half types come out as float32. Images of the input and of the result lie so many
+    elements `apart`.
     """
     rng = np.random.default_rng(seed)
     if verb.startswith("depthwise"):
@@ -105,13 +122,17 @@ def case(verb, g, dtype="float32", *, literal=True, seed=0, values=None, scatter
     made = []
 
     def place(shape, dtype, plain):
+        if even and made:
+            order = (*rng.permutation(len(shape) - 1).tolist(), len(shape) - 1)
+            steps = (*(int(s) for s in rng.choice([1, 1, 2, -1], len(shape) - 1)), 1)
+            return Placed(shape, dtype, order=order, steps=steps, shift=int(rng.choice([0, 0, texts.WIDEST])))
+        made.append(shape)
         if scattered:
             axes = tuple(range(len(shape)))
             order = (axes, plain, (*axes[1:], 0), axes[::-1])[rng.integers(4)]
             steps = tuple(int(s) for s in rng.choice([1, 1, 1, 2, -1, -2], len(shape)))
             return Placed(shape, dtype, order=order, steps=steps, shift=int(rng.integers(0, 2)))
-        between = apart[min(len(made), 1)]
-        made.append(shape)
+        between = apart[len(made) - 1]
         steps = (max(1, between // max(1, math.prod(shape[1:]))), *(1 for _ in shape[1:]))
         return Placed(shape, dtype, order=plain if seed % 2 else None, steps=steps)
 

@@ -7,7 +7,7 @@ import sys
 from dataclasses import replace
 
 from kernels import products
-from kernels.cases import VERBS, case, geometries, mutated
+from kernels.cases import VERBS, case, even_geometries, geometries, mutated
 from kernels.cpu import SANITIZERS, Harness
 from kernels.warps import Warps
 
@@ -24,7 +24,12 @@ def threads(pattern="", slip=""):
         for i, g in enumerate(geometries(500, seed=4))
         for verb in VERBS
     ]
-    cases = special + general
+    neighbours = [
+        case(verb, g, ("float16", "float32")[i % 2], literal=i % 4 > 0, seed=i, even=True)
+        for i, g in enumerate(even_geometries(16, seed=6))
+        for verb in VERBS[:4]
+    ]
+    cases = special + general + neighbours
     if pattern:
         cases = [replace(c, kernel=mutated(c.kernel, pattern, slip)) for c in cases[:20]]
     harness.prepare([(c.kernel, c.flats) for c in cases if c.kernel.size])

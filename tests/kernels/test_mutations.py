@@ -12,6 +12,8 @@ GEOMETRIES = (
     Geometry(2, 4, 4, 1, (Axis(6, 3, 3, 2, 2, 2), Axis(9, 3, 2, 2, -1, 2))),
     Geometry(1, 8, 8, 1, (Axis(8, 2, 1, 3, 3, -1), Axis(9, 3, 3, 2, -1, 2))),
 )
+#: Neighbours on the last axis share a thread.
+EVEN = Geometry(2, 2, 2, 1, (Axis(7, 3, 2, 1, 1, 2), Axis(8, 3, 2, 1, 1, 1)))
 
 #: The kernel, whether its numbers are literals, what is replaced in its text, and by what.
 MUTATIONS = [
@@ -23,19 +25,34 @@ MUTATIONS = [
     ("im2col", False, r"t0 < t0_length", "t0 + 1 < t0_length"),
     ("im2col", False, r"\bto_t0\b", "to_t1"),
     ("im2col", False, r"\btap0\b", "tap1"),
-    ("im2col", True, r"const I at1_1 = \d+", "const I at1_1 = 0"),
+    ("im2col", True, r"const I at1_2 = \d+", "const I at1_2 = 0"),
     # The bounds of the array.
     ("im2col", False, r"< \(N\)size0", "<= (N)size0"),
     ("im2col", False, r"\(N\)(\(i0 [^<]*) < \(N\)size0", r"(I)\1 < (I)size0"),
-    ("im2col", False, r"in0 & in1", "in0"),
-    ("im2col", True, r"in0_0 & in1_1", "in0_0"),
-    ("depthwise", False, r"in0 & in1", "in1"),
+    ("im2col", False, r"in0 & in1\b", "in0"),
+    ("im2col", True, r"in0_0 & in1_2", "in0_0"),
+    ("depthwise", False, r"in0 & in1\b", "in1"),
     # The place of a thread.
     ("im2col", False, r"%( \(N\))o1_length", r"%\1o0_length"),
     ("im2col", False, r"from_start", "0"),
     ("im2col", False, r"from_n\b", "from_c"),
     ("im2col", True, r"\*= [248];", "*= 1;"),
-    ("im2col", True, r"j < [248]; \+\+j\) q", "j < 1; ++j) q"),
+    ("im2col", True, r"j < [248]; j \+= 1\) q", "j < 1; j += 1) q"),
+    # Neighbours on the last axis: where each reads, and what they read together.
+    ("im2col", False, r"(bool in1_1 = .*) \+ 1 \* stride1", r"\1"),
+    ("im2col", False, r"(I at1_1 = .*) \+ 1 \* next1", r"\1"),
+    ("im2col", False, r"in0 & in1_1", "in0 & in1"),
+    ("im2col", True, r"bool in1_0 = [^;]*", "bool in1_0 = true"),
+    ("im2col", True, r"I at1_4 = \d+", "I at1_4 = 3"),
+    ("im2col", True, r"= p0\.v\[1\];", "= p0.v[0];"),
+    ("depthwise", False, r"f1\.v\[1\] = f1_", "f1.v[1] = T(0)"),
+    ("depthwise", True, r"f1\.v\[0\] = f1_", "f1.v[0] = T(0)"),
+    ("col2im", True, r"o1 = i1 / 2", "o1 = i1"),
+    ("col2im", True, r"j = 1; j < (\d); j \+= 2", r"j = 0; j < \1; j += 2"),
+    ("col2im", True, r"bool in1_(\w+) = \(N\)[^;]*", r"bool in1_\1 = true"),
+    ("col2im", True, r"I at1_(\w+) = (-?\d+)", r"I at1_\1 = \2 + 1"),
+    ("depthwise_input_grad", True, r"T (f\d+)_ = T\(0\); if \(in0_0", r"T \1_ = T(0); if (!in0_0"),
+    ("depthwise_input_grad", True, r"= p0\.v\[1\];", "= T(0);"),
     ("col2im", False, r"to_i0\b", "to_i1"),
     # Which outputs read a position.
     ("col2im", False, r" \+ lo0", " - lo0"),
@@ -65,10 +82,12 @@ MUTATIONS = [
 
 
 def cases(verb, literal):
-    """Contiguous, scattered, and channels last; two dtypes, since one cannot be conjugated."""
+    """Contiguous, scattered, and channels last; in dtypes of which one can be conjugated; and with neighbours."""
     for i, g in enumerate(GEOMETRIES):
         for dtype, scattered in (("float32", False), ("complex64", True), ("float32", True)):
             yield case(verb, g, dtype, literal=literal, seed=2 * i + 1, scattered=scattered)
+    for dtype, scattered in (("float32", False), ("float16", True)):
+        yield case(verb, EVEN, dtype, literal=literal, even=True, scattered=scattered)
 
 
 @pytest.fixture(scope="module", autouse=True)

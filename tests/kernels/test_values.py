@@ -1,11 +1,13 @@
 """The kernels' own texts, on the CPU, against plain loops."""
 
+from dataclasses import replace
 from itertools import product
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 
-from kernels.cases import DTYPES, VERBS, Placed, case, geometries, normal
+from kernels.cases import DTYPES, VERBS, Placed, case, even_geometries, geometries, normal
 from kernels.cpu import KernelError, harness
 from xconv._axis import Axis
 from xconv._geometry import Geometry
@@ -29,6 +31,46 @@ def test_any_geometry(literal, count):
     )
     packed = {c.kernel.name.split("_")[1] for c in cases if not c.kernel.name.endswith("_1")}
     assert packed >= {"im2col", "col2im", "depthwise"}  # those that read several channels at once were among them
+
+
+@pytest.mark.parametrize(("literal", "count"), [(False, 40), (True, 60)])
+def test_neighbours_in_one_thread(literal, count):
+    """On the last axis, whatever lies between the rest of the result, and wherever the input is."""
+    dtypes = ("float16", "float32", "int8", "bfloat16", "float32", "int32", "float16", "float64")
+    cases = check(
+        case(verb, g, dtypes[i % 8], literal=literal, seed=i, even=True, scattered=i % 3 > 0, wide=i % 5 == 0)
+        for i, g in enumerate(even_geometries(count, seed=9))
+        for verb in VERBS
+    )
+    verbs = ("im2col", "depthwise", "col2im", "depthwise_input_grad") if literal else ("im2col", "depthwise")
+    found = {(verb, pack_of(c)) for c, verb in zip(cases, VERBS * count, strict=True)}
+    assert {pair for pair in found if pair[1] > 1} == set(product(verbs, (2, 4)))
+
+
+def pack_of(c):
+    return int(c.kernel.name.rpartition("_")[-1])
+
+
+@pytest.mark.parametrize("verb", VERBS[:4])
+def test_every_form_makes_the_same_bits(verb):
+    """With neighbours and without, specialised and general: of sums in one order, and of infinite filters."""
+    options = {"scattered": False, "even": True, "values": normal, "wide": True}
+    forms = [{"literal": literal, "threads": threads} for literal in (True, False) for threads in (0, 2**40)]
+    groups = [
+        [case(verb, g, dtype, seed=i, **form, **options) for form in forms]
+        for i, g in enumerate(even_geometries(6, seed=5))
+        for dtype in ("float32", "float16")
+    ]
+    harness().prepare([(c.kernel, c.flats) for group in groups for c in group if c.kernel.size])
+    for group in groups:
+        for c in group:
+            for w in c.arrays[1:-1]:
+                w.view[..., 0] = np.inf
+        first, *others = [np.ascontiguousarray(c.run(harness())[0]) for c in group]
+        for other in others:
+            assert np.array_equal(np.isnan(first), np.isnan(other))
+            assert np.nan_to_num(first).tobytes() == np.nan_to_num(other).tobytes()
+    assert {pack_of(c) for group in groups for c in group} == {1, 2, 4}
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -68,9 +110,10 @@ def test_half_types_are_summed_in_float32(dtype):
 def test_col2im_adds_in_the_order_of_the_taps(dtype, literal):
     """Bit for bit what NumPy makes of the taps one after the other."""
     cases = [
-        case("col2im", g, dtype, literal=literal, seed=i, values=normal, wide=dtype == "float16")
-        for i, g in enumerate(geometries(60, seed=2))
+        case("col2im", g, dtype, literal=literal, seed=i, values=normal, wide=dtype == "float16", even=i >= 40)
+        for i, g in enumerate((*geometries(40, seed=2), *even_geometries(20, seed=2)))
     ]
+    assert any(pack_of(c) > 1 for c in cases) == (literal and dtype in {"float32", "float16"})
     harness().prepare([(c.kernel, c.flats) for c in cases if c.kernel.size])
     for c in cases:
         result, _ = c.run(harness())
@@ -130,12 +173,44 @@ def test_more_than_2_31_column_elements(literal):
     fold.arrays[0].view[...] = x.view[-1:]
     expected, _ = fold.run(harness())
     unfold = texts.im2col(g, x.memory, cols.memory, literal=literal)
-    harness().launch(unfold, x.flat, cols.flat, threads=range(unfold.size - g.pixels, unfold.size))
+    assert unfold.name.endswith("_i64_1")
+    harness().launch(unfold, x.flat, cols.flat, threads=range(unfold.size - unfold.size // g.batch, unfold.size))
     assert np.array_equal(cols.view[-1:], expected)
     back = texts.col2im(g, cols.memory, dx.memory, literal=literal)
-    harness().launch(back, cols.flat, dx.flat, threads=range(back.size - 300 * 330, back.size))
+    harness().launch(back, cols.flat, dx.flat, threads=range(back.size - back.size // g.batch, back.size))
     counts = tap_by_tap(one, np.ones(one.columns_shape, np.int8))
     assert np.array_equal(dx.view[-1:], x.view[-1:] * counts)
+
+
+def test_where_neighbours_share_a_thread():
+    """Where each of their stores is aligned, enough threads are left, and the phases of a stride are known."""
+    g = Geometry(2, 3, 3, 1, (Axis(5, 3, 1, 1, 1, 1), Axis(16, 3, 2, 1, 1, 1)))
+
+    def pack(verb="im2col", dtype="float16", *, g=g, literal=True, threads=0, **lie):
+        size = np.dtype(dtype).itemsize
+        x, cols = (texts.Memory(dtype, size, s, _contiguous(s), 0, True) for s in (g.x_shape, g.columns_shape))
+        source, result = (x, cols) if verb == "im2col" else (cols, x)
+        with patch.object(texts, "THREADS", threads):
+            name = getattr(texts, verb)(g, source, result._replace(**lie), literal=literal).name
+        return int(name.rpartition("_")[-1])
+
+    def strided(stride, dilation=1):
+        return replace(g, axes=(g.axes[0], Axis(16, 3, stride, dilation, 1, 16 * stride - 18 + 2 * dilation)))
+
+    assert [pack(dtype=d) for d in ("int8", "float16", "float32", "float64", "complex64")] == [4, 4, 2, 1, 1]
+    assert [pack(literal=False), pack("col2im"), pack("col2im", literal=False)] == [4, 4, 1]
+    windows = 2 * 3 * 5 * 8
+    assert [pack(threads=windows // n + m) for n, m in ((4, 0), (4, 1), (2, 0), (2, 1))] == [4, 2, 2, 1]
+    assert [pack("col2im", g=strided(s, d)) for s, d in ((1, 1), (2, 2), (3, 1), (4, 3), (5, 1))] == [4, 4, 1, 4, 1]
+    assert [pack("col2im", "float32", g=strided(s)) for s in (1, 2, 4)] == [2, 2, 1]
+    assert [pack(start=start) for start in (4, 2, 1)] == [4, 2, 1]
+    assert pack(aligned=False) == 1
+    steps = _contiguous(g.columns_shape)
+    assert [pack(steps=(*steps[:-1], step)) for step in (2, -1)] == [1, 1]
+    assert [pack(steps=(steps[0] + more, *steps[1:])) for more in (4, 2, 1)] == [4, 2, 1]
+    one = replace(g, batch=1)
+    assert pack(g=one, steps=(1, *_contiguous(one.columns_shape)[1:])) == 4  # a step that nobody takes
+    assert pack(g=one, steps=(2**31, *_contiguous(one.columns_shape)[1:])) == 1  # 64 bits
 
 
 def test_indices_are_as_wide_as_they_must_be():

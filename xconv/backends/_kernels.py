@@ -1,8 +1,12 @@
 """The text of the CUDA kernels: windows, their adjoint, and depthwise convolution.
 
-Every kernel is the body of a CuPy `ElementwiseKernel`. One thread makes one element of the result, or as many
-neighbouring channels as fit `WIDEST` bytes, and gathers what it needs for it. Nobody else writes there, so there are
-no atomics, and results are bitwise reproducible. Half types are summed in float32, integers modulo a power of 2.
+Every kernel is the body of a CuPy `ElementwiseKernel`. One thread makes one element of the result, or a pack of
+neighbours where the result runs fastest, and gathers what it needs for it. Nobody else writes there, so there are no
+atomics, and results are bitwise reproducible. Half types are summed in float32, integers modulo a power of 2.
+
+A pack is written at once. Where the channels run fastest, it has as many of them as fit `WIDEST` bytes, and is read at
+once, too. Where the last spatial axis does, it has two or four neighbours: what they read is read element by element,
+once where several of them need it, and all the rest they share, from the place of the thread to the other axes.
 
 The same code writes a text in two forms. The *specialised* one has every size and step as a literal, and the loops over
 up to `UNROLLED` taps written out: the compiler turns divisions into multiplications and addresses into constants, and
@@ -24,8 +28,13 @@ from .._typing import Shape
 
 #: The most taps that are written out.
 UNROLLED = 49
-#: Bytes of the widest load.
+#: Bytes of the widest load and store.
 WIDEST = 16
+#: How many neighbours on a spatial axis may share a thread, and the most bytes of the input that these may be: with
+#: more, registers get scarce, and there is little left to share.
+NEIGHBOURS, NARROW = (4, 2), 8
+#: Threads that fill a GPU: neighbours share one only where so many are left.
+THREADS = 2**17
 #: The C++ type in which the numbers of a dtype are added up, where it is not their own.
 SUMS = {
     "float16": "float",
@@ -58,32 +67,44 @@ class Kernel(NamedTuple):
     size: int
 
 
-class Tap(NamedTuple):
-    """One tap, or all of them in a loop: its number on each axis, where it reads, and the condition to read there."""
+class Place(NamedTuple):
+    """Where something is read, and the condition to read there."""
 
-    numbers: tuple[int | str, ...]
     offset: str
     inside: str
 
-    @property
-    def exists(self) -> str:
-        """The condition for the tap to be one of the kernel's: its number may be found by the thread itself."""
-        return "true" if isinstance(self.numbers[0], int) else self.inside
+
+class Tap(NamedTuple):
+    """One tap, or all of them in a loop: its number on each axis, and where it reads for whom.
+
+    For neighbours on a spatial axis, it reads one place for each that it `reaches`; for channels, one for all of them.
+    """
+
+    numbers: tuple[int | str, ...]
+    reaches: range
+    places: tuple[Place, ...]
+
+
+class Step(NamedTuple):
+    """A tap on one axis: its number in the kernel, the neighbours on this axis that it reaches, and a name for each.
+
+    With that name behind them, `in` and `at` say whether and where it reads.
+    """
+
+    number: int | str
+    reaches: range
+    names: tuple[str, ...]
 
 
 class Walk(NamedTuple):
-    """The taps of every axis that matter to a thread: how many, and what to write for each of them.
-
-    `step` is given the axis, the number of the tap in the walk, and the suffix of the names to define (`in` and `at`);
-    it returns the number of the tap in the kernel.
-    """
+    """The taps of every axis that matter to a thread: how many, and how to define each, by its axis and number."""
 
     counts: Shape
-    step: Callable[[int, int | str, str], int | str]
+    step: Callable[[int, int | str], Step]
 
 
 def im2col(g: Geometry, x: Memory, cols: Memory, *, literal: bool) -> Kernel:
-    """All windows of ``x (n, c, *size)``, to ``cols (n, c, *kernel, *out)``; a thread makes all taps of a window."""
+    """All windows of ``x (n, c, *size)``, to ``cols (n, c, *kernel, *out)``; a thread makes all taps of its windows."""
     rank = len(g.axes)
     n, c, taps, out = *cols.steps[:2], cols.steps[2 : 2 + rank], cols.steps[2 + rank :]
     text = _Text("im2col", g, (x, cols), literal=literal)
@@ -101,12 +122,12 @@ def col2im(g: Geometry, cols: Memory, x: Memory, *, literal: bool) -> Kernel:
     """The adjoint of `im2col`; a thread adds up what was read from one place, in the order of the taps."""
     rank = len(g.axes)
     n, c, taps, out = *cols.steps[:2], cols.steps[2 : 2 + rank], cols.steps[2 + rank :]
-    text = _Text("col2im", g, (cols, x), literal=literal)
+    text = _Text("col2im", g, (cols, x), literal=literal, adjoint=True)
     text.threads({"n": (g.batch, x.steps[0]), "c": (g.c_in, x.steps[1]), **_axes("i", g.size, x.steps[2:])})
     walk = text.read_by(out, taps)
     text.define("from", cols.start, {"n": n, "c": c, **text.bases})
     for tap in text.taps(walk):
-        text.each(f"sum[j] += A({text.load('x', tap)}.v[j]);")
+        text.each(f"sum[j] += A({text.load('x', tap)}.v[j]);", tap.reaches)
     text.store(x, {"n": x.steps[0], "c": x.steps[1], **_steps("i", x.steps[2:])})
     return text.kernel("raw T x", "raw U y")
 
@@ -117,21 +138,21 @@ def depthwise(g: Geometry, x: Memory, w: Memory, y: Memory, *, literal: bool) ->
     text.threads({"n": (g.batch, y.steps[0]), "c": (g.c_out, y.steps[1]), **_axes("o", g.out, y.steps[2:])})
     text.line(f"const I b = c / {text.number('multiplier', g.c_out // g.c_in)};")
     for tap in text.taps(text.reading(x, "b")):
-        text.each(f"sum[j] += A({text.load('x', tap)}.v[j]) * A({text.filter(tap)}.v[j]);")
+        text.each(f"sum[j] += A({text.load('x', tap)}.v[j]) * A({text.filter(tap)}.v[j]);", tap.reaches)
     text.store(y, {"n": y.steps[0], "c": y.steps[1], **_steps("o", y.steps[2:])})
     return text.kernel("raw T x, raw T w", "raw U y")
 
 
 def depthwise_input_grad(g: Geometry, dy: Memory, w: Memory, dx: Memory, *, literal: bool) -> Kernel:
     """The adjoint in x: a sum over all filters of a channel, and over the taps."""
-    text = _Text("depthwise_input_grad", g, (dy, dx), literal=literal, filters=w)
+    text = _Text("depthwise_input_grad", g, (dy, dx), literal=literal, filters=w, adjoint=True)
     text.threads({"n": (g.batch, dx.steps[0]), "b": (g.c_in, dx.steps[1]), **_axes("i", g.size, dx.steps[2:])})
     multiplier = text.number("multiplier", g.c_out // g.c_in)
     walk = text.read_by(dy.steps[2:], (0,) * len(g.axes))
     with text.block(f"for (I c = b * {multiplier}; c < b * {multiplier} + {multiplier}; ++c)"):
         text.define("from", dy.start, {"n": dy.steps[0], "c": dy.steps[1], **text.bases})
         for tap in text.taps(walk):
-            text.each(f"sum[j] += A({text.load('x', tap)}.v[j]) * A({text.filter(tap)}.v[j]);")
+            text.each(f"sum[j] += A({text.load('x', tap)}.v[j]) * A({text.filter(tap)}.v[j]);", tap.reaches)
     text.store(dx, {"n": dx.steps[0], "b": dx.steps[1], **_steps("i", dx.steps[2:])})
     return text.kernel("raw T x, raw T w", "raw U y")
 
@@ -152,7 +173,7 @@ def depthwise_weight_grad(g: Geometry, dy: Memory, x: Memory, parts: Memory, *, 
             value = f"A({text.load('x', tap)}.v[0])"
             text.line(f"sum[{i}] += s * {text.conjugated(value)};")
     text.define("to", parts.start, {"c": channel, "lane": lane})
-    for i, tap in enumerate(text.taps(Walk(g.kernel, lambda *step: step[1]), looped=False)):
+    for i, tap in enumerate(text.taps(Walk(g.kernel, lambda _, t: Step(t, range(1), ("",))), looped=False)):
         text.line(f"y[to + {text.steps('to_t', tap.numbers, taps)}] = U(sum[{i}]);")
     return text.kernel("raw T dy, raw T x", "raw U y")
 
@@ -169,11 +190,12 @@ class _Text:
         literal: bool,
         filters: Memory | None = None,
         packs: bool = True,
+        adjoint: bool = False,
     ) -> None:
         self.verb, self.g, self.arrays, self.literal, self.filters = verb, g, arrays, literal, filters
         #: The number of taps where they are written out, else 0.
         self.unrolled = g.taps if literal and g.taps <= UNROLLED else 0
-        self.pack = _pack(arrays) if packs and (filters is None or _side_by_side(filters, g)) else 1
+        self.packs, self.adjoint = packs, adjoint
         margin = max(abs(a.lo) + abs(a.hi) + a.extent + a.stride for a in g.axes)
         period = max(a.stride // math.gcd(a.stride, a.dilation) for a in g.axes)  # which `read_by` squares
         self.wide = period**2 >= 2**31 or any(_reach(array, margin) >= 2**31 for array in arrays)
@@ -182,6 +204,9 @@ class _Text:
         #: Steps from where a walk begins: the names of its places, and how far they are apart.
         self.bases: dict[str, int] = {}
         self.depth = self.loads = 0
+        self.defined: set[str] = set()
+        #: What was read already, by its place.
+        self.found: dict[Place, str] = {}
 
     # What a text is made of
 
@@ -195,6 +220,12 @@ class _Text:
     def line(self, line: str) -> None:
         self.lines.append("  " * self.depth + line)
 
+    def constant(self, kind: str, name: str, value: str) -> None:
+        """A definition, if this is the first of the name."""
+        if name not in self.defined:
+            self.defined.add(name)
+            self.line(f"const {kind} {name} = {value};")
+
     @contextmanager
     def block(self, head: str) -> Iterator[None]:
         self.line(head + " {")
@@ -203,10 +234,11 @@ class _Text:
         self.depth -= 1
         self.line("}")
 
-    def each(self, line: str, count: int | None = None) -> None:
-        """`line` for every element j of a pack."""
+    def each(self, line: str, numbers: range | None = None) -> None:
+        """`line` for every element j of a pack, or those of these numbers."""
+        numbers = numbers or range(self.pack)
         self.line("#pragma unroll")
-        self.line(f"for (int j = 0; j < {count or self.pack}; ++j) {line}")
+        self.line(f"for (int j = {numbers.start}; j < {numbers.stop}; j += {numbers.step}) {line}")
 
     def define(self, name: str, start: int, steps: Mapping[str, int]) -> None:
         """An offset: the sum of places times steps."""
@@ -230,7 +262,8 @@ class _Text:
         """
         order = sorted(places, key=lambda name: (places[name][0] > 1, -abs(places[name][1])))
         lengths = {name: places[name][0] for name in order}
-        lengths[order[-1]] //= self.pack  # neighbouring channels, where there is more than one to a thread
+        self.pack, self.along = self._neighbours(math.prod(lengths.values()))
+        lengths[order[-1]] //= self.pack
         self.size = math.prod(lengths.values())
         self.wide = self.wide or self.size >= 2**31
         source, result, sums = self.arrays[0], self.arrays[-1], sums or self.pack
@@ -241,10 +274,25 @@ class _Text:
         self.line(f"struct alignas({self.pack * result.itemsize}) Q {{ U v[{self.pack}]; }} q;")
         self.line(f"A sum[{sums}];")
         self.each("zero.v[j] = T(0);")
-        self.each("sum[j] = A(0);", sums)
+        self.each("sum[j] = A(0);", range(sums))
         self.coordinates("i", lengths)
         if self.pack > 1:
             self.line(f"{order[-1]} *= {self.pack};")
+
+    def _neighbours(self, elements: int) -> tuple[int, int | None]:
+        """How many elements of the result a thread makes, and on which spatial axis: None stands for the channels'."""
+        source, result, last = self.arrays[0], self.arrays[-1], self.g.axes[-1]
+        pack = WIDEST // max(array.itemsize for array in self.arrays)
+        together = self.filters is None or _side_by_side(self.filters, self.g)
+        if self.packs and pack > 1 and together and all(_packed(array, 1, pack) for array in self.arrays):
+            return pack, None
+        # With indices of 64 bits, the compiler writes such a pack element by element.
+        for pack in NEIGHBOURS if self.packs and not self.wide else ():
+            fits = pack * source.itemsize <= NARROW and pack * THREADS <= elements
+            known = not self.adjoint or (self.unrolled and pack % last.stride == 0)
+            if fits and known and _packed(result, len(result.steps) - 1, pack):
+                return pack, len(self.g.axes) - 1
+        return 1, None
 
     def coordinates(self, number: str, lengths: Mapping[str, int]) -> None:
         """The places of element `number` in a box, the last axis running fastest."""
@@ -288,19 +336,29 @@ class _Text:
         Without `looped`, the threads' places say which tap that is.
         """
         if self.unrolled:
-            axes = enumerate(walk.counts)
-            steps = [[(walk.step(a, t, f"{a}_{t}"), f"{a}_{t}") for t in range(count)] for a, count in axes]
-            for chosen in product(*steps):
-                yield _tap(chosen)
+            steps = [[walk.step(a, t) for t in range(count)] for a, count in enumerate(walk.counts)]
+            yield from map(self._tap, product(*steps))
             return
         with ExitStack() as loops:
-            chosen = ()
+            chosen: tuple[Step, ...] = ()
             for a, count in enumerate(walk.counts):
                 if looped:
                     end = self.number(f"t{a}_length", count)
                     loops.enter_context(self.block(f"for (I t{a} = 0; t{a} < {end}; ++t{a})"))
-                chosen += ((walk.step(a, f"t{a}", str(a)), str(a)),)
-            yield _tap(chosen)
+                chosen += (walk.step(a, f"t{a}"),)
+            yield self._tap(chosen)
+
+    def _tap(self, steps: tuple[Step, ...]) -> Tap:
+        places = (
+            Place(" + ".join(f"at{name}" for name in names), " & ".join(f"in{name}" for name in names))
+            for names in product(*(step.names for step in steps))
+        )
+        reaches = range(self.pack) if self.along is None else steps[self.along].reaches
+        return Tap(tuple(step.number for step in steps), reaches, tuple(places))
+
+    def _beside(self, a: int) -> range:
+        """The neighbours of a thread on this axis."""
+        return range(self.pack if a == self.along else 1)
 
     def reading(self, x: Memory, channel: str) -> Walk:
         """A tap reads the position ``o * stride + t * dilation - lo``, if that is within the array."""
@@ -310,15 +368,19 @@ class _Text:
             self.line(f"const I i{a} = o{a} * {stride} - {lo};")
         self.define("from", x.start, {"n": x.steps[0], channel: x.steps[1], **_steps("i", steps)})
 
-        def step(a: int, t: int | str, suffix: str) -> int | str:
-            axis = self.g.axes[a]
-            inside = "true"
-            if axis.is_padded or not self.literal:
-                size = self.number(f"size{a}", axis.size)
-                inside = f"(N)(i{a} + {self._times(t, f'dilation{a}', axis.dilation)}) < (N){size}"
-            self.line(f"const bool in{suffix} = {inside};")
-            self.line(f"const I at{suffix} = {self._times(t, f'tap{a}', axis.dilation * steps[a])};")
-            return t
+        def place(a: int, t: int | str, j: int) -> str:
+            axis, taps = self.g.axes[a], range(t, t + 1) if isinstance(t, int) else range(self.g.kernel[a])
+            moved = self._sum(a, t, j, dilation=axis.dilation, stride=axis.stride)
+            name = f"{a}_{moved}" if isinstance(t, int) else f"{a}_{j}" if j else str(a)
+            least = taps[0] * axis.dilation + j * axis.stride - axis.lo
+            most = least + (len(taps) - 1) * axis.dilation + (axis.out - len(self._beside(a))) * axis.stride
+            self.constant("bool", f"in{name}", self._within(f"i{a} + {moved}", least, most, f"size{a}", axis.size))
+            along = self._sum(a, t, j, tap=axis.dilation * steps[a], next=axis.stride * steps[a])
+            self.constant("I", f"at{name}", along)
+            return name
+
+        def step(a: int, t: int | str) -> Step:
+            return Step(t, self._beside(a), tuple(place(a, t, j) for j in self._beside(a)))
 
         return Walk(self.g.kernel, step)
 
@@ -329,7 +391,12 @@ class _Text:
         to the next, the output moves by dilation / e. `out` and `taps` are the steps of the array that is read.
         """
         periods = [axis.stride // math.gcd(axis.stride, axis.dilation) for axis in self.g.axes]
+        if self.along is not None:
+            periods[self.along] = 1  # every tap reaches some of the neighbours
         for a, (axis, period) in enumerate(zip(self.g.axes, periods, strict=True)):
+            if a == self.along:
+                self.line(f"const I o{a} = i{a} / {self.number(f'stride{a}', axis.stride)};")
+                continue
             common = axis.stride // period
             inverse = pow(axis.dilation // common, -1, period) if period > 1 else 0
             e, p, back = (
@@ -342,18 +409,50 @@ class _Text:
             taken = f"first{a} * {self.number(f'dilation{a}', axis.dilation)}"
             self.line(f"const I o{a} = (q{a} - {taken}) / {self.number(f'stride{a}', axis.stride)};")
 
-        def step(a: int, j: int | str, suffix: str) -> int | str:
-            axis, period = self.g.axes[a], periods[a]
+        def step(a: int, j: int | str) -> Step:
+            axis, period, name = self.g.axes[a], periods[a], f"{a}_{j}"
+            if a == self.along:
+                return self._phase(a, int(j), taps[a], out[a])
             move = axis.dilation * period // axis.stride
             tap = f"first{a} + {self._times(j, f'period{a}', period)}"
             last, kernel = self.number(f"out{a}", axis.out), self.number(f"kernel{a}", axis.kernel)
             output = f"(N)(o{a} - {self._times(j, f'move{a}', move)}) < (N){last}"
-            self.line(f"const bool in{suffix} = whole{a} && {tap} < {kernel} && {output};")
-            self.line(f"const I at{suffix} = {self._times(j, f'along{a}', period * taps[a] - move * out[a])};")
-            return f"({tap})"
+            self.constant("bool", f"in{name}", f"whole{a} && {tap} < {kernel} && {output}")
+            self.constant("I", f"at{name}", self._times(j, f"along{a}", period * taps[a] - move * out[a]))
+            return Step(f"({tap})", self._beside(a), (name,))
 
-        self.bases = {f"first{a}": tap for a, tap in enumerate(taps)} | {f"o{a}": step for a, step in enumerate(out)}
+        self.bases = {f"first{a}": tap for a, tap in enumerate(taps) if a != self.along}
+        self.bases |= {f"o{a}": step for a, step in enumerate(out)}
         return Walk(tuple(-(-axis.kernel // period) for axis, period in zip(self.g.axes, periods, strict=True)), step)
+
+    def _phase(self, a: int, t: int, tap: int, out: int) -> Step:
+        """Tap t, for neighbours from a multiple of the stride on: it reaches every `stride`-th, from a known one.
+
+        The output that each was read for is a known number of places from ``o = i / stride``.
+        """
+        axis = self.g.axes[a]
+        reaches, names = range((t * axis.dilation - axis.lo) % axis.stride, self.pack, axis.stride), []
+        for j in reaches:
+            move = (j + axis.lo - t * axis.dilation) // axis.stride
+            most, along = move + (axis.size - self.pack) // axis.stride, t * tap + move * out
+            names.append(f"{a}_{along}_{move}".replace("-", "m"))
+            self.constant("bool", f"in{names[-1]}", self._within(f"o{a} + {move}", move, most, f"out{a}", axis.out))
+            self.constant("I", f"at{names[-1]}", str(along))
+        return Step(t, reaches, tuple(names))
+
+    def _within(self, index: str, least: int, most: int, name: str, length: int) -> str:
+        """The condition for an index, which is known to be from `least` to `most`, to be within an axis."""
+        if self.literal and least >= 0 and most < length:
+            return "true"
+        return f"(N)({index}) < (N){self.number(name, length)}"
+
+    def _sum(self, a: int, t: int | str, j: int, **factors: int) -> str:
+        """Tap t times the first factor and neighbour j times the second, by their names on axis `a`."""
+        (first, one), (second, other) = factors.items()
+        if isinstance(t, int):
+            return str(t * one + j * other)
+        moved = f" + {j} * {self.number(f'{second}{a}', other)}" if j else ""
+        return self._times(t, f"{first}{a}", one) + moved
 
     def _times(self, t: int | str, name: str, value: int) -> str:
         return self.number(name, t * value) if isinstance(t, int) else f"{t} * {self.number(name, value)}"
@@ -362,25 +461,38 @@ class _Text:
         """The name of a pack that holds what `tap` reads: zeros where it must not."""
         name = f"p{self.loads}"
         self.loads += 1
-        self.line(f"P {name} = zero; if ({tap.inside}) {name} = *(const P*)&{array}[from + {tap.offset}];")
+        self.line(f"P {name} = zero;")
+        if self.along is None:
+            (place,) = tap.places
+            self.line(f"if ({place.inside}) {name} = *(const P*)&{array}[from + {place.offset}];")
+            return name
+        for j, place in zip(tap.reaches, tap.places, strict=True):
+            if place in self.found:
+                self.line(f"{name}.v[{j}] = {self.found[place]};")
+            else:
+                self.line(f"if ({place.inside}) {name}.v[{j}] = {array}[from + {place.offset}];")
+                self.found[place] = f"{name}.v[{j}]"
         return name
 
     def filter(self, tap: Tap) -> str:
-        """The name of a pack that holds the filters' element for `tap`, of the channels from `c`."""
+        """The name of a pack that holds the filters' element for `tap`, of channel `c` or the channels from there."""
         assert self.filters
         name = f"f{self.loads}"
         channel, _, *taps = self.filters.steps
         place = f"c * {self.number('w_channel', channel)} + {self.steps('w_t', tap.numbers, tuple(taps))}"
-        self.line(f"P {name} = zero; if ({tap.exists}) {name} = *(const P*)&w[{place}];")
+        # What nobody read adds nothing to the adjoint, not even zero times a filter: that might be infinite.
+        conditions = [place.inside if self.adjoint else "true" for place in tap.places]
+        self.line(f"P {name} = zero;")
+        if self.along is None:
+            self.line(f"if ({conditions[0]}) {name} = *(const P*)&w[{place}];")
+            return name
+        self.line(f"T {name}_ = T(0); if ({' || '.join(dict.fromkeys(conditions))}) {name}_ = w[{place}];")
+        for j, condition in zip(tap.reaches, conditions, strict=True):
+            self.line(f"if ({condition}) {name}.v[{j}] = {name}_;")
         return name
 
     def conjugated(self, expression: str) -> str:
         return f"conj({expression})" if self.arrays[0].dtype.startswith("complex") else expression
-
-
-def _tap(steps: tuple[tuple[int | str, str], ...]) -> Tap:
-    numbers, suffixes = zip(*steps, strict=True)
-    return Tap(numbers, " + ".join(f"at{s}" for s in suffixes), " & ".join(f"in{s}" for s in suffixes))
 
 
 def _dozens(taps: Iterator[Tap]) -> Iterator[list[Tap]]:
@@ -402,15 +514,11 @@ def _steps(letter: str, steps: tuple[int, ...]) -> dict[str, int]:
     return {f"{letter}{a}": step for a, step in enumerate(steps)}
 
 
-def _pack(arrays: tuple[Memory, ...]) -> int:
-    """Neighbouring channels that one load can bring, in all arrays."""
-    pack = WIDEST // max(array.itemsize for array in arrays)
-    for array in arrays:
-        others = [step for axis, step in enumerate(array.steps) if axis != 1 and array.shape[axis] > 1]
-        whole = all(number % pack == 0 for number in (array.start, array.shape[1], *others))
-        if not (array.aligned and array.steps[1] == 1 and whole):
-            return 1
-    return max(1, pack)
+def _packed(array: Memory, axis: int, pack: int) -> bool:
+    """Whether an axis consists of packs of neighbours that one load or store reaches."""
+    others = [step for a, step in enumerate(array.steps) if a != axis and array.shape[a] > 1]
+    whole = all(number % pack == 0 for number in (array.start, array.shape[axis], *others))
+    return array.aligned and array.steps[axis] == 1 and whole and pack * array.itemsize <= WIDEST
 
 
 def _side_by_side(w: Memory, g: Geometry) -> bool:
