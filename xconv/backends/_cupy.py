@@ -26,7 +26,7 @@ from . import _implicit, _kernels
 from . import _texts as texts
 from ._cublas import gemm
 from ._generic import MIB, Piece, RefusedError
-from ._kernels import WIDEST
+from ._kernels import THREADS, WIDEST
 from ._numpy import DtypesOfNumpy
 from ._program import Program, Recorder, Views
 from ._spectra import Rows
@@ -55,9 +55,6 @@ LARGE_PLANE = 1024
 PROGRAMMED, MOST_PROGRAMMED_TILES = {"gemm", "pointwise", "depthwise", "implicit", "winograd"}, 64
 #: Programs that are kept with a schedule, one for every way in which arrays lie in memory.
 MOST_PROGRAMS = 16
-#: Threads that fill a GPU.
-THREADS = 2**17
-
 FLOAT32 = np.dtype("float32")
 
 
