@@ -1,3 +1,4 @@
+import importlib
 from collections import Counter
 from pathlib import Path
 
@@ -21,7 +22,15 @@ def pytest_addoption(parser):
         type=Backend,
         help=f"run with this array library, may be repeated: {', '.join(b.value for b in Backend)}",
     )
+    parser.addoption(
+        "--no-pool", action="store_true", help="CuPy's memory from the driver, so that a checker sees its ends"
+    )
     parser.addoption("--fuzz-table", type=Path, help="write how many geometries of each kind were compared to a file")
+
+
+def pytest_configure(config):
+    if config.getoption("no_pool"):
+        importlib.import_module("cupy").cuda.set_allocator(None)
 
 
 def pytest_generate_tests(metafunc):
@@ -50,6 +59,15 @@ def xp(lib):
 @pytest.fixture
 def rng():
     return np.random.default_rng(20260101)
+
+
+@pytest.fixture
+def exact():
+    """`auto` takes only the algorithms whose sums of small integers are exact: a zero of the others is 1e-15."""
+    import xconv  # not before its coverage is measured
+
+    with xconv.config(numerics="strict"):
+        yield
 
 
 @pytest.fixture(scope="session")

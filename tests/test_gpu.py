@@ -1,6 +1,11 @@
-"""CuPy on a CUDA device: what cannot be seen without one. For --backend=cupy."""
+"""CuPy on a CUDA device: what cannot be seen without one. For --backend=cupy.
+
+Tests that are marked as `alone` look at time, or take most of the memory: nothing else may run on the device meanwhile.
+Where cuDNN has no engine for a convolution, its test is skipped, and says for which.
+"""
 
 import importlib
+from functools import wraps
 
 import numpy as np
 import pytest
@@ -8,6 +13,8 @@ from libraries import Backend
 from oracle import Oracle
 
 import xconv
+from xconv.algorithms import ALGORITHMS
+from xconv.backends import RefusedError
 
 LAYER = (8, 16, 30, 28), (32, 16, 3, 3), {"padding": 1}
 GEOMETRIES = {
@@ -21,6 +28,7 @@ GEOMETRIES = {
     "line": ((4, 6, 1000), (6, 2, 9), {"groups": 3, "stride": 2}),
     "volume": ((2, 4, 9, 10, 11), (6, 4, 3, 2, 3), {"padding": 1}),
 }
+FUNCTIONS = ("conv", "input_grad", "weight_grad")
 
 
 @pytest.fixture(autouse=True)
@@ -40,10 +48,20 @@ def algorithm(request):
     return request.param
 
 
+@pytest.fixture(params=FUNCTIONS)
+def function(request):
+    return request.param
+
+
 @pytest.fixture(params=GEOMETRIES)
-def convolution(request, cupy, rng, algorithm):
+def geometry(request):
+    return GEOMETRIES[request.param]
+
+
+@pytest.fixture
+def convolution(cupy, rng, geometry, algorithm):
     """Arrays of normal numbers in float32, and the options."""
-    x_shape, w_shape, options = GEOMETRIES[request.param]
+    x_shape, w_shape, options = geometry
     return draw(cupy, rng, x_shape, w_shape, {**options, "algorithm": algorithm})
 
 
@@ -55,11 +73,32 @@ def draw(cupy, rng, x_shape, w_shape, options, dtype="float32", values=None):
 
 
 def functions(x, w, dy, options):
-    return (
-        lambda: xconv.conv(x, w, **options),
-        lambda: xconv.conv_input_grad(dy, w, x.shape, **options),
-        lambda: xconv.conv_weight_grad(dy, x, w.shape, **options),
-    )
+    """By name, what these arrays are for."""
+    runs = {
+        "conv": lambda: xconv.conv(x, w, **options),
+        "input_grad": lambda: xconv.conv_input_grad(dy, w, x.shape, **options),
+        "weight_grad": lambda: xconv.conv_weight_grad(dy, x, w.shape, **options),
+    }
+    return {name: or_skipped(run, f"{name}, {x.dtype} {x.shape}, {w.shape}, {options}") for name, run in runs.items()}
+
+
+def or_skipped(run, what):
+    """`run`, and a skip of the test where another library has nothing for it."""
+
+    @wraps(run)
+    def call():
+        try:
+            return run()
+        except RefusedError as error:
+            pytest.skip(f"refused: {what}: {error}")
+
+    return call
+
+
+def plain(function, *arrays, options):
+    """A function of NumPy's arrays in float64, summed as it is written: where a sum is zero, so is the result."""
+    wide = (array.astype("float64") for array in arrays)
+    return functions(*wide, {**options, "algorithm": "gemm"})[function]()
 
 
 def same_bits(a, b):
@@ -72,29 +111,28 @@ def need(cupy, gigabytes):
         pytest.skip(f"needs {gigabytes} GiB of free memory, and there are {free:.1f}")
 
 
-def test_the_same_bits_every_time(convolution):
+def test_the_same_bits_every_time(convolution, function):
     """With general and with specialised kernels."""
-    for function in functions(*convolution):
-        first = function()
-        assert all(same_bits(function(), first) for _ in range(20))
+    run = functions(*convolution)[function]
+    first = run()
+    assert all(same_bits(run(), first) for _ in range(20))
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32", "float16"])
-def test_numpy_gets_the_same(cupy, rng, algorithm, dtype):
+def test_numpy_gets_the_same(cupy, rng, geometry, algorithm, function, dtype):
     """Small integers: sums are exact in any order, and halves round them once."""
-    for x_shape, w_shape, options in GEOMETRIES.values():
-        chosen = {**options, "algorithm": algorithm}
-        arrays = draw(cupy, rng, x_shape, w_shape, chosen, dtype, values=lambda shape: rng.integers(-4, 5, shape))
-        on_host = [array.get() for array in arrays[:3]]
-        on_numpy = functions(*on_host, {**options, "algorithm": "gemm"})
-        for function, reference in zip(functions(*arrays), on_numpy, strict=True):
-            for _ in range(4):  # the fourth is done by a specialised kernel
-                assert np.array_equal(function().get(), reference())
+    x_shape, w_shape, options = geometry
+    options = {**options, "algorithm": algorithm}
+    arrays = draw(cupy, rng, x_shape, w_shape, options, dtype, values=lambda shape: rng.integers(-4, 5, shape))
+    expected = plain(function, *(array.get() for array in arrays[:3]), options=options).astype(dtype)
+    run = functions(*arrays)[function]
+    with xconv.config(numerics="strict"):  # nothing that transforms
+        for _ in range(4):  # the fourth is done by a specialised kernel
+            assert np.array_equal(run().get(), expected)
 
 
-def test_memory_of_any_order(convolution):
+def test_memory_of_any_order(convolution, function):
     x, w, dy, options = convolution
-    expected = [function() for function in functions(x, w, dy, options)]
 
     def elsewhere(a):
         big = cupy_like(a).zeros([2 * n + 3 for n in a.shape[::-1]], a.dtype).transpose()
@@ -104,14 +142,16 @@ def test_memory_of_any_order(convolution):
         assert not part.flags.c_contiguous
         return part
 
-    for function, plain in zip(functions(*map(elsewhere, (x, w, dy)), options), expected, strict=True):
-        assert np.allclose(function().get(), plain.get(), rtol=1e-4, atol=1e-4)
+    expected = functions(x, w, dy, options)[function]()
+    made = functions(*map(elsewhere, (x, w, dy)), options)[function]()
+    assert np.allclose(made.get(), expected.get(), rtol=1e-4, atol=1e-4)
 
 
 def cupy_like(a):
     return importlib.import_module(type(a).__module__.partition(".")[0])
 
 
+@pytest.mark.alone
 def test_more_than_2_31_column_elements(cupy):
     """Each element comes back as often as a window has seen it."""
     need(cupy, 12)
@@ -129,22 +169,24 @@ def test_more_than_2_31_column_elements(cupy):
     assert bool((xconv.col2im(cols, side, padding=1) == x * seen).all())
 
 
+@pytest.mark.alone
 def test_more_than_2_31_inputs_and_outputs(cupy):
     need(cupy, 24)
     x = cupy.ones((3, 1, 27000, 27000), "float16")
     assert x.size > 2**31
     x[-1, 0, -2:, -2:] = 5
     w = cupy.asarray([[[[1.0, 2, 3], [4, 5, 6], [7, 8, 9]]]], "float16")
-    y = xconv.conv(x, w)
+    y = xconv.conv(x, w, algorithm="depthwise")
     assert y.size > 2**31
-    corner = xconv.conv(x[-1:, :, -8:, -8:].get(), w.get())
+    corner = xconv.conv(x[-1:, :, -8:, -8:].get(), w.get(), algorithm="gemm")
     assert np.array_equal(y[-1:, :, -6:, -6:].get(), corner)
     del y
-    dx = xconv.conv_input_grad(x, w, (3, 1, 27002, 27002))
-    corner = xconv.conv_input_grad(x[-1:, :, -8:, -8:].get(), w.get(), (1, 1, 10, 10))
+    dx = xconv.conv_input_grad(x, w, (3, 1, 27002, 27002), algorithm="depthwise")
+    corner = xconv.conv_input_grad(x[-1:, :, -8:, -8:].get(), w.get(), (1, 1, 10, 10), algorithm="gemm")
     assert np.array_equal(dx[-1:, :, -8:, -8:].get(), corner[..., -8:, -8:])
 
 
+@pytest.mark.alone
 def test_the_current_stream(cupy):
     """Work waits for what was put into the caller's stream before it, and for nothing else."""
     spin = cupy.RawKernel(
@@ -159,15 +201,19 @@ def test_the_current_stream(cupy):
     dy = cupy.ones((1, 4, 14, 14), "float32")
     cupy.cuda.Device().synchronize()
     for function, expected in (
-        (lambda: xconv.conv(x, w), 36),
-        (lambda: xconv.conv_weight_grad(dy, x, w.shape), 196),
+        (lambda: xconv.conv(x, w, algorithm="gemm"), 36),
+        (lambda: xconv.conv_weight_grad(dy, x, w.shape, algorithm="gemm"), 196),
         (lambda: xconv.im2col(x, 3), 1),
     ):
-        for _ in range(4):  # until all kernels are compiled
-            function()
+        stream = cupy.cuda.Stream(non_blocking=True)
+        with stream:
+            for _ in range(
+                4
+            ):  # until all kernels are compiled, and the pool has memory for this stream: to get it waits
+                function()
+        stream.synchronize()
         x.fill(cupy.nan)
         cupy.cuda.Device().synchronize()
-        stream = cupy.cuda.Stream(non_blocking=True)
         with stream:
             spin((1,), (1,), (x, np.int32(x.size)))
             result = function()
@@ -178,18 +224,18 @@ def test_the_current_stream(cupy):
 
 
 @pytest.mark.filterwarnings("ignore:cupyx.allow_synchronize")  # is experimental
-def test_nothing_waits_for_the_device(convolution):
+def test_nothing_waits_for_the_device(convolution, function):
     from cupyx import allow_synchronize
 
-    for function in functions(*convolution):
-        for _ in range(4):
-            function()
-        with allow_synchronize(False):
-            function()
+    run = functions(*convolution)[function]
+    for _ in range(4):
+        run()
+    with allow_synchronize(False):
+        run()
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_half_types_are_summed_in_float32(cupy, rng, algorithm, dtype):
+def test_half_types_are_summed_in_float32(cupy, rng, algorithm, function, dtype):
     """Rounded once at the end: ``eps / 2 |y|``, beside ``K eps conv(|x|, |w|)`` of the sum in float32."""
     if dtype == "bfloat16":
         pytest.importorskip("ml_dtypes")
@@ -198,15 +244,55 @@ def test_half_types_are_summed_in_float32(cupy, rng, algorithm, dtype):
     x, w, dy, _ = draw(cupy, rng, x_shape, w_shape, options, dtype)
     hx, hw, hdy = (a.astype("float64").get() for a in (x, w, dy))
     oracle = Oracle(x_shape, w_shape, **options)
-    options = {**options, "algorithm": algorithm}
-    pairs = ((oracle.conv, (hx, hw), 16 * 9), (oracle.input_grad, (hdy, hw), 32 * 9))
-    pairs += ((oracle.weight_grad, (hdy, hx), 8 * 30 * 28),)
-    for function, (reference, operands, products) in zip(functions(x, w, dy, options), pairs, strict=True):
-        expected = reference(*operands)
-        bound = eps / 2 * abs(expected) + products * eps32 * reference(*map(abs, operands)) + 2.0**-25
-        result = function()
-        assert result.dtype == x.dtype
-        assert np.all(abs(result.astype("float64").get() - expected) <= bound)
+    reference, operands, products = {
+        "conv": (oracle.conv, (hx, hw), 16 * 9),
+        "input_grad": (oracle.input_grad, (hdy, hw), 32 * 9),
+        "weight_grad": (oracle.weight_grad, (hdy, hx), 8 * 30 * 28),
+    }[function]
+    expected = reference(*operands)
+    bound = eps / 2 * abs(expected) + products * eps32 * reference(*map(abs, operands)) + 2.0**-25
+    result = functions(x, w, dy, {**options, "algorithm": algorithm})[function]()
+    assert result.dtype == x.dtype
+    assert np.all(abs(result.astype("float64").get() - expected) <= bound)
+
+
+LARGE = (2, 3, 60, 57), (4, 3, 17, 15), {"padding": 8}
+
+
+def served():
+    """Every algorithm with the geometries that it serves on some array library, and one of large kernels."""
+    found = []
+    for key, (x_shape, w_shape, options) in {**GEOMETRIES, "large": LARGE}.items():
+        g = xconv.plan(np.zeros(x_shape), np.zeros(w_shape), **options).schedule.geometry
+        for name, algorithm in ALGORITHMS.items():
+            if algorithm.refusal(g, "real") is None:
+                found.append(pytest.param(name, (x_shape, w_shape, options), id=f"{name}-{key}"))
+    return found
+
+
+#: By dtype: its rounding, that of the sum, and the error of an algorithm that transforms, over the largest element.
+ERRORS = {"float16": (2.0**-11, 2.0**-23, 1e-5), "float32": (0, 2.0**-23, 1e-5), "float64": (0, 2.0**-52, 1e-12)}
+
+
+@pytest.mark.parametrize("dtype", ERRORS)
+@pytest.mark.parametrize(("name", "served_geometry"), served())
+def test_every_algorithm_by_its_name(cupy, rng, name, served_geometry, function, dtype):
+    """Also those that `auto` does not choose on a device."""
+    x_shape, w_shape, options = served_geometry
+    x, w, dy, _ = draw(cupy, rng, x_shape, w_shape, options, dtype)
+    if reason := ALGORITHMS[name].lack(xconv.plan(x, w, **options).schedule.backend, x.dtype, "ieee"):
+        pytest.skip(f"{name}: {reason}")
+    options = {**options, "algorithm": name}
+    on_host = [array.get() for array in (x, w, dy)]
+    exact = plain(function, *on_host, options=options)
+    size = plain(function, *map(abs, on_host), options=options)
+    one, terms, transformed = ERRORS[dtype]
+    spatial = dy.size // w_shape[0]
+    products = {"conv": w[0].size, "input_grad": w[0].size * w_shape[0] // w_shape[1], "weight_grad": spatial}[function]
+    bound = products * terms * size if ALGORITHMS[name].componentwise else transformed * np.max(abs(exact))
+    run = functions(x, w, dy, options)[function]
+    for _ in range(4):
+        assert np.all(abs(run().get() - exact) <= bound + one * abs(exact) + 2.0**-25 * (dtype == "float16"))
 
 
 #: Shapes of x and w, and options, for the kernel on tensor cores: many tiles of pixels and filters; channels, filters
@@ -231,22 +317,20 @@ def tensor_cores(cupy):
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
 @pytest.mark.parametrize("name", IMPLICIT)
-def test_the_implicit_product(cupy, tensor_cores, rng, name, dtype):
+def test_the_implicit_product(cupy, tensor_cores, rng, name, function, dtype):
     """Sums of small integers are exact: they are those of NumPy, rounded once, and the same on every run."""
     if dtype == "bfloat16":
         pytest.importorskip("ml_dtypes")
     x_shape, w_shape, options = IMPLICIT[name]
     options = {**options, "layout": "channels_last"}
-    asked = {**options, "algorithm": "implicit"}
+    arrays = draw(cupy, rng, x_shape, w_shape, options, dtype, values=lambda shape: rng.integers(-2, 3, shape))
+    expected = plain(function, *(array.get() for array in arrays[:3]), options=options)
+    run = functions(*arrays[:3], {**options, "algorithm": "implicit"})[function]
     with xconv.config(precision="tf32"):
-        arrays = draw(cupy, rng, x_shape, w_shape, options, dtype, values=lambda shape: rng.integers(-2, 3, shape))
-        on_host = [array.astype("float64").get() for array in arrays[:3]]
-        references = functions(*on_host, options)
-        for function, reference in zip(functions(*arrays[:3], asked), references, strict=True):
-            result = function()
-            assert result.dtype == arrays[0].dtype
-            assert np.array_equal(result.get(), reference().astype(result.dtype))
-            assert all(same_bits(function(), result) for _ in range(20))
+        result = run()
+        assert result.dtype == arrays[0].dtype
+        assert np.array_equal(result.get(), expected.astype(result.dtype))
+        assert all(same_bits(run(), result) for _ in range(20))
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
@@ -261,7 +345,8 @@ def test_the_implicit_product_of_any_memory(cupy, tensor_cores, rng, dtype):
         with xconv.config(precision="tf32"):
             y = xconv.conv(x, w, padding=1, layout="channels_last", algorithm="implicit")
         on_host = (a.get().astype("float64") for a in (x, w))
-        assert np.array_equal(y.get(), xconv.conv(*on_host, padding=1, layout="channels_last"))
+        expected = xconv.conv(*on_host, padding=1, layout="channels_last", algorithm="gemm")
+        assert np.array_equal(y.get(), expected.astype(dtype))
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
@@ -273,27 +358,31 @@ def test_the_error_of_the_implicit_product(cupy, tensor_cores, rng, dtype):
     hx, hw = (a.get().astype("float64") for a in (x, w))
     with xconv.config(precision="tf32"):
         y = xconv.conv(x, w, **options, algorithm="implicit").get()
+    options["algorithm"] = "gemm"
     exact, size = xconv.conv(hx, hw, **options), xconv.conv(abs(hx), abs(hw), **options)
     operands, result = (0, 2.0**-11) if dtype == "float16" else (2.0**-10, 0)
     assert np.all(abs(y - exact) <= (operands + 256 * 9 * 2.0**-23) * size + result * abs(exact))
 
 
 def test_tf32_only_on_request(cupy, rng, algorithm):
-    x_shape, w_shape, options = LAYER
-    x, w, _, _ = draw(cupy, rng, x_shape, w_shape, options)
-    oracle = Oracle(x_shape, w_shape, **options)
-    exact, size = oracle.conv(x.get(), w.get()), oracle.conv(abs(x.get()), abs(w.get()))
-    options = {**options, "algorithm": "gemm" if algorithm == "auto" else algorithm}
+    """TF32 is a permission: the products are such that there is something to win by it."""
+    x_shape, w_shape, options = (8, 128, 24, 24), (128, 128, 3, 3), {"padding": 1}
+    x, w, dy, _ = draw(cupy, rng, x_shape, w_shape, options)
+    on_host = [array.get() for array in (x, w, dy)]
+    exact = plain("conv", *on_host, options=options)
+    size = plain("conv", *map(abs, on_host), options=options)
+    run = functions(x, w, dy, {**options, "algorithm": "gemm" if algorithm == "auto" else algorithm})["conv"]
     errors = {}
-    for precision, eps in (("ieee", 16 * 9 * 2.0**-23), ("tf32", 2.0**-9 + 16 * 9 * 2.0**-23)):
+    for precision, eps in (("ieee", 128 * 9 * 2.0**-23), ("tf32", 2.0**-9 + 128 * 9 * 2.0**-23)):
         with xconv.config(precision=precision):
-            errors[precision] = abs(xconv.conv(x, w, **options).get() - exact)
+            errors[precision] = abs(run().get() - exact)
         assert np.all(errors[precision] <= eps * size), precision
     if int(cupy.cuda.Device().compute_capability) >= 80:
         assert errors["tf32"].max() > 4 * errors["ieee"].max()  # it was in fact used
 
 
-def test_the_workspace_is_a_bound(cupy, rng, algorithm):
+@pytest.mark.alone
+def test_the_workspace_is_a_bound(cupy, rng, algorithm, function):
     """What is in use at one time is no more than the results and the workspace; what the pool keeps does not count."""
     from cupy.cuda import MemoryHook
 
@@ -310,16 +399,17 @@ def test_the_workspace_is_a_bound(cupy, rng, algorithm):
     x_shape, w_shape, options = (4, 32, 200, 180), (32, 32, 3, 3), {"padding": 1, "algorithm": algorithm}
     x, w, dy, _ = draw(cupy, rng, x_shape, w_shape, options)
     workspace = 8 * 2**20
-    for function, result in zip(functions(x, w, dy, options), (dy, x, w), strict=True):
-        function()
-        with xconv.config(workspace=workspace):
-            function()
-            with Meter() as meter:
-                made = function()
-        assert result.nbytes <= meter.most <= result.nbytes + workspace + 2**16  # CuPy rounds sizes up
-        del made
+    run, result = functions(x, w, dy, options)[function], {"conv": dy, "input_grad": x, "weight_grad": w}[function]
+    run()
+    with xconv.config(workspace=workspace):
+        run()
+        with Meter() as meter:
+            made = run()
+    assert made.shape == result.shape
+    assert result.nbytes <= meter.most <= result.nbytes + workspace + 2**16  # CuPy rounds sizes up
 
 
+@pytest.mark.alone
 def test_planes_as_long_as_cublas_cannot_count(cupy):
     """Rows of the operands and of the result are 2^31 elements apart and more."""
     need(cupy, 40)
@@ -327,7 +417,7 @@ def test_planes_as_long_as_cublas_cannot_count(cupy):
     x = cupy.zeros((1, 2, side, side), "float16")
     x[0, 0, -1, -1], x[0, 1, -1, -1], x[0, 1, 0, 0] = 1, 2, 3
     w = cupy.asarray([[1, 10], [100, 1000]], "float16").reshape(2, 2, 1, 1)
-    y = xconv.conv(x, w)
+    y = xconv.conv(x, w, algorithm="pointwise")
     assert [float(y[0, c, i, i]) for c in (0, 1) for i in (0, -1)] == [30, 21, 3000, 2100]
     assert int(cupy.count_nonzero(y)) == 4
 
@@ -340,7 +430,7 @@ def test_two_devices(cupy):
         there, w = cupy.ones((1, 1, 4, 4), "float32"), cupy.ones((1, 1, 3, 3), "float32")
     with pytest.raises(TypeError, match="`x` and `w` must be on one device"):
         xconv.conv(x, w)
-    y = xconv.conv(there, w)  # from the other device
+    y = xconv.conv(there, w, algorithm="gemm")  # from the other device
     assert y.device.id == 1
     assert bool((y == 9).all())
 
@@ -354,27 +444,40 @@ def test_the_names_of_cublas():
     assert {name: getattr(cublas, name) for name in names} == {name: getattr(HostBlas, name) for name in names}
 
 
-def test_any_geometry_by_cudnn(cupy, rng):
+def any_geometry(rng, number):
+    """Shapes of x and w, and options, of one of the first three ranks; every other one has its channels last."""
+    rank = 1 + number % 3
+    kernel, stride, dilation, groups = (rng.integers(1, 4, n) for n in (rank, rank, rank, 1))
+    padding = [(int(lo), int(hi)) for lo, hi in rng.integers(-1, 4, (rank, 2))]
+    size = [
+        max(1, (k - 1) * d + 1 - sum(p)) + rng.integers(5) for k, d, p in zip(kernel, dilation, padding, strict=True)
+    ]
+    c_in, c_out = groups[0] * rng.integers(1, 9, 2)
+    x_shape = tuple(int(n) for n in (rng.integers(1, 4), c_in, *size))
+    w_shape = tuple(int(n) for n in (c_out, c_in // groups[0], *kernel))
+    sizes = {name: tuple(int(n) for n in each) for name, each in (("stride", stride), ("dilation", dilation))}
+    options = {**sizes, "padding": tuple(padding), "groups": int(groups[0])}
+    if number % 2:
+        options["layout"], x_shape = "channels_last", (x_shape[0], *x_shape[2:], x_shape[1])
+    return x_shape, w_shape, options
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "float64"])
+def test_any_geometry_by_cudnn(cupy, rng, record_property, function, dtype):
     """Small integers, bit for bit what our own algorithm makes of them, in any layout and from any address."""
     pytest.importorskip("cudnn", exc_type=ImportError)
-    for i in range(200):
-        rank = 1 + i % 3
-        kernel, stride, dilation, groups = (rng.integers(1, 4, n) for n in (rank, rank, rank, 1))
-        padding = [(int(lo), int(hi)) for lo, hi in rng.integers(-1, 4, (rank, 2))]
-        size = [
-            max(1, (k - 1) * d + 1 - sum(p)) + rng.integers(5)
-            for k, d, p in zip(kernel, dilation, padding, strict=True)
-        ]
-        c_in, c_out = groups[0] * rng.integers(1, 9, 2)
-        x_shape = tuple(int(n) for n in (rng.integers(1, 4), c_in, *size))
-        w_shape = tuple(int(n) for n in (c_out, c_in // groups[0], *kernel))
-        sizes = {name: tuple(int(n) for n in each) for name, each in (("stride", stride), ("dilation", dilation))}
-        options = {**sizes, "padding": tuple(padding), "groups": int(groups[0])}
-        if i % 2:
-            options["layout"], x_shape = "channels_last", (x_shape[0], *x_shape[2:], x_shape[1])
-        dtype = ("float32", "float16", "float64")[i % 5 % 3]
+    refused, geometries = [], 60
+    for number in range(geometries):
+        x_shape, w_shape, options = any_geometry(rng, number)
         arrays = draw(cupy, rng, x_shape, w_shape, options, dtype, values=lambda shape: rng.integers(-2, 3, shape))
-        x, w, dy, _ = arrays
-        ours = functions(x, w, dy, {**options, "algorithm": "gemm"})
-        for function, reference in zip(functions(x, w, dy, {**options, "algorithm": "cudnn"}), ours, strict=True):
-            assert same_bits(function() + 0, reference() + 0), options  # the sign of a zero is not looked at
+        expected = functions(*arrays[:3], {**options, "algorithm": "gemm"})[function]()
+        try:
+            made = functions(*arrays[:3], {**options, "algorithm": "cudnn"})[function]()
+        except pytest.skip.Exception as skipped:
+            refused.append(str(skipped))
+            continue
+        assert same_bits(made + 0, expected + 0), options  # the sign of a zero is not looked at
+    record_property("refused", len(refused))
+    assert len(refused) < geometries, refused[0]
+    if refused:
+        pytest.skip(f"the other {geometries - len(refused)} are right, and {len(refused)} were refused: {refused[0]}")
