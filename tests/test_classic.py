@@ -5,6 +5,8 @@ import pytest
 
 import xconv
 
+pytestmark = pytest.mark.usefixtures("exact")
+
 
 def naive_columns(X, kh, kw, padding, stride):
     """One column per window, written out: rows in the order C, HF, WF; columns in the order H', W', D."""

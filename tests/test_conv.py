@@ -9,6 +9,8 @@ from oracle import Oracle
 
 import xconv
 
+pytestmark = pytest.mark.usefixtures("exact")
+
 
 def integers(rng, *shapes, limit=5):
     return [rng.integers(-limit, limit + 1, shape).astype(np.float64) for shape in shapes]

@@ -12,12 +12,7 @@ from strategies import cases
 import xconv
 from xconv.backends import _numpy_windows
 
-
-@pytest.fixture(autouse=True)
-def exact():
-    """Only the algorithms whose sums of small integers are exact."""
-    with xconv.config(numerics="strict"):
-        yield
+pytestmark = pytest.mark.usefixtures("exact")
 
 
 def kind(what, lib, case):

@@ -12,7 +12,7 @@ autograd = pytest.importorskip("autograd")
 anp = pytest.importorskip("autograd.numpy")
 bridge = pytest.importorskip("xconv.interop.autograd")
 
-pytestmark = pytest.mark.numpy_only
+pytestmark = [pytest.mark.numpy_only, pytest.mark.usefixtures("exact")]
 
 
 def plain(x, w, b, stride=1, padding=0, dilation=1, groups=1):

@@ -9,6 +9,8 @@ from libraries import Backend
 
 import xconv
 
+pytestmark = pytest.mark.usefixtures("exact")
+
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
 

@@ -14,6 +14,8 @@ onnx = pytest.importorskip("onnx")
 node_cases = pytest.importorskip("onnx.backend.test.case.node")
 helper, numpy_helper = (importlib.import_module(f"onnx.{name}") for name in ("helper", "numpy_helper"))
 
+pytestmark = pytest.mark.usefixtures("exact")  # bounds are those of the plain sum
+
 OPERATORS = {"Conv": "conv", "ConvTranspose": "convtranspose", "Col2Im": "col2im"}
 
 

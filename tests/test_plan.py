@@ -331,6 +331,7 @@ def test_workspace_of_a_plan_is_enough(rng):
 
 @pytest.mark.numpy_only
 @pytest.mark.parametrize("mode", ["edge", "reflect", "wrap"])
+@pytest.mark.usefixtures("exact")
 def test_a_long_padding_is_planned_and_run_quickly(rng, mode):
     """Its repetitions are never walked through one by one."""
     x, w = rng.integers(-5, 6, (1, 1, 2, 3)).astype(float), rng.integers(-5, 6, (2, 1, 3, 3)).astype(float)

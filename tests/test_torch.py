@@ -9,6 +9,8 @@ from libraries import Backend
 
 import xconv
 
+pytestmark = pytest.mark.usefixtures("exact")
+
 #: x, w (filters first) and options that PyTorch's convolutions have as well.
 GEOMETRIES = {
     "1d": ((2, 4, 11), (6, 4, 3), {}),
