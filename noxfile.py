@@ -48,7 +48,7 @@ def away(session: nox.Session, *options: str) -> None:
     """The test suite where there is no `xconv` folder, so that what is installed is tested and nothing else."""
     folder = Path(session.create_tmp(), "away")
     shutil.rmtree(folder, ignore_errors=True)
-    for name in ("tests", "bench", "examples"):
+    for name in ("tests", "bench", "ci", "examples"):
         shutil.copytree(name, folder / name)
     for name in ("pyproject.toml", "README.md", "noxfile.py"):
         shutil.copy(name, folder)
@@ -80,11 +80,15 @@ def gpu(session: nox.Session) -> None:
     args = [argument for argument in session.posargs if argument != "--cuda=12"]
     extra = "[cuda12]" if len(args) < len(session.posargs) else "[cuda13,cudnn]"
     install(session, "test", extra=extra)
-    session.run("pytest", "--backend=cupy", *args)
+    session.run("pytest", "--backend=cupy", "-m", "not alone", *args)
+    one_by_one = (*args, "-m", "alone", "--numprocesses=0")
+    session.run("pytest", "--backend=cupy", *one_by_one, success_codes=[0, 5])  # 5: none of these were asked for
     if shutil.which("compute-sanitizer"):  # a part of the CUDA toolkit
         check = ("compute-sanitizer", "--tool=memcheck", "--error-exitcode=9", "--target-processes=all")
-        some = ("tests/test_gpu.py", "-k", "same_bits or numpy_gets or any_order")
+        some = ("tests/test_gpu.py", "-k", "same_bits or numpy_gets or any_order", "--no-pool")
         session.run(*check, "python", "-m", "pytest", "--backend=cupy", *some, external=True)
+        env = {"PYTHON": "python", "OUT": str(Path(session.create_tmp(), "gpu-out"))}
+        session.run("bash", "ci/gpu.sh", "memcheck", "racecheck", external=True, env=env)  # every kernel, by two tools
 
 
 @nox.session(default=False)
