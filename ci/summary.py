@@ -36,7 +36,8 @@ def smoke() -> Iterator[str]:
     states = [row["state"] for row in rows]
     yield f"smoke: { {state: states.count(state) for state in sorted(set(states))} }"
     for row in [row for row in rows if row["state"] in {"wrong", "error"}][:MOST]:
-        yield f"   {row['state']} {row['group']} | {row['check']} | {row.get('detail', '')[:160]}"
+        detail = " ".join(row.get("detail", "").split())
+        yield f"   {row['state']} {row['group']} | {row['check']} | {detail[:160]}"
 
 
 def reports(paths: list[Path]) -> Iterator[str]:

@@ -93,6 +93,8 @@ class Timings:
                     result = device.plain(function(*sets[0]))
                     row["error"] = relative_error(result, expected[task.results[0]])
                     del result
+                    if not row["error"] <= PRECISIONS[job.precision][2]:  # NaN is wrong, too
+                        row["failed"] = f"wrong by {row['error']:.1e} of the largest element"
                     times = self.clock.time([partial(function, *operands) for operands in sets])
                     row |= {"device_s": times.device, "host_s": times.host, "apart": times.apart}
                 except Exception as error:  # noqa: BLE001  # the next contender may do

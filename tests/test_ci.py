@@ -182,11 +182,12 @@ class HostDevice(devices.Device, Xconv):
         return (np.add, [1, 1], 2e9) if kind == "copy" else None
 
 
-class Slow(HostDevice):
-    name = "xconv-slow"
+class Wrong(HostDevice):
+    name = "xconv-wrong"
 
     def functions(self, case, precision):
-        return {"forward": lambda *_: 1 / 0}
+        right = super().functions(case, precision)["input_grad"]
+        return {"forward": lambda *_: 1 / 0, "input_grad": lambda *given: 2 * right(*given)}
 
 
 class Missing(HostDevice):
@@ -204,7 +205,7 @@ def false_clock(runs):
 
 def test_timings_of_the_benchmarks_contenders(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("OUT", str(tmp_path))
-    kinds = {"xconv": HostDevice, "xconv-slow": Slow, "missing": Missing}
+    kinds = {"xconv": HostDevice, "xconv-wrong": Wrong, "missing": Missing}
     monkeypatch.setattr(timings, "DEVICES", kinds)
     monkeypatch.setattr(timings, "Clock", lambda: SimpleNamespace(time=false_clock))
     assert timings.contenders() == list(kinds)
@@ -216,7 +217,9 @@ def test_timings_of_the_benchmarks_contenders(monkeypatch, tmp_path, capsys):
     assert operations == {"im2col", "col2im", "forward", "input_grad", "weight_grad"}
     assert {row["case"] for row in ours} == {"tiny", "tiny, last"}
     assert all(row["error"] < 1e-2 for row in ours)
-    assert all("ZeroDivisionError" in row["failed"] for row in found if row["who"] == "xconv-slow")
+    failures = {row["operation"]: row["failed"] for row in found if row["who"] == "xconv-wrong"}
+    assert failures["forward"].startswith("ZeroDivisionError")
+    assert failures["input_grad"] == "wrong by 1.0e+00 of the largest element"
     assert capsys.readouterr().out.endswith("done\n")
     timings.run(-1, ("tiny",), ("ieee",))
     assert "no time left" in capsys.readouterr().out
