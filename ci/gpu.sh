@@ -124,7 +124,7 @@ checker=(compute-sanitizer --error-exitcode=9 --print-limit=20)
 stage environment 45 "$python" -m ci.gpu environment
 stage smoke 75 "$python" -m ci.gpu smoke --seconds 68 --jobs "$pool"
 tests gpu 85 "$out/gpu.xml" tests/test_gpu.py -m "not alone" -k "not cudnn" "${parallel[@]+"${parallel[@]}"}" --maxfail=40
-tests large 40 "$logs/large.xml" tests/test_gpu.py -m alone -k "not cudnn"
+tests large 40 "$logs/large.xml" tests/test_gpu.py -m alone
 stage timings 100 "$python" -m ci.gpu timings --seconds 88
 peers=${PEERS:-xconv,torch}
 if asked bench && [[ -z ${PEERS:-} ]]; then
@@ -136,7 +136,7 @@ rm -f "$out"/gpu-*.md "$out"/gpu-*.png # `python -m bench --report` makes them a
 stage profile 55 ncu --clock-control none "${sections[@]}" --log-file "$out/profile.txt" --launch-count 24 \
   --kernel-name "regex:^xconv_.*_n[0-9]+_c[0-9]+_o[0-9]+_" "$python" -m ci.gpu kernels
 if has cudnn; then
-  tests cudnn 60 "$logs/cudnn.xml" tests/test_gpu.py -k cudnn "${parallel[@]+"${parallel[@]}"}" --maxfail=20
+  tests cudnn 60 "$logs/cudnn.xml" tests/test_gpu.py -m "not alone" -k cudnn "${parallel[@]+"${parallel[@]}"}" --maxfail=20
 elif asked cudnn; then
   say "cudnn: its frontend is not there"
 fi

@@ -462,13 +462,13 @@ def any_geometry(rng, number):
     return x_shape, w_shape, options
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16", "float64"])
-def test_any_geometry_by_cudnn(cupy, rng, record_property, function, dtype):
+def test_any_geometry_by_cudnn(cupy, rng, record_property, function):
     """Small integers, bit for bit what our own algorithm makes of them, in any layout and from any address."""
     pytest.importorskip("cudnn", exc_type=ImportError)
-    refused, geometries = [], 60
-    for number in range(geometries):
+    refused, right = [], 0
+    for number in range(200):
         x_shape, w_shape, options = any_geometry(rng, number)
+        dtype = ("float32", "float16", "float64")[number % 5 % 3]
         arrays = draw(cupy, rng, x_shape, w_shape, options, dtype, values=lambda shape: rng.integers(-2, 3, shape))
         expected = functions(*arrays[:3], {**options, "algorithm": "gemm"})[function]()
         try:
@@ -477,7 +477,8 @@ def test_any_geometry_by_cudnn(cupy, rng, record_property, function, dtype):
             refused.append(str(skipped))
             continue
         assert same_bits(made + 0, expected + 0), options  # the sign of a zero is not looked at
+        right += bool(expected.any())  # where nothing is to be summed, cuDNN is not asked
     record_property("refused", len(refused))
-    assert len(refused) < geometries, refused[0]
+    assert right, refused[0]
     if refused:
-        pytest.skip(f"the other {geometries - len(refused)} are right, and {len(refused)} were refused: {refused[0]}")
+        pytest.skip(f"{right} are right, and {len(refused)} were refused, such as {refused[0]}")
