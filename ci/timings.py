@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from bench.cases import CONV, GPU_CASES, OPERATIONS, PRECISIONS, UNFOLD, Case, Job, gpu_jobs
-from bench.contenders import MissingError, Torch, Xconv
+from bench.contenders import Function, MissingError, Torch, Xconv
 from bench.devices import DEVICES, Device
 from bench.problem import reference, relative_error, seed
 
@@ -72,37 +72,39 @@ class Timings:
         drawn = self.drawn(case, task.operands, PRECISIONS[job.precision][1])
         double = {name: self.first.plain(self.first.convert(a, job.precision)) for name, a in drawn[0].items()}
         expected = reference(case, job.operation, {name: a.astype(np.float64) for name, a in double.items()})
+        key = {"case": case.name, "precision": job.precision, "operation": job.operation}
         for name, device in self.devices.items():
             if time.monotonic() > self.end:
                 return
-            row: dict[str, Any] = {
-                "case": case.name,
-                "precision": job.precision,
-                "operation": job.operation,
-                "who": name,
-            }
             with device.setting(job.precision):
                 function = device.functions(case, job.precision).get(job.operation)
                 if function is None:
                     continue
-                try:
-                    sets = [
-                        [device.placed(case, key, device.convert(a, job.precision)) for key, a in arrays.items()]
-                        for arrays in drawn
-                    ]
-                    result = device.plain(function(*sets[0]))
-                    row["error"] = relative_error(result, expected[task.results[0]])
-                    del result
-                    if not row["error"] <= PRECISIONS[job.precision][2]:  # NaN is wrong, too
-                        row["failed"] = f"wrong by {row['error']:.1e} of the largest element"
-                    times = self.clock.time([partial(function, *operands) for operands in sets])
-                    row |= {"device_s": times.device, "host_s": times.host, "apart": times.apart}
-                except Exception as error:  # noqa: BLE001  # the next contender may do
-                    refused = isinstance(error, ValueError) and "cannot serve" in str(error)
-                    row["refused" if refused else "failed"] = f"{type(error).__name__}: {error}"[:300]
+                row = {**key, "who": name, **self.turn(device, case, job, function, drawn, expected[task.results[0]])}
             self.rows.append(row)
             save("timings.json", self.rows)
-            print(line(row), flush=True)
+            if "refused" not in row:
+                print(line(row), flush=True)
+
+    def turn(
+        self, device: Device, case: Case, job: Job, function: Function, drawn: list[dict[str, Any]], expected: Any
+    ) -> dict[str, Any]:
+        """Error and times of a contender; or why it has none."""
+        row: dict[str, Any] = {}
+        try:
+            sets = [
+                [device.placed(case, name, device.convert(a, job.precision)) for name, a in s.items()] for s in drawn
+            ]
+            row["error"] = relative_error(device.plain(function(*sets[0])), expected)
+            if not row["error"] <= PRECISIONS[job.precision][2]:  # NaN is wrong, too
+                row["failed"] = f"wrong by {row['error']:.1e} of the largest element"
+            times = self.clock.time([partial(function, *operands) for operands in sets])
+            row |= {"device_s": times.device, "host_s": times.host, "apart": times.apart}
+        except Exception as error:  # noqa: BLE001  # the next contender may do
+            refused = isinstance(error, ValueError) and "cannot serve" in str(error)
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            row["refused" if refused else "failed"] = reason[:300]
+        return row
 
     def drawn(self, case: Case, names: tuple[str, ...], itemsize: int) -> list[dict[str, Any]]:
         """Sets of random numbers in float32."""
@@ -115,7 +117,7 @@ class Timings:
 def line(row: dict[str, Any]) -> str:
     """Write a row for people."""
     figures = [f"{1e6 * row[key]:.1f} us {key.removesuffix('_s')}" for key in ("device_s", "host_s") if key in row]
-    rest = row.get("failed") or row.get("refused") or f"error {row['error']:.0e}"
+    rest = row.get("failed") or f"error {row['error']:.0e}"
     return "  ".join((row["precision"], row["case"], row["operation"], row["who"], *figures, rest))
 
 
