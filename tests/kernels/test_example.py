@@ -20,6 +20,7 @@ def digits(monkeypatch):
 
 
 @pytest.mark.filterwarnings("default")  # of the libraries that read and draw
+@pytest.mark.usefixtures("exact")
 def test_digits_learns(digits, monkeypatch, tmp_path, capsys):
     """In four of its thirty epochs, as much as with NumPy."""
     monkeypatch.setattr(cupy, "is_available", lambda: True)
