@@ -55,16 +55,17 @@ LARGE_PLANE = 1024
 PROGRAMMED, MOST_PROGRAMMED_TILES = {"gemm", "pointwise", "depthwise", "implicit", "winograd"}, 64
 #: Programs that are kept with a schedule, one for every way in which arrays lie in memory.
 MOST_PROGRAMS = 16
+#: Algorithms that take no temporary memory to speak of.
+IN_PLACE = {"pointwise", "depthwise"}
 FLOAT32 = np.dtype("float32")
 
 
 class CupyBackend(DtypesOfNumpy):
     """CuPy arrays, on the device they are on, in CuPy's current stream."""
 
-    #: What a tile may take. Smaller ones would stay in no cache, and each costs the host some launches.
+    #: Smaller tiles would stay in no cache, and each costs the host some launches.
     tile_bytes = 1536 * MIB
     unproven = frozenset({"winograd", "fft", "implicit", "cudnn"})
-    in_place = frozenset({"pointwise", "depthwise"})
 
     def __init__(self, do: Doer | None = None, xp: object = None) -> None:
         super().__init__(xp or import_module("array_api_compat.cupy"))
@@ -75,6 +76,10 @@ class CupyBackend(DtypesOfNumpy):
 
     def accumulator(self, dtype: DType) -> DType:
         return FLOAT32 if dtype.itemsize == 2 and self.kind(dtype) == "real" else dtype
+
+    def tile_size(self, algorithm: str, whole: float, *, shared: bool) -> float:
+        # What writes nothing but its result gains nothing by being cut.
+        return math.inf if algorithm in IN_PLACE else super().tile_size(algorithm, whole, shared=shared)
 
     def balance(self, dtype: DType, precision: str) -> int:
         """Of an H100 or H200: 67 TFLOP/s in float32, 500 in TF32, 800 in the half types, beside 4.3 TB/s."""

@@ -54,8 +54,6 @@ class Backend:
 
     #: The temporary memory of a tile where nothing else is asked for.
     tile_bytes = 256 * MIB
-    #: Names of algorithms that write nothing but their result, in this library: to cut them gains nothing.
-    in_place: frozenset[str] = frozenset()
     #: Names of algorithms that are not chosen by themselves, because nobody has seen that they pay.
     unproven: frozenset[str] = frozenset()
     #: Whether tiles can run in parallel.
@@ -163,9 +161,9 @@ class Backend:
 
     # costs
 
-    def tile_size(self, whole: float, *, shared: bool) -> float:
-        """Bytes of temporary memory for a tile of a call that would take `whole` in one piece."""
-        del whole, shared
+    def tile_size(self, algorithm: str, whole: float, *, shared: bool) -> float:
+        """Bytes of temporary memory for a tile of a call by some algorithm that would take `whole` in one piece."""
+        del algorithm, whole, shared
         return self.tile_bytes
 
     def balance(self, dtype: DType, precision: str) -> int:

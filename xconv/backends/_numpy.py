@@ -68,7 +68,8 @@ class NumpyBackend(DtypesOfNumpy):
         super().__init__(np)
         self.scratch, self.reserve = Scratch(), Reserve()
 
-    def tile_size(self, whole: float, *, shared: bool) -> float:
+    def tile_size(self, algorithm: str, whole: float, *, shared: bool) -> float:
+        del algorithm
         return min(self.tile_bytes, max(self.least_tile, whole // self.shares)) if shared else self.tile_bytes
 
     def slowness(self, dtype: DType) -> int:
