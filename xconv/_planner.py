@@ -278,7 +278,7 @@ def _cut(
     predicted = _cost(algorithm, g, backend, backend.balance(dtype, settings.precision))
     shared = predicted * backend.slowness(accumulator) >= SHARED
     whole = g.largest("outputs", (g.batch, *g.out))  # as the tiler judges it
-    target = backend.tile_size(algorithm.name, cost(whole), shared=shared)
+    target = backend.tile_size(algorithm.name, g, dtype, cost(whole), shared=shared)
     target = max(target, itemsize * algorithm.least_tile(whole, backend))
     # A tile of the weight gradient holds its own result, and adds it to a sum; an input gradient whose padding is added
     # to it afterwards is kept in the wider dtype until then.

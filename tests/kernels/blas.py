@@ -61,6 +61,7 @@ class HostBlas:
         assert ldb >= (k if opb == 0 else n)
         assert ldc >= m
         assert max(lda, ldb, ldc) <= self.longest
+        assert min(sa, sb, sc) >= 0
         for pointer, kind, step in ((a, ta, sa), (b, tb, sb), (c, tc, sc)):
             size = 2 if kind in {cupy.cuda.runtime.CUDA_R_16F, cupy.cuda.runtime.CUDA_R_16BF} else 16
             self.askew += count > 1 and step > 0 and size == 2 and (pointer % 16 > 0 or step * size % 16 > 0)

@@ -144,6 +144,28 @@ def test_halves_that_begin_anywhere_are_multiplied_at_once(blas, askew, tight):
     assert blas.askew == 0
 
 
+def test_a_step_alone_may_be_askew(blas):
+    """The first matrix lies as it must, and the second does not."""
+    rng = np.random.default_rng(4)
+    memory = host((1, 1, 64), "f2", (0, 1, 2), rng)[0, 0]
+    memory = memory[-memory.ctypes.data % 16 // 2 :]
+    a = np.lib.stride_tricks.as_strided(memory, (2, 3, 5), (30, 10, 2), subok=True)
+    b, out = host((2, 5, 8), "f2", (0, 1, 2), rng), host((2, 3, 8), "f2", (0, 1, 2))
+    gemm(a, b, out, tf32=False)
+    assert np.array_equal(out, np.matmul(a, b))
+    assert blas.askew == 0
+
+
+def test_rows_that_overlap_and_stacks_in_reverse(blas):
+    """What cuBLAS does with them is not said: they are copied."""
+    rng = np.random.default_rng(5)
+    line, b = host((2, 1, 4), "f4", (0, 1, 2), rng), host((2, 4, 5), "f4", (0, 1, 2), rng)
+    for a in (np.broadcast_to(line, (2, 3, 4), subok=True), host((2, 3, 4), "f4", (0, 1, 2), rng)[::-1]):
+        out = host((2, 3, 5), "f4", (0, 1, 2))
+        gemm(a, b, out, tf32=False)
+        assert np.array_equal(out, np.matmul(a, b))
+
+
 @pytest.mark.parametrize(("dtype", "tf32"), [("f4", True), ("c8", True), ("f8", False), ("c16", False)])
 def test_tf32_is_for_32_bits_and_on_request(blas, dtype, tf32):
     a = host((1, 2, 2), dtype, (0, 1, 2))

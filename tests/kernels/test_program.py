@@ -4,6 +4,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from oracle import Oracle
 
 import xconv
 from bench.cases import GPU_CASES, PRECISIONS
@@ -15,7 +16,7 @@ from xconv.algorithms import Tiled
 from xconv.backends import _cupy, _implicit
 from xconv.backends._cublas import Product
 from xconv.backends._program import Block, Program, Symbol
-from xconv.backends._steps import Blocks, Each, Launch, Total
+from xconv.backends._steps import Blocks, Each, Launch, Total, flat
 
 OPERANDS = {"forward": ("x", "w"), "input_grad": ("dy", "w"), "weight_grad": ("dy", "x")}
 
@@ -276,6 +277,42 @@ class Names(list):
         super().append(launch[0])
 
 
+def test_integers_by_any_way(standin):
+    """Their products are CuPy's, whichever algorithm makes the input gradient: it may be another."""
+    rng = np.random.default_rng(0)
+    for _ in range(12):
+        kernel, padding, groups = (int(n) for n in rng.integers(1, 4, 3))
+        shapes = (2, groups * int(rng.integers(1, 3)), 6, 7), (groups * int(rng.integers(1, 3)), 0, kernel, kernel)
+        shapes = shapes[0], (shapes[1][0], shapes[0][1] // groups, kernel, kernel)
+        options = {"padding": padding, "groups": groups, "stride": int(rng.integers(1, 3))}
+        x, w = (device(numbers(shape, "int8")) for shape in shapes)
+        oracle = Oracle(*shapes, **options)
+        dy = device(numbers(oracle.y_shape, "int8", 1))
+        for _ in range(3):
+            assert np.array_equal(host(xconv.conv(x, w, **options)), oracle.conv(host(x), host(w)).astype("int8"))
+            dx = xconv.conv_input_grad(dy, w, x.shape, **options)
+            assert np.array_equal(host(dx), oracle.input_grad(host(dy), host(w)).astype("int8"))
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_weight_gradient_of_many_channels_and_few_pixels(standin, groups):
+    """The sums side by side are fewer than the images, which are added to them in turn."""
+    shapes = (7, 64, 3, 2), (4, 64 // groups, 1, 1)
+    oracle = Oracle(*shapes, groups=groups)
+    x, dy = device(numbers(shapes[0])), device(numbers(oracle.y_shape, seed=1))
+    made = xconv.conv_weight_grad(dy, x, shapes[1], groups=groups, algorithm="pointwise")
+    assert np.array_equal(host(made), oracle.weight_grad(host(dy), host(x)))
+    assert len(standin.blas.calls) == {1: 7, 2: 4}[groups]
+
+
+@pytest.mark.parametrize(("step", "start"), [(1, 0), (1, 1), (-1, 0), (-1, 1)])
+def test_alignment_is_that_of_the_memory_and_not_of_its_first_element(step, start):
+    whole = Symbol.described(Block(0, 0), (1, 1, 41), np.dtype("float32"))
+    _, memory = flat(whole[..., start : start + 38][..., ::step])
+    assert memory.start == (0 if step > 0 else 37)
+    assert memory.aligned == (start == 0)
+
+
 def peak(monkeypatch, function):
     """Bytes in use at one time, beside the result."""
     meter = Meter()
@@ -305,6 +342,39 @@ def test_memory_is_given_back_as_it_is_without_a_program(standin, monkeypatch, p
                 standin.launches.clear()
                 assert peak(monkeypatch, function) <= workspace
                 assert len(standin.launches) >= 3
+
+
+BOUNDED = [
+    ({"groups": 2}, (6, 8, 9, 7), (8, 4, 3, 3)),
+    ({"groups": 4, "algorithm": "pointwise"}, (6, 64, 3, 3), (64, 16, 1, 1)),
+    ({"algorithm": "pointwise"}, (5, 64, 3, 2), (8, 64, 1, 1)),
+    ({"groups": 2, "padding": 1}, (3, 4, 33, 35), (6, 2, 3, 3)),
+    ({"padding": 1, "stride": 2}, (4, 16, 15, 15), (24, 16, 3, 3)),
+    ({"padding": 1, "layout": "channels_last"}, (4, 15, 14, 8), (8, 8, 3, 3)),
+    ({"groups": 8, "algorithm": "depthwise"}, (4, 8, 15, 15), (16, 1, 3, 3)),
+    ({"stride": 9}, (2, 4, 40, 40), (4, 4, 1, 1)),
+]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "complex64"])
+@pytest.mark.parametrize(("options", "x", "w"), BOUNDED, ids=str)
+def test_the_workspace_is_a_bound(standin, monkeypatch, options, x, w, dtype):
+    """Also for what is copied on the way: planes that begin anywhere, filters once an image, sums side by side."""
+    standin.launches = Names()
+    x, w = device(numbers(x, dtype)), device(numbers(w, dtype))
+    plan = xconv.plan(x, w, **options)
+    dy, b = device(numbers(plan.y_shape, dtype, 1)), device(numbers(w.shape[:1], dtype))
+    for function in (
+        lambda: xconv.conv(x, w, b, **options),
+        lambda: xconv.conv_input_grad(dy, w, x.shape, **options),
+        lambda: xconv.conv_weight_grad(dy, x, w.shape, **options),
+    ):
+        with pytest.raises(ValueError, match="`workspace` must be at least") as caught, xconv.config(workspace=1):
+            function()
+        least = caught.value.least
+        for workspace in (least, 3 * least):
+            with xconv.config(workspace=workspace):
+                assert peak(monkeypatch, function) <= workspace
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])

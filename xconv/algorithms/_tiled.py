@@ -89,7 +89,7 @@ class Tiled(Schedule):
         def part(tile: Tile, out: Array | None) -> Array:
             g = tile.geometry.zero_padded()
             if g.pixels == 0:  # a gap that no window sees
-                return backend.zeros(g.x_shape, self.accumulator, dy)
+                return backend.zeros(g.x_shape, self.accumulator, dy, out)
             return self.algorithm.input_grad(backend, g, self._operand(dy[tile.y]), u, out)
 
         def retracted(tile: Tile) -> Iterator[tuple[Index, Array]]:
@@ -138,7 +138,7 @@ class Tiled(Schedule):
         def piece(tile: Tile, out: Array | None) -> Array:
             g = tile.geometry
             if g.pixels == 0:
-                return self.backend.zeros(g.x_shape, self.accumulator, cols)
+                return self.backend.zeros(g.x_shape, self.accumulator, cols, out)
             return self.backend.col2im(self._operand(cols[_columns(tile)]), g, out)
 
         g = self.geometry

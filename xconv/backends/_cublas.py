@@ -77,7 +77,7 @@ def gemm(do: Doer, a: Array, b: Array, out: Array, *, tf32: bool, add: bool = Fa
 
 def _taken(do: Doer, x: Array) -> Array:
     """An operand as cuBLAS takes it."""
-    if (_leading(x) or _leading(x.swapaxes(1, 2))) and not _is_askew(x):
+    if (_leading(x) or _leading(x.swapaxes(1, 2))) and x.strides[0] >= 0 and not _is_askew(x):
         return x
     return each(do, COPY, x, ordered(do, x.shape, x.dtype, (0, 1, 2), line=1))
 

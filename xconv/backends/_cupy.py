@@ -55,7 +55,7 @@ LARGE_PLANE = 1024
 PROGRAMMED, MOST_PROGRAMMED_TILES = {"gemm", "pointwise", "depthwise", "implicit", "winograd"}, 64
 #: Programs that are kept with a schedule, one for every way in which arrays lie in memory.
 MOST_PROGRAMS = 16
-#: Algorithms that take no temporary memory to speak of.
+#: Algorithms that take no temporary memory to speak of, where padding is zeros and sums have the dtype of the result.
 IN_PLACE = {"pointwise", "depthwise"}
 FLOAT32 = np.dtype("float32")
 
@@ -77,9 +77,10 @@ class CupyBackend(DtypesOfNumpy):
     def accumulator(self, dtype: DType) -> DType:
         return FLOAT32 if dtype.itemsize == 2 and self.kind(dtype) == "real" else dtype
 
-    def tile_size(self, algorithm: str, whole: float, *, shared: bool) -> float:
-        # What writes nothing but its result gains nothing by being cut.
-        return math.inf if algorithm in IN_PLACE else super().tile_size(algorithm, whole, shared=shared)
+    def tile_size(self, algorithm: str, g: Geometry, dtype: DType, whole: float, *, shared: bool) -> float:
+        # What writes nothing but its result gains nothing by being cut; half types with a bias wait for it in float32.
+        in_place = algorithm in IN_PLACE and g.pad_mode == "constant" and self.accumulator(dtype) == dtype
+        return math.inf if in_place else super().tile_size(algorithm, g, dtype, whole, shared=shared)
 
     def balance(self, dtype: DType, precision: str) -> int:
         """Of an H100 or H200: 67 TFLOP/s in float32, 500 in TF32, 800 in the half types, beside 4.3 TB/s."""
@@ -104,7 +105,7 @@ class CupyBackend(DtypesOfNumpy):
         with self.on_device_of(arrays[0]):
             lie = [None if a is None else (a.strides, a.dtype, a.data.ptr % WIDEST) for a in arrays]
             device = arrays[0].device.id
-            key = (method, device, _tf32(), *lie, *options.values())
+            key = (method, device, *lie, *options.values())
             programs: dict[Any, Program] = schedule.remembered
             program = programs.get(key)
             if program is None and not _is_programmed(method.__name__, schedule):
@@ -121,9 +122,9 @@ class CupyBackend(DtypesOfNumpy):
     def astype(self, x: Array, dtype: DType) -> Array:
         return x if x.dtype == dtype else copied(self.do, x, dtype)
 
-    def zeros(self, shape: Shape, dtype: DType, like: Array) -> Array:
+    def zeros(self, shape: Shape, dtype: DType, like: Array, out: Array | None = None) -> Array:
         del like
-        return each(self.do, CLEAR, self.do.empty(shape, dtype))
+        return each(self.do, CLEAR, self.do.empty(shape, dtype) if out is None else out)
 
     def view(self, out: Array | None, shape: Shape, dtype: DType) -> Array | None:
         if out is None or out.dtype != dtype:
@@ -405,6 +406,8 @@ class _OnPaper(CupyBackend):
 
 def _is_programmed(function: str, schedule: Any) -> bool:
     """Whether all that a function of a schedule comes down to are steps: no operations of CuPy's own."""
+    if function == "input_grad" and schedule.reflection:
+        return _is_programmed("forward", schedule.reflection)
     g, name = schedule.geometry, schedule.algorithm.name
     tiles = {"input_grad": schedule.input_tiles, "col2im": schedule.input_tiles, "weight_grad": schedule.weight_tiles}
     if g.pad_mode != "constant" or len(tiles.get(function, schedule.tiles)) > MOST_PROGRAMMED_TILES:

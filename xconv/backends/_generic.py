@@ -161,9 +161,9 @@ class Backend:
 
     # costs
 
-    def tile_size(self, algorithm: str, whole: float, *, shared: bool) -> float:
+    def tile_size(self, algorithm: str, g: Geometry, dtype: DType, whole: float, *, shared: bool) -> float:
         """Bytes of temporary memory for a tile of a call by some algorithm that would take `whole` in one piece."""
-        del algorithm, whole, shared
+        del algorithm, g, dtype, whole, shared
         return self.tile_bytes
 
     def balance(self, dtype: DType, precision: str) -> int:
@@ -202,8 +202,12 @@ class Backend:
         del out, shape, dtype
         return None
 
-    def zeros(self, shape: Shape, dtype: DType, like: Array) -> Array:
-        """Zeros on the device of `like`, to write into; batched or sharded where a transformation made `like` so."""
+    def zeros(self, shape: Shape, dtype: DType, like: Array, out: Array | None = None) -> Array:
+        """Zeros on the device of `like`, to write into; batched or sharded where a transformation made `like` so.
+
+        In `out` if possible.
+        """
+        del out
         return zeros(self.xp, shape, dtype, like)
 
     def add(self, y: Array, b: Array, out: Array | None = None) -> Array:

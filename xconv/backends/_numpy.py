@@ -68,8 +68,8 @@ class NumpyBackend(DtypesOfNumpy):
         super().__init__(np)
         self.scratch, self.reserve = Scratch(), Reserve()
 
-    def tile_size(self, algorithm: str, whole: float, *, shared: bool) -> float:
-        del algorithm
+    def tile_size(self, algorithm: str, g: Geometry, dtype: DType, whole: float, *, shared: bool) -> float:
+        del algorithm, g, dtype
         return min(self.tile_bytes, max(self.least_tile, whole // self.shares)) if shared else self.tile_bytes
 
     def slowness(self, dtype: DType) -> int:
@@ -92,8 +92,8 @@ class NumpyBackend(DtypesOfNumpy):
         made[...] = x
         return made
 
-    def zeros(self, shape: Shape, dtype: DType, like: Array) -> Array:
-        del like
+    def zeros(self, shape: Shape, dtype: DType, like: Array, out: Array | None = None) -> Array:
+        del like, out
         made = self.scratch.take(shape, dtype)
         made.fill(0)
         return made
