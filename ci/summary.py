@@ -37,7 +37,8 @@ def smoke() -> Iterator[str]:
     yield f"smoke: { {state: states.count(state) for state in sorted(set(states))} }"
     for row in [row for row in rows if row["state"] in {"wrong", "error"}][:MOST]:
         detail = " ".join(row.get("detail", "").split())
-        yield f"   {row['state']} {row['group']} | {row['check']} | {detail[:160]}"
+        told = detail[-160:] if row["check"] == "process" else detail[:160]  # what it died of stands last
+        yield f"   {row['state']} {row['group']} | {row['check']} | {told}"
 
 
 def reports(paths: list[Path]) -> Iterator[str]:

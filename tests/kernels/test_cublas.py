@@ -160,7 +160,9 @@ def test_rows_that_overlap_and_stacks_in_reverse(blas):
     """What cuBLAS does with them is not said: they are copied."""
     rng = np.random.default_rng(5)
     line, b = host((2, 1, 4), "f4", (0, 1, 2), rng), host((2, 4, 5), "f4", (0, 1, 2), rng)
-    for a in (np.broadcast_to(line, (2, 3, 4), subok=True), host((2, 3, 4), "f4", (0, 1, 2), rng)[::-1]):
+    overlapping = np.lib.stride_tricks.as_strided(line, (1, 3, 4), (16, 8, 4), subok=True)
+    lines = np.broadcast_to(line, (2, 3, 4), subok=True)
+    for a in (lines, np.broadcast_to(overlapping, (2, 3, 4), subok=True), host((2, 3, 4), "f4", (0, 1, 2), rng)[::-1]):
         out = host((2, 3, 5), "f4", (0, 1, 2))
         gemm(a, b, out, tf32=False)
         assert np.array_equal(out, np.matmul(a, b))

@@ -11,7 +11,7 @@ from bench.cases import GPU_CASES, PRECISIONS
 from kernels import standin as module
 from kernels.standin import Meter, StandIn, device, host
 from xconv import _config
-from xconv._planner import Options, scheduled
+from xconv._planner import Options, computed, scheduled
 from xconv.algorithms import Tiled
 from xconv.backends import _cupy, _implicit
 from xconv.backends._cublas import Product
@@ -113,6 +113,7 @@ def test_nothing_is_cut_that_need_not_be():
     huge = (256, 256, 256, 256), (256, 256, 1, 1)
     assert written(shapes_of(*huge), "forward") == "1p"
     assert written(shapes_of(*huge), "forward", workspace=2**28) != "1p"
+    assert written(shapes_of(*huge), "forward", "float16") != "1p"  # with a bias, they would be summed in float32 first
     huge = (256, 256, 256, 256), (256, 1, 3, 3)
     assert written(shapes_of(*huge, groups=256), "forward", groups=256) == "1k"
 
@@ -277,21 +278,53 @@ class Names(list):
         super().append(launch[0])
 
 
-def test_integers_by_any_way(standin):
-    """Their products are CuPy's, whichever algorithm makes the input gradient: it may be another."""
-    rng = np.random.default_rng(0)
-    for _ in range(12):
-        kernel, padding, groups = (int(n) for n in rng.integers(1, 4, 3))
-        shapes = (2, groups * int(rng.integers(1, 3)), 6, 7), (groups * int(rng.integers(1, 3)), 0, kernel, kernel)
-        shapes = shapes[0], (shapes[1][0], shapes[0][1] // groups, kernel, kernel)
-        options = {"padding": padding, "groups": groups, "stride": int(rng.integers(1, 3))}
-        x, w = (device(numbers(shape, "int8")) for shape in shapes)
-        oracle = Oracle(*shapes, **options)
-        dy = device(numbers(oracle.y_shape, "int8", 1))
-        for _ in range(3):
-            assert np.array_equal(host(xconv.conv(x, w, **options)), oracle.conv(host(x), host(w)).astype("int8"))
-            dx = xconv.conv_input_grad(dy, w, x.shape, **options)
-            assert np.array_equal(host(dx), oracle.input_grad(host(dy), host(w)).astype("int8"))
+@pytest.mark.parametrize(("kernel", "padding"), [(1, 2), (3, 6), (3, 1)])
+@pytest.mark.parametrize("groups", [1, 4])
+def test_integers_by_any_way(standin, kernel, padding, groups):
+    """Their products are CuPy's own; an input gradient may be made by another algorithm than the forward pass."""
+    shapes, options = ((2, 4, 4, 5), (12, 4 // groups, kernel, kernel)), {"padding": padding, "groups": groups}
+    x, w = (device(numbers(shape, "int8")) for shape in shapes)
+    oracle = Oracle(*shapes, **options)
+    dy = device(numbers(oracle.y_shape, "int8", 1))
+    for _ in range(3):
+        assert np.array_equal(host(xconv.conv(x, w, **options)), oracle.conv(host(x), host(w)).astype("int8"))
+        dx = oracle.input_grad(host(dy), host(w)).astype("int8")
+        assert np.array_equal(host(xconv.conv_input_grad(dy, w, x.shape, **options)), dx)
+        assert np.array_equal(host(xconv.conv_transpose(dy, w, **options)), dx)
+
+
+def test_one_schedule_for_several_kinds_of_calls(standin):
+    """Conjugated or not, of one half type or the other: parts of Dask arrays share what only their result decides."""
+    x, w = numbers((2, 2, 6, 6), "complex64"), numbers((4, 2, 3, 3), "complex64", 1)
+    oracle = Oracle(x.shape, w.shape)
+    dy = numbers(oracle.y_shape, "complex64", 2)
+    g = xconv.plan(device(x), device(w)).schedule.geometry
+
+    def part(dtype, function, *arrays, **options):
+        arrays = [device(a) for a in arrays]
+        return host(computed("auto", _config.current(), True, g, np.dtype(dtype), function, *arrays, **options))
+
+    for _ in range(4):
+        assert np.array_equal(part("complex64", "input_grad", dy, w), oracle.input_grad(dy, w))
+        plain = part("complex64", "input_grad", dy, w, conjugate=False)
+        assert np.array_equal(plain, oracle.input_grad(dy, w.conj()))
+        for half in ("float16", "bfloat16"):
+            made = part("float32", "forward", x.real.astype(half), w.real.astype("float32"))
+            assert np.array_equal(made, oracle.conv(x.real, w.real))
+
+
+def test_programs_settle(standin, monkeypatch):
+    """As many ways to lie as are kept, one after the other: nothing is written anew once all have their kernels."""
+    monkeypatch.setattr(_cupy, "MOST_PROGRAMS", 4)
+    w = device(numbers((4, 2, 3, 3), "float16"))
+    whole = device(numbers((2, 2, 6, 20), "float16"))
+    plan = xconv.plan(whole[..., :6], w)
+    for turn in range(5):
+        for shift in range(4):
+            plan.conv(whole[..., shift : shift + 6], w)
+        if turn == 2:
+            kept = programs_of(plan)
+    assert [a is b for a, b in zip(programs_of(plan), kept, strict=True)] == [True] * 4
 
 
 @pytest.mark.parametrize("groups", [1, 2])
@@ -353,6 +386,7 @@ BOUNDED = [
     ({"padding": 1, "layout": "channels_last"}, (4, 15, 14, 8), (8, 8, 3, 3)),
     ({"groups": 8, "algorithm": "depthwise"}, (4, 8, 15, 15), (16, 1, 3, 3)),
     ({"stride": 9}, (2, 4, 40, 40), (4, 4, 1, 1)),
+    ({"stride": 2}, (1, 64, 4, 4), (64, 64, 1, 1)),
 ]
 
 
@@ -382,12 +416,13 @@ def test_what_has_no_columns_takes_no_memory(standin, monkeypatch, dtype):
     """But for filters in another order of memory, and a weight gradient's partial sums."""
     standin.launches = Names()
     x, dy = (device(numbers((8, 8, 33, 32), dtype, seed)) for seed in (0, 1))
-    one, each = device(numbers((8, 8, 1, 1), dtype)), device(numbers((8, 1, 3, 3), dtype))
+    one, each, b = (device(numbers(shape, dtype)) for shape in ((8, 8, 1, 1), (8, 1, 3, 3), (8,)))
     for function in (
         lambda: xconv.conv(x, one),
         lambda: xconv.conv(x, each, padding=1, groups=8),
         lambda: xconv.conv_input_grad(dy, one, x.shape),
         lambda: xconv.conv_input_grad(dy, each, x.shape, padding=1, groups=8),
+        lambda: xconv.conv(x, one, b) if dtype == "float32" else xconv.conv(x, one),
     ):
         for _ in range(4):
             assert peak(monkeypatch, function) <= each.nbytes
@@ -408,6 +443,7 @@ def test_a_symbol_is_a_view_or_an_error():
     assert (a.place, a.data.ptr) == ((3, 0), 2)
     part = a[1:, ::-1].transpose(0, 2, 1)
     assert part.place == (3, 4 * (12 + 8))
+    assert part.data.ptr == 2 + 4 * (12 + 8)
     assert part.strides == (48, 4, -16)
     with pytest.raises(ValueError, match="copy"):
         part.reshape(12)

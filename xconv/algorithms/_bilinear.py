@@ -59,8 +59,8 @@ class Bilinear(Algorithm):
     # What the maps add up to.
 
     def adjoint_operand(self, backend: Backend, g: Geometry, w: Array) -> Array:
-        """``U(conj(w))^H``."""
-        return backend.adjoint(self.transform(backend, g, backend.conj(w)))
+        """``U(conj(w))^H``, which is ``U(w)^T`` where U has real coefficients."""
+        return backend.xp.matrix_transpose(self.transform(backend, g, w))
 
     def forward(self, backend: Backend, g: Geometry, x: Array, u: Array, out: Array | None) -> Array:
         shape = self.product_shape(g)

@@ -51,7 +51,7 @@ class Mec(Gemm):
         return backend.xp.reshape(backend.xp.moveaxis(w, 1, 2), (g.groups, g.c_out // g.groups, depth))
 
     def adjoint_operand(self, backend: Backend, g: Geometry, w: Array) -> Array:
-        return backend.adjoint(super().transform(backend, g, backend.conj(w)))
+        return backend.xp.matrix_transpose(super().transform(backend, g, w))
 
     def forward(self, backend: Backend, g: Geometry, x: Array, u: Array, out: Array | None) -> Array:
         return backend.product_by_row(u, x, g, out)

@@ -54,7 +54,7 @@ LARGE_PLANE = 1024
 #: Algorithms whose calls become programs, and the most tiles of these.
 PROGRAMMED, MOST_PROGRAMMED_TILES = {"gemm", "pointwise", "depthwise", "implicit", "winograd"}, 64
 #: Programs that are kept with a schedule, one for every way in which arrays lie in memory.
-MOST_PROGRAMS = 16
+MOST_PROGRAMS = 64
 #: Algorithms that take no temporary memory to speak of, where padding is zeros and sums have the dtype of the result.
 IN_PLACE = {"pointwise", "depthwise"}
 FLOAT32 = np.dtype("float32")
@@ -112,8 +112,8 @@ class CupyBackend(DtypesOfNumpy):
                 return method(schedule, *arrays, **options)
             if program is None or (program.calls >= texts.WORTH_A_TEXT - 1 and not program.literal):
                 program = _written(method, schedule, arrays, options, device, literal=program is not None)
-                if len(programs) >= MOST_PROGRAMS:
-                    programs.clear()
+                if key not in programs and len(programs) >= MOST_PROGRAMS:
+                    programs.pop(next(iter(programs)), None)  # the oldest
                 programs[key] = program
             return program(*arrays)
 
