@@ -18,12 +18,14 @@ from ._schedule import Schedule
 
 
 def _by_its_backend(method: Callable[..., Array]) -> Callable[..., Array]:
-    """Has the backend run a method of a schedule, or that of the next best where it is refused."""
+    """Has the backend of a library with devices run a method of a schedule; or the next best, where it is refused."""
 
     @wraps(method)
     def run(self: "Tiled", *arrays: Array, **options: bool) -> Array:
         try:
-            return self.backend.call(method, self, *arrays, **options)
+            if self.backend.has_devices:
+                return self.backend.call(method, self, *arrays, **options)
+            return method(self, *arrays, **options)
         except RefusedError:
             if self.otherwise is None:
                 raise
