@@ -191,9 +191,10 @@ def table(found: dict[str, Any]) -> str:
     head = ["operation", "by hand µs", "function µs", "plan µs", "overhead of the function µs", "of the plan µs"]
     facts = found["machine"]
     cupy = f"\n{launches.table(found['cupy'])}" if "cupy" in found else ""
+    command = "python -m bench.overhead" + " --driver" * (cupy != "" and not found["cupy"]["computes"])
     return f"""# Overhead of a small call
 
-{found["date"]}, by `python -m bench.overhead`: {"x".join(map(str, IMAGES))} images, {"x".join(map(str, FILTERS))}
+{found["date"]}, by `{command}`: {"x".join(map(str, IMAGES))} images, {"x".join(map(str, FILTERS))}
 filters, padding 1, float32, one thread; medians over {found["rounds"]} rounds of {MOST_CALLS} calls.
 
 - {facts["cpu"]}, {facts["cores"]} cores; {facts["os"]}; Python {facts["python"]}
