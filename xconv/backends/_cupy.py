@@ -355,9 +355,9 @@ class CupyBackend(DtypesOfNumpy):
 
 @lru_cache(maxsize=256)
 def _constant(matrix: Rows, dtype: DType, device: int) -> Array:
-    """A small matrix on the current device."""
+    """A small matrix on the current device, and there when this returns: other streams take it from then on."""
     del device
-    return import_module("array_api_compat.cupy").asarray(np.array(matrix, dtype))
+    return import_module("array_api_compat.cupy").asarray(np.array(matrix, dtype), blocking=True)
 
 
 @cache
