@@ -6,7 +6,7 @@ from typing import Any
 from . import _config
 from ._arguments import frozen, integer, per_axis, shape
 from ._plan import Plan
-from ._planner import Options, scheduled
+from ._planner import Options, Planned, scheduled
 from ._typing import Array, DType, Ints, Layout, Padding, PadMode, Shape
 from .algorithms import Schedule
 from .backends import Backend, backend_of
@@ -377,7 +377,7 @@ def unfolded(
     x_shape = tuple(x.shape)
     kernel = per_axis("kernel_size", frozen("kernel_size", kernel_size), max(1, len(x_shape) - 2), least=1)
     options = _options(backend, stride, padding, dilation, 1, pad_mode, "channels_first", None, "gemm")
-    schedule = _schedule(backend, given, x_shape, (1, *x_shape[1:2], *kernel), options._replace(multiplies=False))
+    schedule = _schedule(backend, given, x_shape, (1, *x_shape[1:2], *kernel), options)
     return schedule.im2col(x, images_last=images_last)
 
 
@@ -435,7 +435,6 @@ def col2im(
     rank = len(cols_shape) // 2 - 1
     sizes = per_axis("size", frozen("size", size), rank, least=0)
     options = _options(backend, stride, padding, dilation, 1, "constant", "channels_first", None, "gemm")
-    options = options._replace(multiplies=False)
     schedule = _schedule(backend, given, (*cols_shape[:2], *sizes), (1, *cols_shape[1 : 2 + rank]), options)
     out = schedule.geometry.out
     if out != cols_shape[2 + rank :]:
@@ -491,9 +490,10 @@ def plan(
     backend = backend_of(given)
     options = _options(backend, stride, padding, dilation, groups, pad_mode, layout, dtype, algorithm)
     schedule = _schedule(backend, given, tuple(x.shape), tuple(w.shape), options)
-    return Plan(
-        schedule.chosen("forward", x), schedule, schedule.seconds("forward", x), (x.dtype, w.dtype), _config.current()
-    )
+    if not isinstance(schedule, Planned):
+        msg = "`x` and `w` must lie in one piece: what is done with an array in chunks is planned chunk by chunk"
+        raise TypeError(msg)
+    return Plan(schedule, backend.place(x), (x.dtype, w.dtype), _config.current())
 
 
 def _schedule(backend: Backend, given: dict[str, Array], x_shape: Shape, w_shape: Shape, options: Options) -> Schedule:

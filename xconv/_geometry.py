@@ -251,10 +251,14 @@ class Tiling(Sequence[Tile]):
         return self.geometry.part(self.over, ranges[0], tuple(ranges[1:]))
 
     @property
-    def repetition(self) -> float:
-        """How many times as many outputs the tiles compute as there are, at most."""
-        whole = self.geometry.batch * self.geometry.pixels
-        return len(self) * self.largest.batch * self.largest.pixels / max(1, whole)
+    def weight(self) -> float:
+        """How many times as much as the largest tile all of them are, by what they cut."""
+        steps = (
+            -(-n // count) * grain for n, grain, count in zip(self.in_grains, self.grains, self.counts, strict=True)
+        )
+        return math.prod(
+            length / min(length, step) if length else 1 for length, step in zip(self.lengths, steps, strict=True)
+        )
 
     @property
     def largest(self) -> Geometry:

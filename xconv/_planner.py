@@ -1,39 +1,27 @@
-"""The planner: which algorithm, in which tiles, within which memory; decided once per geometry and remembered.
+"""The planner: one schedule for each convolution, decided once and remembered.
 
-The cost model counts what an algorithm does: its multiply-adds, and the elements that it moves through memory, of
-which each costs as much time as so many multiply-adds as the backend says (`Backend.balance`).
+Each function has a plan of its own, which is made when it is first asked for (`_ranking`).
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
+from itertools import islice, takewhile
 from typing import NamedTuple
 
 from ._arguments import geometry, transposed_geometry
 from ._config import Settings, applied
-from ._geometry import Geometry, Tile
-from ._typing import Array, DType, Shape
-from .algorithms import ALGORITHMS, Algorithm, Chunked, Schedule, Tiled, Tuned
-from .backends import MIB, Backend, Team, backend_of
+from ._geometry import Geometry
+from ._measuring import measured
+from ._ranking import Problem, able, plans
+from ._typing import Array, DType, Function, Shape
+from .algorithms import Chunked, Schedule, Tiled
+from .backends import Backend, RefusedError, backend_of
 
-#: Multiply-adds of a call that is worth a hold on the BLAS.
-HEAVY = 2**19
-#: The predicted cost, in multiply-adds of float32, of a call that is worth more than one thread: threads wait for each
-#: other between any two operations.
-SHARED = 2**26
-#: Tiles of the input gradient share outputs, and compute their columns again. Where that is more than so many times the
-#: work, they are made larger, up to this size.
-REPETITION, MOST_TILE = 1.5, 256 * MIB
-#: To fold an element back by summation takes as much time as to move so many, and so does to reflect one of a filter.
-FOLDING, REFLECTING = 2, 3
 #: What is predicted to take so many times as long as the best is not worth a measurement.
 PROMISING = 16
-#: So many tiles are kept with a plan; of more than that, each is made when its turn comes.
-KEPT = 64
-#: The most memory for partial sums of a weight gradient.
-LANES, LANE_BYTES = 8, 64 * MIB
 
 
 class Options(NamedTuple):
@@ -49,17 +37,82 @@ class Options(NamedTuple):
     algorithm: str = "auto"
     #: None for a convolution, and a transposed one otherwise.
     output_padding: object = None
-    #: Whether there is a product, or only im2col or col2im.
-    multiplies: bool = True
 
 
-class Candidate(NamedTuple):
-    """An algorithm with its predicted cost in multiply-adds, and why it cannot serve or is not to be chosen."""
+@dataclass(frozen=True, eq=False)
+class Planned(Schedule):
+    """Each function by a plan of its own."""
 
-    name: str
-    cost: int
-    refusal: str | None
-    note: str | None
+    problem: Problem
+    #: The plans that are predicted to be fastest, of those functions that were asked for.
+    best: dict[Function, Tiled] = field(default_factory=dict, init=False)
+
+    def forward(self, x: Array, w: Array, b: Array | None = None) -> Array:
+        return self._run("forward", x, w, b)
+
+    def input_grad(self, dy: Array, w: Array, b: Array | None = None, *, conjugate: bool = True) -> Array:
+        return self._run("input_grad", dy, w, b, conjugate=conjugate)
+
+    def weight_grad(self, dy: Array, x: Array) -> Array:
+        return self._run("weight_grad", dy, x)
+
+    def im2col(self, x: Array, *, images_last: bool) -> Array:
+        return self._run("im2col", x, images_last=images_last)
+
+    def col2im(self, cols: Array) -> Array:
+        return self._run("col2im", cols)
+
+    def predicted(self, function: Function) -> Tiled:
+        """The plan of a function that is predicted to be fastest."""
+        found = self.best.get(function)
+        if found is None:
+            found = self.best[function] = next(plans(self.problem, function))
+        return found
+
+    def chosen(self, function: Function, place: str) -> Tiled:
+        """What runs a function on arrays on a device of this name, as far as that is known now."""
+        return next(self._ranked(function, self.seconds(function, place)))
+
+    def seconds(self, function: Function, place: str) -> dict[str, float]:
+        """How long the plans of a function took, as far as that was measured."""
+        tuning = self.problem.tuning
+        if tuning is None:
+            return {}
+        return tuning.seconds(self.problem.call(function, place), [plan.name for plan in self._promising(function)])
+
+    def _run(self, function: Function, *arrays: Array | None, **options: bool) -> Array:
+        if self.problem.tuning is None:
+            plan, seconds = self.predicted(function), {}
+        else:
+            seconds = self._measured(function, *arrays, **options)
+            plan = next(self._ranked(function, seconds))
+        try:
+            return plan(*arrays, **options)
+        except RefusedError:
+            for other in islice(self._ranked(function, seconds), 1, None):
+                with suppress(RefusedError):
+                    return other(*arrays, **options)
+            raise
+
+    def _ranked(self, function: Function, seconds: dict[str, float]) -> Iterator[Tiled]:
+        """The plans of a function, the fastest first: by the times that were measured, or else by those predicted."""
+        if not seconds:
+            return plans(self.problem, function)
+        return iter(sorted(self._promising(function), key=lambda plan: seconds.get(plan.name, math.inf)))
+
+    def _promising(self, function: Function) -> list[Tiled]:
+        """The plans that are worth a measurement."""
+        most = PROMISING * self.predicted(function).cost
+        return list(takewhile(lambda plan: plan.cost <= most, plans(self.problem, function)))
+
+    def _measured(self, function: Function, *arrays: Array | None, **options: bool) -> dict[str, float]:
+        """The times of the plans that are worth it; measured now, if nobody has."""
+        promising = self._promising(function)
+        if len(promising) < 2 or self.problem.tuning is None:
+            return {}
+        runs = {plan.name: partial(plan, *arrays, **options) for plan in promising}
+        call = self.problem.call(function, self.backend.place(arrays[0]))
+        return measured(self.problem.tuning, call, runs, self.backend.seconds)
 
 
 @lru_cache(maxsize=1024)
@@ -87,243 +140,34 @@ def scheduled(
         g = transposed_geometry(x_shape, w_shape, **sizes, groups=options.groups, output_padding=options.output_padding)
     dtype = _result_dtype(backend, dtypes, options.dtype)
     g = replace(g, channels_last=channels_last)
-    return _scheduled(backend, g, dtype, options.algorithm, settings, options.multiplies)
+    return _scheduled(Problem(backend, g, dtype, settings, options.algorithm))
 
 
 def computed(
-    algorithm: str,
-    settings: Settings,
-    multiplies: bool,  # noqa: FBT001
-    g: Geometry,
-    dtype: DType,
-    function: str,
-    *arrays: Array,
-    **how: bool,
+    algorithm: str, settings: Settings, g: Geometry, dtype: DType, function: str, *arrays: Array, **options: bool
 ) -> Array:
     """Schedule a convolution and run one of its functions: what a task does with parts of arrays in chunks."""
     backend = backend_of({f"operand {i}": a for i, a in enumerate(arrays)})
-    schedule = _of_part(backend, g, backend.to_dtype(dtype), algorithm, settings, multiplies)
+    schedule = _of_part(Problem(backend, g, backend.to_dtype(dtype), settings, algorithm))
     with applied(settings):
-        made: Array = getattr(schedule, function)(*arrays, **how)
+        made: Array = getattr(schedule, function)(*arrays, **options)
     return made
 
 
-def _scheduled(
-    backend: Backend,
-    g: Geometry,
-    dtype: DType,
-    algorithm: str,
-    settings: Settings,
-    multiplies: bool,  # noqa: FBT001
-) -> Schedule:
-    found = candidates(g, backend, dtype, settings)
-    able = _choices(found, algorithm)
-
-    def predicted(algorithm: str) -> Tiled:
-        return _tiled(_choices(found, algorithm), backend, g, dtype, algorithm, settings, multiplies=multiplies)
-
-    if backend.chunked:
-        settings = settings._replace(tuning=None)  # a task on another machine does not measure
-        run = partial(computed, algorithm, settings, multiplies)
-        identity = (algorithm, settings._replace(threads=None), multiplies)  # threads change no result
-        return Chunked(backend, g, dtype, backend.accumulator(dtype), run, identity)
-    if settings.tuning is None or algorithm != "auto" or not multiplies or g.is_empty:
-        return predicted(algorithm)
-    choices = {}
-    for candidate in found:
-        if candidate.name in able and candidate.cost <= PROMISING * found[0].cost:
-            with suppress(WorkspaceError):
-                choices[candidate.name] = predicted(candidate.name)
-    if len(choices) < 2:
-        return predicted(algorithm)
-    others = ", ".join(f"{name} {value}" for name, value in settings._asdict().items() if name != "tuning")
-    return Tuned(backend, g, dtype, backend.accumulator(dtype), settings.tuning, choices, others)
+def _scheduled(problem: Problem) -> Schedule:
+    backend, g, dtype, settings, algorithm = problem
+    accumulator = backend.accumulator(dtype)
+    if not backend.chunked:
+        return Planned(backend, g, dtype, accumulator, problem)
+    able(problem, "forward")
+    settings = settings._replace(tuning=None)  # a task on another machine does not measure
+    run = partial(computed, algorithm, settings)
+    identity = (algorithm, settings._replace(threads=None))  # threads change no result
+    return Chunked(backend, g, dtype, accumulator, run, identity)
 
 
 #: The same, remembered for the parts of arrays in chunks.
 _of_part = lru_cache(maxsize=1024)(_scheduled)
-
-
-def _tiled(
-    able: list[str],
-    backend: Backend,
-    g: Geometry,
-    dtype: DType,
-    algorithm: str,
-    settings: Settings,
-    *,
-    multiplies: bool,
-) -> Tiled:
-    """The best algorithm that fits, with all that may take its place in one function or the other."""
-    schedule = _first_that_fits(able, backend, g, dtype, settings, multiplies=multiplies)
-    if schedule.algorithm.foreign:
-        others = able[1 + able.index(schedule.algorithm.name) :]
-        if others:
-            with suppress(WorkspaceError):
-                otherwise = _tiled(others, backend, g, dtype, algorithm, settings, multiplies=multiplies)
-                return replace(schedule, otherwise=otherwise)
-        return schedule
-    reflected = g.reflected() if multiplies else None
-    if reflected is None or reflected.is_empty:
-        return schedule
-    if schedule.algorithm.is_symmetric(backend) and schedule.input_tiles[0].geometry.pixels == g.pixels:
-        return schedule  # tiles of whole images share nothing
-    with suppress(ValueError):  # what cannot be reflected, or not within the workspace, is folded back
-        able = _choices(candidates(reflected, backend, dtype, settings), algorithm)
-        able = [name for name in able if not ALGORITHMS[name].foreign]
-        reflection = _first_that_fits(able, backend, reflected, dtype, settings)
-        reflecting = REFLECTING * math.prod(g.w_shape)
-        if reflection.algorithm.traffic(reflected) + reflecting <= FOLDING * schedule.algorithm.traffic(g):
-            return replace(schedule, reflection=reflection)
-    return schedule
-
-
-def candidates(g: Geometry, backend: Backend, dtype: DType, settings: Settings) -> tuple[Candidate, ...]:
-    """Every algorithm, the cheapest first, those that are out of the question last."""
-    found = []
-    balance = backend.balance(dtype, settings.precision)
-    for name, algorithm in ALGORITHMS.items():
-        refusal = algorithm.refusal(g, backend.kind(dtype)) or algorithm.lack(backend, dtype, settings.precision)
-        note = None
-        if settings.numerics == "strict" and not algorithm.componentwise:
-            note = 'its error bound is not componentwise, and `numerics` is "strict"'
-        elif name in backend.unproven and settings.tuning is None:
-            note = f"it has not been measured on {backend.name}; ask for it by name"
-        cost = 0 if refusal else _cost(algorithm, g, backend, balance)
-        found.append(Candidate(name, cost, refusal, note))
-    return tuple(sorted(found, key=lambda c: (c.refusal is not None, c.note is not None, c.cost)))
-
-
-def _cost(algorithm: Algorithm, g: Geometry, backend: Backend, balance: int) -> int:
-    """The predicted time of a forward pass, in multiply-adds."""
-    return algorithm.work(g, backend, balance) + balance * algorithm.traffic(g)
-
-
-def _choices(found: tuple[Candidate, ...], algorithm: str) -> list[str]:
-    """The algorithms that may serve, the best first."""
-    if algorithm == "auto":
-        names = [c.name for c in found if c.refusal is None and c.note is None]
-        if names:
-            return names
-        reasons = "; ".join(f"{c.name}: {c.refusal or c.note}" for c in found)
-        msg = f"no `algorithm` can serve this convolution: {reasons}"
-        raise ValueError(msg)
-    for candidate in found:
-        if candidate.name == algorithm:
-            if candidate.refusal is None:
-                return [algorithm]
-            msg = f"`algorithm` {algorithm!r} cannot serve this convolution: {candidate.refusal}"
-            raise ValueError(msg)
-    msg = f"`algorithm` must be one of {('auto', *ALGORITHMS)}, got {algorithm!r}"
-    raise ValueError(msg)
-
-
-class WorkspaceError(ValueError):
-    """The workspace has no room for one tile of an algorithm, which takes `least` bytes."""
-
-    def __init__(self, least: int, given: int | None) -> None:
-        super().__init__(f"`workspace` must be at least {least} bytes for this convolution, got {given}")
-        self.least = least
-
-
-def _first_that_fits(
-    names: list[str], backend: Backend, g: Geometry, dtype: DType, settings: Settings, *, multiplies: bool = True
-) -> Tiled:
-    """The best algorithm that the workspace has room for; or the error of the one that is content with least."""
-    errors = []
-    for name in names:
-        try:
-            return _cut(ALGORITHMS[name], backend, g, dtype, settings, multiplies=multiplies)
-        except WorkspaceError as error:
-            errors.append(error)
-    raise min(errors, key=lambda error: error.least)
-
-
-def _cut(
-    algorithm: Algorithm,
-    backend: Backend,
-    g: Geometry,
-    dtype: DType,
-    settings: Settings,
-    *,
-    multiplies: bool,
-) -> Tiled:
-    """Cut the work into tiles that fit the workspace and the caches, never so that the number of threads matters."""
-    algorithm = algorithm.fitted(g, backend.kind(dtype))
-    accumulator = backend.accumulator(dtype)
-    operand = backend.operand(dtype) if algorithm.takes_half else accumulator
-    itemsize = backend.itemsize(accumulator)
-    filters = itemsize * algorithm.filters(g)
-
-    narrower = itemsize - backend.itemsize(operand)
-
-    def cost(part: Geometry, *, forward: bool = False, adjoint: bool = False) -> int:
-        written_out = 0
-        if part.pad_mode != "constant":
-            part = part.extended()
-            written_out = 3 * math.prod(part.x_shape)
-        if multiplies:
-            scratch = (algorithm.forward_scratch if forward else algorithm.scratch)(part, backend)
-            halves = 0 if adjoint else algorithm.halves(part, backend)
-        else:
-            scratch = backend.spare(part) + (math.prod(part.columns_shape) if operand != dtype else 0)
-            halves = 0
-        return itemsize * (scratch + written_out) - narrower * halves
-
-    forward_cost, adjoint_cost = partial(cost, forward=True), partial(cost, adjoint=True)
-
-    def border_cost(part: Geometry) -> int:
-        return cost(part, adjoint=True) + 3 * itemsize * math.prod(part.x_shape)
-
-    predicted = _cost(algorithm, g, backend, backend.balance(dtype, settings.precision))
-    shared = predicted * backend.slowness(accumulator) >= SHARED
-    whole = g.largest("outputs", (g.batch, *g.out))  # as the tiler judges it
-    target = backend.tile_size(algorithm.name, g, dtype, cost(whole), shared=shared)
-    target = max(target, itemsize * algorithm.least_tile(whole, backend))
-    # A tile of the weight gradient holds its own result, and adds it to a sum; an input gradient whose padding is added
-    # to it afterwards is kept in the wider dtype until then.
-    fixed = 2 * filters
-    if g.pad_mode != "constant" and accumulator != dtype:
-        fixed += itemsize * math.prod(g.x_shape)
-    room = math.inf if settings.workspace is None else settings.workspace - fixed
-    target = min(target, room)
-    tiles = g.tiles("outputs", target, forward_cost, algorithm.grain(g))
-    weight_tiles = g.tiles("outputs", target, cost, algorithm.grain(g))
-    input_tiles = g.tiles("inputs", target, adjoint_cost)
-    while input_tiles.repetition > REPETITION and 0 < 2 * target <= min(room, MOST_TILE):
-        target *= 2
-        input_tiles = g.tiles("inputs", target, adjoint_cost)
-    largest = max(forward_cost(tiles.largest), cost(weight_tiles.largest), adjoint_cost(input_tiles.largest))
-    if g.pad_mode != "constant":  # the tiles of the padding are cut until they are no larger than this
-        one = g.extended().largest("inputs", [min(1, g.batch), *(1 for _ in g.axes)])
-        largest = max(largest, border_cost(one))
-    if largest > room:
-        raise WorkspaceError(fixed + largest, settings.workspace)
-    if settings.workspace is None:
-        limit, lanes = 1024, LANE_BYTES // max(1, filters)
-    else:
-        limit = max(1, (settings.workspace - fixed + filters) // max(1, largest + filters))
-        lanes = (settings.workspace - limit * (largest + filters)) // max(1, filters)
-    limit = limit if shared else 1
-    return Tiled(
-        algorithm=algorithm,
-        backend=backend,
-        geometry=g,
-        dtype=dtype,
-        operand=operand,
-        accumulator=accumulator,
-        team=Team(settings.threads, limit, g.macs >= HEAVY, largest),
-        lanes=min(max(1, lanes), LANES),
-        workspace=fixed + largest,
-        tiles=_kept(tiles),
-        input_tiles=_kept(input_tiles),
-        weight_tiles=_kept(weight_tiles),
-        find_borders=partial(g.borders, largest, border_cost),
-    )
-
-
-def _kept(tiles: Sequence[Tile]) -> Sequence[Tile]:
-    return tuple(tiles) if len(tiles) <= KEPT else tiles
 
 
 def _result_dtype(backend: Backend, dtypes: tuple[tuple[str, DType], ...], wanted: DType | None) -> DType:

@@ -17,6 +17,9 @@ Index: TypeAlias = tuple[slice, ...]
 Ints: TypeAlias = int | tuple[int, ...] | list[int]
 Padding: TypeAlias = int | str | tuple[int | tuple[int, int], ...] | list[int | tuple[int, int]]
 
+#: What is computed; the last two are windows alone.
+Function: TypeAlias = Literal["forward", "input_grad", "weight_grad", "im2col", "col2im"]
+
 PadMode: TypeAlias = Literal["constant", "edge", "reflect", "wrap"]
 Layout: TypeAlias = Literal["channels_first", "channels_last"]
 

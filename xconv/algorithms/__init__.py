@@ -10,11 +10,10 @@ from ._implicit import Implicit
 from ._mec import Mec
 from ._pointwise import Pointwise
 from ._schedule import Schedule
-from ._tiled import Tiled
-from ._tuned import Tuned
+from ._tiled import WAYS, Tiled
 from ._winograd import Winograd
 
-__all__ = ["ALGORITHMS", "Algorithm", "Chunked", "Schedule", "Tiled", "Tuned"]
+__all__ = ["ALGORITHMS", "WAYS", "Algorithm", "Chunked", "Schedule", "Tiled"]
 
 ALGORITHMS: dict[str, Algorithm] = {
     algorithm.name: algorithm

@@ -5,8 +5,8 @@ from abc import ABC, abstractmethod
 from typing import ClassVar
 
 from .._geometry import Geometry
-from .._typing import Array, DType, Kind, Shape
-from ..backends import Backend
+from .._typing import Array, DType, Function, Kind, Shape
+from ..backends import Backend, Costs
 
 
 class Algorithm(ABC):
@@ -17,8 +17,6 @@ class Algorithm(ABC):
     takes_half: ClassVar[bool] = False
     #: Whether ``|err| <= K * eps * conv(|x|, |w|)`` holds for every element, and NaN stays in the windows that see it.
     componentwise: ClassVar[bool] = True
-    #: Whether it is another library's: that has an input gradient of its own, and may raise RefusedError in any call.
-    foreign: ClassVar[bool] = False
 
     @abstractmethod
     def refusal(self, g: Geometry, kind: Kind) -> str | None:
@@ -35,16 +33,12 @@ class Algorithm(ABC):
         return self
 
     @abstractmethod
-    def scratch(self, g: Geometry, backend: Backend) -> int:
-        """Elements of temporary memory that any of the three functions takes for `g`, at most."""
+    def scratch(self, function: Function, g: Geometry, backend: Backend) -> int:
+        """Elements of temporary memory that a function takes for `g`, at most."""
 
-    def forward_scratch(self, g: Geometry, backend: Backend) -> int:
-        """The same for `forward` alone, of an algorithm in which it takes much less than a gradient."""
-        return self.scratch(g, backend)
-
-    def halves(self, g: Geometry, backend: Backend) -> int:
-        """Elements among these that have the operand's dtype, where that is a half type, but in `input_grad`."""
-        del g, backend
+    def halves(self, function: Function, g: Geometry, backend: Backend) -> int:
+        """Elements among these that have the operand's dtype, where that is a half type."""
+        del function, g, backend
         return 0
 
     def filters(self, g: Geometry) -> int:
@@ -62,24 +56,20 @@ class Algorithm(ABC):
 
     @abstractmethod
     def traffic(self, g: Geometry) -> int:
-        """Elements that a forward pass reads and writes, its temporary arrays included."""
+        """Elements that a function reads and writes, its temporary arrays included."""
 
     @abstractmethod
     def multiplications(self, g: Geometry) -> int:
-        """Multiply-adds of a forward pass."""
+        """Multiply-adds of a function."""
 
-    def work(self, g: Geometry, backend: Backend, balance: int) -> int:
-        """Time of a forward pass without its traffic, as the number of multiply-adds that a product makes in it.
+    @abstractmethod
+    def cost(self, function: Function, g: Geometry, costs: Costs) -> float:
+        """Predicted time of a function for one tile, in the unit of `costs`."""
 
-        To move an element takes as much time as `balance` of them.
-        """
-        del backend, balance
-        return self.multiplications(g)
-
-    def is_symmetric(self, backend: Backend) -> bool:
-        """Whether an input gradient takes no longer than a forward pass, so that reflected filters save nothing."""
-        del backend
-        return False
+    def once(self, function: Function, g: Geometry, costs: Costs) -> float:
+        """The same of what is done to the filters, once for all tiles."""
+        del function
+        return costs.moved(math.prod(g.w_shape), 3)
 
     @abstractmethod
     def transform(self, backend: Backend, g: Geometry, w: Array) -> Array:

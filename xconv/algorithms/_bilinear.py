@@ -19,8 +19,8 @@ The shapes of U(w), V(x) and the product are in `backends.Backend`: ``u (blocks,
 from abc import abstractmethod
 
 from .._geometry import Geometry
-from .._typing import Array, Shape
-from ..backends import Backend
+from .._typing import Array, Function, Shape
+from ..backends import Backend, Costs, Product
 from ._algorithm import Algorithm
 
 
@@ -56,7 +56,36 @@ class Bilinear(Algorithm):
         del g
         return None
 
+    # What each map costs, and the product between them.
+
+    @abstractmethod
+    def analysis_cost(self, g: Geometry, costs: Costs, *, adjoint: bool) -> float:
+        """V, or its adjoint."""
+
+    def synthesis_cost(self, g: Geometry, costs: Costs, *, adjoint: bool) -> float:
+        """S, or its adjoint, where it is more than another shape."""
+        del g, costs, adjoint
+        return 0
+
+    @abstractmethod
+    def product_size(self, g: Geometry) -> Product:
+        """The sizes of ``U(w)`` and ``V(x)``."""
+
+    def product_costs(self, costs: Costs) -> Costs:
+        """The costs of the numbers that are multiplied."""
+        return costs
+
     # What the maps add up to.
+
+    def cost(self, function: Function, g: Geometry, costs: Costs) -> float:
+        p, of_product = self.product_size(g), self.product_costs(costs)
+        cost = self.analysis_cost(g, costs, adjoint=function == "input_grad")
+        cost += self.synthesis_cost(g, costs, adjoint=function != "forward")
+        if function == "weight_grad":
+            return cost + of_product.outer(p)
+        if function == "input_grad":
+            p = p._replace(rows=p.depth, depth=p.rows)
+        return cost + of_product.product(p)
 
     def adjoint_operand(self, backend: Backend, g: Geometry, w: Array) -> Array:
         """``U(conj(w))^H``, which is ``U(w)^T`` where U has real coefficients."""

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from dask._task_spec import TaskRef
 
     from ..backends._dask import Graph, Operand
-    from ._tiled import Tiled
 
 #: A box of an array: its place in what is read, how the padding repeats it, and the box itself.
 Read = tuple[Index, tuple[Run, ...], Index]
@@ -40,11 +39,6 @@ class Chunked(Schedule):
     run: Callable[..., Array]
     #: What tells it from other convolutions, besides its geometry and dtypes.
     identity: tuple[object, ...]
-
-    def chosen(self, function: str, like: Array) -> "Tiled":
-        del function, like
-        msg = "`x` and `w` must lie in one piece: what is done with an array in chunks is planned chunk by chunk"
-        raise TypeError(msg)
 
     def forward(self, x: Array, w: Array, b: Array | None = None) -> Array:
         g, backend = self.geometry, self.backend

@@ -10,8 +10,8 @@ cuDNN may turn down a convolution for a reason that nobody but cuDNN knows, and 
 import math
 
 from .._geometry import Geometry
-from .._typing import Array, DType, Kind
-from ..backends import Backend
+from .._typing import Array, DType, Function, Kind
+from ..backends import Backend, Costs
 from ._algorithm import Algorithm
 
 #: cuDNN counts elements in 32 bits.
@@ -25,7 +25,6 @@ LEAST_EXTRA, MOST_EXTRA = 2**10, 2**22
 class Cudnn(Algorithm):
     name = "cudnn"
     takes_half = True
-    foreign = True
 
     def refusal(self, g: Geometry, kind: Kind) -> str | None:
         if kind != "real":
@@ -40,19 +39,23 @@ class Cudnn(Algorithm):
         del dtype, precision
         return backend.lacks_cudnn()
 
-    def scratch(self, g: Geometry, backend: Backend) -> int:
-        del backend
+    def scratch(self, function: Function, g: Geometry, backend: Backend) -> int:
+        del function, backend
         # Copies of what does not lie as cuDNN takes it; and an input gradient that is cropped comes in two pieces.
         return _arrays(g) + math.prod(g.x_shape) + self._workspace(g)
 
     def least_tile(self, g: Geometry, backend: Backend) -> int:
-        return min(WHOLE_TILE, self.scratch(g, backend))
+        return min(WHOLE_TILE, self.scratch("forward", g, backend))
 
     def traffic(self, g: Geometry) -> int:
         return _arrays(g)
 
     def multiplications(self, g: Geometry) -> int:
         return g.macs
+
+    def cost(self, function: Function, g: Geometry, costs: Costs) -> float:
+        del function
+        return costs.multiply * g.macs + costs.moved(_arrays(g))
 
     def transform(self, backend: Backend, g: Geometry, w: Array) -> Array:
         del backend, g

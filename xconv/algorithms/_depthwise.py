@@ -10,8 +10,8 @@ matrix products are so much faster than its other operations.
 import math
 
 from .._geometry import Geometry
-from .._typing import Array, Kind
-from ..backends import Backend
+from .._typing import Array, Function, Kind
+from ..backends import Backend, Costs
 from ._algorithm import Algorithm
 
 #: Elements of temporary memory for a tile: the longer its lines are, the less is lost between them.
@@ -28,7 +28,8 @@ class Depthwise(Algorithm):
             return f"it takes one input channel per group, and there are {g.c_in} in {g.groups}"
         return None
 
-    def scratch(self, g: Geometry, backend: Backend) -> int:
+    def scratch(self, function: Function, g: Geometry, backend: Backend) -> int:
+        del function
         return math.prod(g.x_shape) + math.prod(g.y_shape) + backend.depthwise_spare(g)
 
     def least_tile(self, g: Geometry, backend: Backend) -> int:
@@ -41,8 +42,8 @@ class Depthwise(Algorithm):
     def multiplications(self, g: Geometry) -> int:
         return g.macs
 
-    def work(self, g: Geometry, backend: Backend, balance: int) -> int:
-        return backend.depthwise_work(g, balance)
+    def cost(self, function: Function, g: Geometry, costs: Costs) -> float:
+        return costs.depthwise(function, g)
 
     def transform(self, backend: Backend, g: Geometry, w: Array) -> Array:
         del backend, g

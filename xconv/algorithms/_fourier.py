@@ -23,8 +23,8 @@ from typing import NamedTuple
 
 from .._axis import Axis
 from .._geometry import Geometry
-from .._typing import Array, DType, Kind, Shape
-from ..backends import Backend, Grid
+from .._typing import Array, DType, Function, Kind, Shape
+from ..backends import Backend, Costs, Grid, Product
 from ._bilinear import Bilinear
 
 #: As many as fit into the 64 axes of an array, two each.
@@ -128,8 +128,6 @@ class Price(NamedTuple):
 
 #: As arithmetic goes: 5/2 operations for a number and doubling (J. Cooley, J. Tukey, 1965).
 ARITHMETIC = Price(0, 5 / 4, 4, 0)
-#: The calls that it is made of take as much time as so many multiply-adds.
-CALLS = 10_000_000
 #: As time goes: so many multiply-adds of a matrix product, with the copies before and behind each transform.
 TIME = Price(192, 24, 4, 2500)
 
@@ -174,7 +172,8 @@ class Fourier(Bilinear):
         del dtype, precision
         return None if hasattr(backend.xp, "fft") else f"{backend.name} has no `fft` extension"
 
-    def scratch(self, g: Geometry, backend: Backend) -> int:
+    def scratch(self, function: Function, g: Geometry, backend: Backend) -> int:
+        del function
         image, result, _ = self.sides(g)
         spare = backend.fourier_spare(*image) + backend.fourier_spare(*result)
         return image.numbers + 2 * result.numbers + spare + math.prod(g.x_shape) + math.prod(g.y_shape)
@@ -186,8 +185,8 @@ class Fourier(Bilinear):
         """One row of blocks of one image: a part of a block would cost as much as all of it."""
         outputs = self.sides(g).result.geometry.kernel
         row = g.largest("outputs", [min(1, g.batch), min(outputs[0], g.out[0]), *g.out[1:]])
-        shared = max(min(LEAST_TILE, self.scratch(g, backend) // 2), 3 * self.sides(g).filters.numbers // 2)
-        return max(shared, self.scratch(row, backend))
+        shared = max(min(LEAST_TILE, self.scratch("forward", g, backend) // 2), 3 * self.sides(g).filters.numbers // 2)
+        return max(shared, self.scratch("forward", row, backend))
 
     def grain(self, g: Geometry) -> Shape | None:
         return self.sides(g).result.geometry.kernel
@@ -198,12 +197,25 @@ class Fourier(Bilinear):
     def multiplications(self, g: Geometry) -> int:
         return total(g, self.lengths or best_lengths(g), ARITHMETIC)
 
-    def work(self, g: Geometry, backend: Backend, balance: int) -> int:
-        del backend, balance
-        return CALLS + total(g, self.lengths or best_lengths(g), TIME)
+    def analysis_cost(self, g: Geometry, costs: Costs, *, adjoint: bool) -> float:
+        del adjoint
+        return costs.fourier(*self.sides(g).image)
 
-    def is_symmetric(self, backend: Backend) -> bool:
-        return backend.own_spectra
+    def synthesis_cost(self, g: Geometry, costs: Costs, *, adjoint: bool) -> float:
+        del adjoint
+        return costs.fourier(*self.sides(g).result)
+
+    def product_size(self, g: Geometry) -> Product:
+        image, groups = self.sides(g).image, max(1, g.groups)
+        blocks = math.prod(image.grid.frequencies) * groups
+        return Product(1, blocks, g.c_out // groups, g.c_in // groups, g.batch * image.geometry.pixels)
+
+    def product_costs(self, costs: Costs) -> Costs:
+        return costs.of_spectra
+
+    def once(self, function: Function, g: Geometry, costs: Costs) -> float:
+        del function
+        return costs.fourier(*self.sides(g).filters)
 
     def transform(self, backend: Backend, g: Geometry, w: Array) -> Array:
         return self._left(backend, g, backend.conj(self._spectra(backend, g, backend.conj(w))))

@@ -8,8 +8,8 @@ V is im2col and its adjoint col2im; U and S only reshape. The error is that of a
 import math
 
 from .._geometry import Geometry
-from .._typing import Array, Kind, Shape
-from ..backends import Backend
+from .._typing import Array, Function, Kind, Shape
+from ..backends import Backend, Costs, Product
 from ._bilinear import Bilinear
 
 #: Elements of temporary memory for a tile, if the filters have as many: every product reads all of them.
@@ -28,12 +28,13 @@ class Gemm(Bilinear):
             else None
         )
 
-    def scratch(self, g: Geometry, backend: Backend) -> int:
+    def scratch(self, function: Function, g: Geometry, backend: Backend) -> int:
+        del function
         sides = g.batch * (g.c_in * math.prod(g.size) + 2 * g.c_out * g.pixels)
         return backend.columns(g) + backend.spare(g) + sides
 
-    def halves(self, g: Geometry, backend: Backend) -> int:
-        return backend.columns(g)
+    def halves(self, function: Function, g: Geometry, backend: Backend) -> int:
+        return 0 if function == "input_grad" else backend.columns(g)
 
     def least_tile(self, g: Geometry, backend: Backend) -> int:
         del backend
@@ -44,6 +45,13 @@ class Gemm(Bilinear):
 
     def multiplications(self, g: Geometry) -> int:
         return g.macs
+
+    def analysis_cost(self, g: Geometry, costs: Costs, *, adjoint: bool) -> float:
+        return costs.col2im(g) if adjoint else costs.im2col(g)
+
+    def product_size(self, g: Geometry) -> Product:
+        groups = max(1, g.groups)
+        return Product(g.batch, groups, g.c_out // groups, g.c_in // groups * g.taps, g.pixels)
 
     def transform(self, backend: Backend, g: Geometry, w: Array) -> Array:
         if backend.taps_first(g):

@@ -10,8 +10,8 @@ Chetlur et al., *cuDNN: Efficient Primitives for Deep Learning*, 2014, section 3
 import math
 
 from .._geometry import Geometry
-from .._typing import Array, DType, Kind
-from ..backends import Backend
+from .._typing import Array, DType, Function, Kind
+from ..backends import Backend, Costs
 from ._gemm import Gemm
 
 #: Elements of temporary memory for a tile, which it is cut by for the weight gradient's sake: the other two functions
@@ -47,6 +47,11 @@ class Implicit(Gemm):
 
     def traffic(self, g: Geometry) -> int:
         return math.prod(g.x_shape) + math.prod(g.y_shape) + math.prod(g.w_shape)
+
+    def cost(self, function: Function, g: Geometry, costs: Costs) -> float:
+        if function == "weight_grad":
+            return super().cost(function, g, costs)
+        return costs.multiply * g.macs + costs.moved(self.traffic(g))
 
     def transform(self, backend: Backend, g: Geometry, w: Array) -> Array:
         return backend.implicit_filters(w, g, adjoint=False)

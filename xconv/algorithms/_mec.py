@@ -11,12 +11,9 @@ element by element. The gradients are im2col's, but for an input gradient by ref
 import math
 
 from .._geometry import Geometry
-from .._typing import Array, DType, Kind
-from ..backends import Backend
+from .._typing import Array, DType, Function, Kind
+from ..backends import Backend, Costs
 from ._gemm import Gemm
-
-#: Multiply-adds in the time that a call takes before the first one.
-CALLS = 2**17
 
 
 class Mec(Gemm):
@@ -36,15 +33,15 @@ class Mec(Gemm):
         del dtype, precision
         return None if backend.views_overlap else f"{backend.name} does not multiply views that overlap in memory"
 
-    def forward_scratch(self, g: Geometry, backend: Backend) -> int:
-        return self.scratch(g, backend) - math.prod(g.columns_shape) + _unfolded(g)
+    def scratch(self, function: Function, g: Geometry, backend: Backend) -> int:
+        most = super().scratch(function, g, backend)
+        return most - math.prod(g.columns_shape) + _unfolded(g) if function == "forward" else most
 
     def traffic(self, g: Geometry) -> int:
         return math.prod(g.x_shape) + math.prod(g.y_shape) + math.prod(g.w_shape) + 2 * _unfolded(g)
 
-    def work(self, g: Geometry, backend: Backend, balance: int) -> int:
-        del balance
-        return CALLS + backend.by_row_work(g)
+    def cost(self, function: Function, g: Geometry, costs: Costs) -> float:
+        return costs.by_row(g, _unfolded(g)) if function == "forward" else super().cost(function, g, costs)
 
     def transform(self, backend: Backend, g: Geometry, w: Array) -> Array:
         depth = g.c_in // g.groups * g.taps

@@ -1,8 +1,8 @@
 """A kernel of one tap is a matrix product as it stands: V and S are the identity, and no column is ever built."""
 
 from .._geometry import Geometry
-from .._typing import Array, Kind
-from ..backends import Backend
+from .._typing import Array, Function, Kind
+from ..backends import Backend, Costs
 from ._gemm import Gemm
 
 
@@ -19,16 +19,20 @@ class Pointwise(Gemm):
             return "it takes no padding"
         return None
 
-    def scratch(self, g: Geometry, backend: Backend) -> int:
-        del backend
+    def scratch(self, function: Function, g: Geometry, backend: Backend) -> int:
+        del function, backend
         return 2 * g.batch * (g.c_in + g.c_out) * g.pixels
 
-    def halves(self, g: Geometry, backend: Backend) -> int:
-        del g, backend
+    def halves(self, function: Function, g: Geometry, backend: Backend) -> int:
+        del function, g, backend
         return 0  # there are no columns
 
     def traffic(self, g: Geometry) -> int:
         return g.batch * (g.c_in + g.c_out) * g.pixels + g.c_out * g.c_in // g.groups
+
+    def analysis_cost(self, g: Geometry, costs: Costs, *, adjoint: bool) -> float:
+        del g, costs, adjoint
+        return 0
 
     def analysis(self, backend: Backend, g: Geometry, x: Array) -> Array:
         return backend.xp.reshape(x, (g.batch, g.groups, g.c_in // g.groups, g.pixels))

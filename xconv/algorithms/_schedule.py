@@ -3,14 +3,10 @@
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 from .._geometry import Geometry
 from .._typing import Array, DType, Shape
 from ..backends import Backend
-
-if TYPE_CHECKING:
-    from ._tiled import Tiled
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,15 +26,6 @@ class Schedule(ABC):
     @cached_property
     def y_shape(self) -> Shape:
         return self.geometry.in_layout(self.geometry.y_shape)
-
-    @abstractmethod
-    def chosen(self, function: str, like: Array) -> "Tiled":
-        """What runs a function on arrays on the device of `like`; TypeError where that is not known beforehand."""
-
-    def seconds(self, function: str, like: Array) -> dict[str, float]:
-        """How long each algorithm takes for a function, as far as that was measured."""
-        del function, like
-        return {}
 
     @abstractmethod
     def forward(self, x: Array, w: Array, b: Array | None = None) -> Array:

@@ -23,8 +23,8 @@ from typing import NamedTuple
 
 from .._axis import Axis
 from .._geometry import Geometry
-from .._typing import Array, Kind, Shape
-from ..backends import Backend
+from .._typing import Array, Function, Kind, Shape
+from ..backends import Backend, Costs, Product
 from ._bilinear import Bilinear
 
 POINTS = tuple(Fraction(*ratio) for ratio in ((0, 1), (1, 1), (-1, 1), (1, 2), (-2, 1), (-1, 2), (2, 1)))
@@ -39,17 +39,6 @@ MORE_GROWTH = {7: 1.5}
 #: Elements of temporary memory for a tile: every frequency is a product of its own, and should not be a thin one. From
 #: the first number on, there are two tiles; from twice the second one on, more.
 WHOLE_TILE, LEAST_TILE = 2**21, 2**22
-#: The calls that it is made of take as much time as so many multiply-adds.
-CALLS = 10_000_000
-#: Products of many small matrices take so many times as long as one of a large one.
-SMALL = 1.4
-#: The product with a small matrix takes as much time as one with so many columns, at least.
-NARROW = 96
-#: An element of the filters' spectra takes as much time as so many, since they are as large as no cache.
-FILTERS = 55
-#: A sum over fewer channels takes as much time as one over so many.
-THIN = 32
-
 Matrix = tuple[tuple[Fraction, ...], ...]
 #: A small matrix in plain numbers, that a backend makes an array of.
 Rows = tuple[tuple[float, ...], ...]
@@ -183,7 +172,8 @@ class Winograd(Bilinear):
             return f"its error would be too large for a kernel {g.kernel}"
         return None
 
-    def scratch(self, g: Geometry, backend: Backend) -> int:
+    def scratch(self, function: Function, g: Geometry, backend: Backend) -> int:
+        del function
         image, result, _ = sides(g)
         spare = backend.spectra_spare(*image) + backend.spectra_spare(*result)
         # The weight gradient of complex numbers takes a conjugate of the image's spectra.
@@ -193,7 +183,9 @@ class Winograd(Bilinear):
         return 2 * sides(g).filters.elements
 
     def least_tile(self, g: Geometry, backend: Backend) -> int:
-        half = max(WHOLE_TILE, 2 * self.scratch(g, backend) // 3)  # two tiles have more in all, for what they share
+        half = max(
+            WHOLE_TILE, 2 * self.scratch("forward", g, backend) // 3
+        )  # two tiles have more in all, for what they share
         return max(min(LEAST_TILE, half), 3 * sides(g).filters.elements // 2)
 
     def grain(self, g: Geometry) -> Shape | None:
@@ -203,22 +195,23 @@ class Winograd(Bilinear):
         return sum(2 * side.elements + 2 * math.prod(side.geometry.x_shape) for side in sides(g))
 
     def multiplications(self, g: Geometry) -> int:
-        return self._multiply_adds(g, 1, 1)
+        transforms = sum(_transform_multiplications(side) for side in sides(g))
+        return self.product_size(g).multiply_adds + transforms
 
-    def work(self, g: Geometry, backend: Backend, balance: int) -> int:
-        del backend, balance
-        products = self._multiply_adds(g, THIN, NARROW)
-        return CALLS + int(SMALL * products) + FILTERS * sides(g).filters.elements
+    def analysis_cost(self, g: Geometry, costs: Costs, *, adjoint: bool) -> float:
+        return costs.spectra(*sides(g).image, adjoint=adjoint)
 
-    def _multiply_adds(self, g: Geometry, thin: int, narrow: int) -> int:
-        """Multiply-adds, where a sum over few channels and a matrix with few columns count as larger ones."""
-        everything = sides(g)
-        columns = everything.image.elements // max(1, g.c_in)
-        products = columns * g.c_out * max(thin, g.c_in // g.groups)
-        return products + sum(_transform_multiplications(side, narrow) for side in everything)
+    def synthesis_cost(self, g: Geometry, costs: Costs, *, adjoint: bool) -> float:
+        return costs.spectra(*sides(g).result, adjoint=not adjoint)
 
-    def is_symmetric(self, backend: Backend) -> bool:
-        return backend.own_spectra
+    def product_size(self, g: Geometry) -> Product:
+        everything, groups = sides(g), max(1, g.groups)
+        image = everything.image.geometry
+        blocks = everything.frequencies * groups
+        return Product(1, blocks, g.c_out // groups, g.c_in // groups, g.batch * image.pixels)
+
+    def once(self, function: Function, g: Geometry, costs: Costs) -> float:
+        return costs.spectra(*sides(g).filters, adjoint=function == "weight_grad")
 
     # Products whose columns have their channels behind read the transpose of what these two make, so both make it so
     # that its transpose is what lies in order.
@@ -252,12 +245,11 @@ class Winograd(Bilinear):
         return backend.spectra(dy, *sides(g).result)
 
 
-def _transform_multiplications(side: Side, narrow: int) -> int:
+def _transform_multiplications(side: Side) -> int:
     """Multiply-adds of a transform, one axis after the other, the last first."""
     g, total = side.geometry, 0
     for i, rows in enumerate(side.matrices):
         before = math.prod(axis.padded for axis in g.axes[:i])
-        done = math.prod(len(r) for r in side.matrices[i + 1 :])
-        behind = math.prod(axis.out for axis in g.axes[i + 1 :]) * (g.c_in // g.groups)
-        total += before * done * max(narrow, behind) * g.axes[i].out * len(rows) * len(rows[0])
-    return g.batch * g.groups * total
+        behind = math.prod(axis.out * len(r) for axis, r in zip(g.axes[i + 1 :], side.matrices[i + 1 :], strict=True))
+        total += before * behind * g.axes[i].out * len(rows) * len(rows[0])
+    return g.batch * g.c_in * total

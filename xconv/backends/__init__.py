@@ -9,11 +9,12 @@ from functools import partial
 import array_api_compat
 
 from .._typing import Array
+from ._costs import Costs, Product
 from ._fourier import Grid
 from ._generic import MIB, Backend, Piece, RefusedError
 from ._threads import Team
 
-__all__ = ["MIB", "Backend", "Grid", "Piece", "RefusedError", "Team", "backend_of"]
+__all__ = ["MIB", "Backend", "Costs", "Grid", "Piece", "Product", "RefusedError", "Team", "backend_of"]
 
 _by_type: dict[type, Backend] = {}
 _by_namespace: dict[object, Backend] = {}

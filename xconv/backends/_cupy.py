@@ -21,9 +21,10 @@ import numpy as np
 
 from .. import _config
 from .._geometry import Geometry, Tile
-from .._typing import Array, DType, Index, Shape
+from .._typing import Array, DType, Function, Index, Shape
 from . import _implicit, _kernels
 from . import _texts as texts
+from ._costs import Costs, Product
 from ._cublas import gemm
 from ._generic import MIB, Piece, RefusedError
 from ._kernels import THREADS, WIDEST
@@ -60,6 +61,28 @@ IN_PLACE = {"pointwise", "depthwise"}
 FLOAT32 = np.dtype("float32")
 
 
+class KernelCosts(Costs):
+    """Our kernels read what they write columns of, and nothing twice."""
+
+    def im2col(self, g: Geometry) -> float:
+        return self.moved(math.prod(g.x_shape) + math.prod(g.columns_shape))
+
+    def col2im(self, g: Geometry) -> float:
+        return self.im2col(g)
+
+    def product(self, p: Product) -> float:
+        moved = p.n * p.blocks * (p.depth + p.rows) * p.pixels + p.blocks * p.rows * p.depth
+        return self.multiply * p.multiply_adds + self.moved(moved)
+
+    def outer(self, p: Product) -> float:
+        return self.product(p)
+
+    def depthwise(self, function: Function, g: Geometry) -> float:
+        """The sums stay in registers, and what is loaded for them in the first-level cache."""
+        del function
+        return self.moved(g.macs / 8 + math.prod(g.x_shape) + math.prod(g.y_shape))
+
+
 class CupyBackend(DtypesOfNumpy):
     """CuPy arrays, on the device they are on, in CuPy's current stream."""
 
@@ -82,11 +105,11 @@ class CupyBackend(DtypesOfNumpy):
         in_place = algorithm in IN_PLACE and g.pad_mode == "constant" and self.accumulator(dtype) == dtype
         return math.inf if in_place else super().tile_size(algorithm, g, dtype, whole, shared=shared)
 
-    def balance(self, dtype: DType, precision: str) -> int:
+    def costs(self, dtype: DType, precision: str) -> Costs:
         """Of an H100 or H200: 67 TFLOP/s in float32, 500 in TF32, 800 in the half types, beside 4.3 TB/s."""
         if dtype.itemsize == 2:
-            return 200
-        return 230 if precision == "tf32" and dtype == np.float32 else 32
+            return KernelCosts(1, 200, 0)
+        return KernelCosts(1, 230 if precision == "tf32" and dtype == np.float32 else 32, 0)
 
     # calls
 
@@ -101,17 +124,17 @@ class CupyBackend(DtypesOfNumpy):
             raise RuntimeError(msg)
         return x.device  # type: ignore[no-any-return]
 
-    def call(self, method: Callable[..., Array], schedule: Any, *arrays: Array, **options: bool) -> Array:
+    def call(self, tiled: Any, *arrays: Array, **options: bool) -> Array:
         with self.on_device_of(arrays[0]):
             lie = [None if a is None else (a.strides, a.dtype, a.data.ptr % WIDEST) for a in arrays]
             device = arrays[0].device.id
-            key = (method, device, *lie, *options.values())
-            programs: dict[Any, Program] = schedule.remembered
+            key = (device, *lie, *options.values())
+            programs: dict[Any, Program] = tiled.remembered
             program = programs.get(key)
-            if program is None and not _is_programmed(method.__name__, schedule):
-                return method(schedule, *arrays, **options)
+            if program is None and not _is_programmed(tiled):
+                return tiled.run(*arrays, **options)
             if program is None or (program.calls >= texts.WORTH_A_TEXT - 1 and not program.literal):
-                program = _written(method, schedule, arrays, options, device, literal=program is not None)
+                program = _written(tiled, arrays, options, device, literal=program is not None)
                 if key not in programs and len(programs) >= MOST_PROGRAMS:
                     programs.pop(next(iter(programs)), None)  # the oldest
                 programs[key] = program
@@ -187,9 +210,6 @@ class CupyBackend(DtypesOfNumpy):
         parts = ordered(self.do, (g.c_out, *g.kernel, lanes), self.accumulator(dy.dtype), order)
         sums = total(self.do, self._made(_kernels.depthwise_weight_grad, g, dy, x, out=parts), len(g.axes) + 1)
         return self.xp.reshape(sums, g.w_shape)
-
-    def depthwise_work(self, g: Geometry, balance: int) -> int:
-        return g.macs * balance // 8  # the sums stay in registers, and what is loaded for them in the first-level cache
 
     def depthwise_spare(self, g: Geometry) -> int:
         return math.prod(g.y_shape)  # partial sums of the filters' gradient
@@ -400,35 +420,24 @@ class _OnPaper(CupyBackend):
     def __init__(self, do: Recorder) -> None:
         super().__init__(do, Views(do))
 
-    def call(self, method: Callable[..., Array], schedule: Any, *arrays: Array, **options: bool) -> Array:
-        return method(schedule, *arrays, **options)
+    def call(self, tiled: Any, *arrays: Array, **options: bool) -> Array:
+        return tiled.run(*arrays, **options)
 
 
-def _is_programmed(function: str, schedule: Any) -> bool:
-    """Whether all that a function of a schedule comes down to are steps: no operations of CuPy's own."""
-    if function == "input_grad" and schedule.reflection:
-        return _is_programmed("forward", schedule.reflection)
-    g, name = schedule.geometry, schedule.algorithm.name
-    tiles = {"input_grad": schedule.input_tiles, "col2im": schedule.input_tiles, "weight_grad": schedule.weight_tiles}
-    if g.pad_mode != "constant" or len(tiles.get(function, schedule.tiles)) > MOST_PROGRAMMED_TILES:
+def _is_programmed(tiled: Any) -> bool:
+    """Whether all that a function comes down to are steps: no operations of CuPy's own."""
+    name = tiled.algorithm.name
+    if tiled.geometry.pad_mode != "constant" or len(tiled.tiles) > MOST_PROGRAMMED_TILES:
         return False
-    multiplies = function not in {"im2col", "col2im"} and name != "depthwise"
-    return name in PROGRAMMED and not (multiplies and schedule.dtype.kind in "iu")
+    multiplies = tiled.function not in {"im2col", "col2im"} and name != "depthwise"
+    return name in PROGRAMMED and not (multiplies and tiled.dtype.kind in "iu")
 
 
 def _written(
-    method: Callable[..., Array],
-    schedule: Any,
-    arrays: tuple[Array | None, ...],
-    options: dict[str, bool],
-    device: int,
-    *,
-    literal: bool,
+    tiled: Any, arrays: tuple[Array | None, ...], options: dict[str, bool], device: int, *, literal: bool
 ) -> Program:
     """The program of a call."""
     do = Recorder(device, literal=literal)
-    backend = _OnPaper(do)
-    reflection = schedule.reflection and replace(schedule.reflection, backend=backend)
-    on_paper = replace(schedule, backend=backend, reflection=reflection)
+    on_paper = replace(tiled, backend=_OnPaper(do))
     lie = [None if a is None else (lying(a)[0], a.data.ptr % WIDEST) for a in arrays]
-    return do.record(partial(method, on_paper, **options), *lie)
+    return do.record(partial(on_paper.run, **options), *lie)

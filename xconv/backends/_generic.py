@@ -20,6 +20,7 @@ from .._axis import Run
 from .._geometry import Geometry, Tile
 from .._typing import Array, Device, DType, Index, Kind, Namespace, Shape
 from . import _depthwise, _fourier, _spectra, _windows
+from ._costs import Costs
 from ._fourier import Grid
 from ._pieces import zeros
 from ._spectra import Matrices, Rows
@@ -58,8 +59,6 @@ class Backend:
     unproven: frozenset[str] = frozenset()
     #: Whether tiles can run in parallel.
     parallel = False
-    #: Whether `spectra` and `fourier` are its own, and their adjoints as fast as they are.
-    own_spectra = False
     #: Whether views of its arrays may overlap in memory and be multiplied as they are: it has `product_by_row`.
     views_overlap = False
     #: Whether arrays lie in chunks, of another library, that are convolved one by one.
@@ -151,13 +150,14 @@ class Backend:
         del x
         return _NOTHING
 
-    def call(self, method: Callable[..., Array], schedule: Any, *arrays: Array, **options: bool) -> Array:
-        """Run a method of a schedule on the device of its first array.
+    def call(self, tiled: Any, *arrays: Array, **options: bool) -> Array:
+        """Run a function that was cut into tiles on the device of its first array.
 
-        What the backend remembers of that for later calls is in ``schedule.remembered``.
+        What the backend remembers of that for later calls is in ``tiled.remembered``.
         """
         with self.on_device_of(arrays[0]):
-            return method(schedule, *arrays, **options)
+            made: Array = tiled.run(*arrays, **options)
+        return made
 
     # costs
 
@@ -166,15 +166,13 @@ class Backend:
         del algorithm, g, dtype, whole, shared
         return self.tile_bytes
 
-    def balance(self, dtype: DType, precision: str) -> int:
-        """Multiply-adds in the time of one element to or from memory."""
-        del dtype, precision
-        return 16
-
-    def slowness(self, dtype: DType) -> int:
-        """Time of a multiply-add of this dtype, in those of float32."""
-        del dtype
-        return 1
+    def costs(self, dtype: DType, precision: str) -> Costs:
+        """What the primitives below cost for arrays of this dtype."""
+        del precision
+        width = self.itemsize(dtype) / 4
+        is_complex = self.kind(dtype) == "complex"
+        multiply = Costs.complex_multiply / 2 if is_complex else 1
+        return Costs(multiply * width, 12 * width, 400_000, is_complex=is_complex)
 
     def seconds(self, run: Callable[[], Array], calls: int) -> float | None:
         """Time of so many calls, until their results are there; None where these are only traced."""
@@ -270,11 +268,6 @@ class Backend:
         """Elements that the three need at once beside what they take and make, at most."""
         return _depthwise.spare(g)
 
-    def depthwise_work(self, g: Geometry, balance: int) -> int:
-        """The time that `depthwise` takes, as the number of multiply-adds that a product makes in it."""
-        del balance
-        return 16 * g.macs
-
     def retract(self, dx: Array, runs: tuple[Run, ...]) -> Array:
         """The adjoint of what `runs` read: the gradient of the padding, brought to where it was taken from."""
         return _windows.retract(self.xp, dx, runs)
@@ -358,10 +351,6 @@ class Backend:
         """``u @ v`` for every image and block, ``(n, blocks, rows, pixels)``; in `out` if that is handed over."""
         del out
         return self.xp.matmul(u, v)
-
-    def by_row_work(self, g: Geometry) -> int:
-        """The time of the products that `product_by_row` makes, as the number of multiply-adds in a large one."""
-        return g.macs
 
     def product_by_row(self, u: Array, x: Array, g: Geometry, out: Array | None) -> Array:
         """``conv(x, w)`` in a product for each row of outputs; u has the taps of the first axis before the channels."""

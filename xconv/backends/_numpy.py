@@ -9,9 +9,11 @@ import numpy as np
 
 from .._geometry import Geometry, Tile
 from .._typing import Array, DType, Index, Kind, Shape
-from . import _fourier, _numpy_depthwise, _numpy_fourier, _numpy_products, _numpy_spectra, _numpy_windows, _threads
+from . import _fourier, _numpy_depthwise, _numpy_fourier, _numpy_spectra, _numpy_windows, _threads
+from ._costs import Costs
 from ._fourier import Grid
 from ._generic import MIB, Backend, Piece, inverse
+from ._numpy_costs import numpy_costs
 from ._numpy_products import multiply
 from ._pieces import along
 from ._scratch import Reserve, Scratch
@@ -60,7 +62,6 @@ class NumpyBackend(DtypesOfNumpy):
     #: No smaller tile is worth its own call, and so many are enough for every processor to get its share.
     least_tile, shares = MIB, 4
     parallel = True
-    own_spectra = True
     views_overlap = True
     has_devices = False
 
@@ -72,10 +73,9 @@ class NumpyBackend(DtypesOfNumpy):
         del algorithm, g, dtype
         return min(self.tile_bytes, max(self.least_tile, whole // self.shares)) if shared else self.tile_bytes
 
-    def slowness(self, dtype: DType) -> int:
-        dtype = np.dtype(dtype)
-        slower = {"i": 40, "u": 40, "c": 2}  # the BLAS multiplies no integers
-        return slower.get(dtype.kind, 1) * max(1, int(dtype.itemsize) // 4)
+    def costs(self, dtype: DType, precision: str) -> Costs:
+        del precision
+        return numpy_costs(np.dtype(dtype))
 
     def view(self, out: Array | None, shape: Shape, dtype: DType) -> Array | None:
         if out is None or out.dtype != dtype:
@@ -154,10 +154,6 @@ class NumpyBackend(DtypesOfNumpy):
 
     def depthwise_spare(self, g: Geometry) -> int:
         return _numpy_depthwise.spare(g)
-
-    def depthwise_work(self, g: Geometry, balance: int) -> int:
-        del balance
-        return _numpy_depthwise.work(g)
 
     # spectra
 
@@ -238,9 +234,6 @@ class NumpyBackend(DtypesOfNumpy):
         return _fourier.spare(g, grid)
 
     # products
-
-    def by_row_work(self, g: Geometry) -> int:
-        return _numpy_products.work_by_row(g)
 
     def product(self, u: Array, v: Array, out: Array | None = None) -> Array:
         (n, blocks, depth, pixels), rows = v.shape, u.shape[-2]

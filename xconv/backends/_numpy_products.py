@@ -5,12 +5,10 @@ where they lie, while any other product first copies both into an order of its o
 copy the columns takes as long as to multiply them. So a large product is faster in many small ones.
 """
 
-import math
 from functools import cache, lru_cache
 
 import numpy as np
 
-from .._geometry import Geometry
 from .._typing import Array, DType
 from . import _threads
 
@@ -20,17 +18,10 @@ PROCESSORS = {"skylakex", "cooperlake", "sapphirerapids"}
 SMALL = 10**6
 #: As many columns as fit into the registers at once, and the most that a piece has.
 COLUMNS, MOST_COLUMNS = 64, 1024
-#: Elements of one register.
-REGISTER = 16
 #: With so many rows and so long sums, to pack both operands takes little of the time.
 MANY_ROWS, MUCH_DEPTH = 256, 128
 #: A piece with fewer rows reads its columns for too little work, and a product with fewer yet is left as it is.
 LEAST_ROWS, FEWEST_ROWS = 8, 4
-
-#: Multiply-adds in the time of a call, and in that of copying an element of the rows.
-CALL, COPYING = 2500, 12
-#: Products with fewer rows take as long as with so many; twice as many where they are not small ones.
-FULL = 4
 
 
 @cache
@@ -40,17 +31,6 @@ def in_pieces() -> bool:
     return bool(found) and all(
         library.internal_api == "openblas" and library.architecture.lower() in PROCESSORS for library in found
     )
-
-
-def work_by_row(g: Geometry) -> int:
-    """The time of a product for each row of outputs, as the number of multiply-adds that a large one makes in it.
-
-    A row of outputs may end in the middle of a register. For products that are not small, all filters are copied.
-    """
-    filters, row = max(1, g.c_out // g.groups), max(1, math.prod(g.out[1:]))
-    work = g.macs * max(filters, FULL if in_pieces() else 2 * FULL) // filters
-    copies = 0 if in_pieces() else COPYING * work // row
-    return work * (15 if row % REGISTER else 13) // 10 + copies + CALL * g.batch * g.groups * g.out[0]
 
 
 def multiply(u: Array, v: Array, out: Array) -> Array:
