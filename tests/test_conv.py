@@ -8,6 +8,7 @@ import pytest
 from oracle import Oracle
 
 import xconv
+from xconv._arguments import geometry
 
 pytestmark = pytest.mark.usefixtures("exact")
 
@@ -38,6 +39,25 @@ def test_same(lib, rng, stride, size, kernel, dilation):
         expected = Oracle(x.shape, w.shape, stride=stride, dilation=dilation, padding=(pair,)).conv(x, w)
         assert expected.shape[2] == math.ceil(size / stride)
         lib.check(y, expected)
+
+
+@pytest.mark.parametrize("algorithm", ["gemm", "mec", "depthwise"])
+@pytest.mark.parametrize("padding", [0, (1, (420, 20))])
+def test_taps_far_apart(lib, rng, algorithm, padding):
+    """So far that an output reads what is nowhere near, or nothing, of an axis."""
+    if algorithm == "mec" and lib.name != "numpy":
+        pytest.skip("NumPy's")
+    shape = (8, 1, 3, 3) if algorithm == "depthwise" else (2, 8, 3, 3)
+    options = {"padding": padding, "dilation": (1, 700), "stride": (1, 3), "groups": 8 // shape[1]}
+    x, w = integers(rng, (1, 8, 5, 1460), shape)
+    oracle = Oracle(x.shape, w.shape, **options)
+    (dy,) = integers(rng, oracle.y_shape)
+    assert geometry(x.shape, w.shape, **options).far == (False, True)
+    options["algorithm"] = algorithm
+    x_, w_, dy_ = map(lib.array, (x, w, dy))
+    lib.check(xconv.conv(x_, w_, **options), oracle.conv(x, w))
+    lib.check(xconv.conv_input_grad(dy_, w_, x.shape, **options), oracle.input_grad(dy, w))
+    lib.check(xconv.conv_weight_grad(dy_, x_, w.shape, **options), oracle.weight_grad(dy, x))
 
 
 def test_valid_is_no_padding(lib, rng):

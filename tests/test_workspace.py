@@ -1,5 +1,6 @@
 """``config(workspace=)`` bounds the temporary memory of every function, and changes no result."""
 
+import math
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
@@ -9,7 +10,8 @@ import numpy as np
 import pytest
 
 import xconv
-from xconv.backends import backend_of
+from xconv._arguments import geometry
+from xconv.backends import _numpy_windows, _windows, backend_of
 
 pytestmark = pytest.mark.numpy_only
 
@@ -91,6 +93,35 @@ def test_bound(rng, options, dtype, workspace):
             peak, tiled = temporary_peak(function)
         assert peak <= workspace + OBJECTS, (name, peak)
         assert np.array_equal(whole, tiled), name
+
+
+@pytest.mark.parametrize("library", ["numpy", "array_api_strict"])
+@pytest.mark.parametrize("padding", [0, 299_999])
+def test_columns_of_far_taps(rng, library, padding):
+    """Nothing between the taps of a tile takes memory."""
+    xp = pytest.importorskip(library)
+    windows = _numpy_windows if library == "numpy" else _windows
+    signal = rng.standard_normal((1, 1, 10**6))
+    x, padded = xp.asarray(signal), np.pad(signal[0, 0], padding)
+    g = geometry(x.shape, (1, 1, 3), dilation=300_000, padding=padding)
+
+    def cost(part):
+        return 8 * (math.prod(part.columns_shape) + windows.columns_spare(part))
+
+    tiles = g.tiles("outputs", MIB, cost)
+    assert len(tiles) < 1000
+    for tile in tiles:
+        tracemalloc.start()
+        if library == "numpy":
+            cols = windows.columns(np.empty, x[tile.x], tile.geometry, None)
+        else:
+            cols = windows.columns(xp, x[tile.x], tile.geometry)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak <= MIB + OBJECTS
+        for tap in range(3):
+            seen = padded[tile.y[2].start + tap * 300_000 : tile.y[2].stop + tap * 300_000]
+            assert np.array_equal(np.asarray(cols[0, 0, tap, :]), seen)
 
 
 def test_a_large_image(rng):

@@ -64,6 +64,16 @@ class Axis:
         return max(0, (self.padded - self.extent) // self.stride + 1)
 
     @cached_property
+    def span(self) -> int:
+        """Length of what one tap reads, from the first output to the last."""
+        return (self.out - 1) * self.stride + 1
+
+    @cached_property
+    def gap(self) -> int:
+        """How many elements lie between what one tap reads and what the next one does; 0 where these overlap."""
+        return max(0, self.dilation - self.span) if self.kernel > 1 and self.out else 0
+
+    @cached_property
     def kept(self) -> tuple[slice, slice]:
         """Where the padded axis and the axis are the same: as a part of the one, and as a part of the other."""
         begin = min(max(self.lo, 0), self.padded)
@@ -73,6 +83,26 @@ class Axis:
     @cached_property
     def is_padded(self) -> bool:
         return self.lo != 0 or self.hi != 0
+
+    def seen(self, tap: int) -> tuple[slice, slice]:
+        """The outputs for which a tap reads elements of the axis, and not its padding; and these elements."""
+        start = tap * self.dilation - self.lo
+        first = min(self.out, max(0, -(start // self.stride)))
+        last = min(self.out, (self.size - 1 - start) // self.stride + 1)
+        if first >= last:
+            return slice(first, first), slice(0, 0)
+        return slice(first, last), slice(start + first * self.stride, start + (last - 1) * self.stride + 1, self.stride)
+
+    def gathered(self) -> "Axis":
+        """The axis of what the taps read, each for all outputs, one behind the other: for taps that share nothing."""
+        return Axis(self.kernel * self.out, self.kernel, dilation=self.out)
+
+    def segments(self) -> Iterator[tuple[slice, slice]]:
+        """Where `gathered` and the axis are the same, tap by tap: as a part of the one, and as a part of the other."""
+        for tap in range(self.kernel):
+            outputs, elements = self.seen(tap)
+            if outputs.start < outputs.stop:
+                yield slice(tap * self.out + outputs.start, tap * self.out + outputs.stop), elements
 
     def settled(self) -> "Axis":
         """The same axis with no step that is larger than needed: one output takes any stride, one tap any dilation."""

@@ -17,8 +17,13 @@ from ._typing import Index, Shape
 Side: TypeAlias = Literal["outputs", "inputs"]
 T = TypeVar("T")
 
+#: All images and channels.
+ALL = (slice(None), slice(None))
+
 #: A tile is at least so many times as long as what it shares with the next one: at most a third is read twice.
 HALOS = 3
+#: Taps with so many elements between them are far apart: to copy these takes longer than a call that leaves them out.
+FAR = 1024
 
 
 class Tile(NamedTuple):
@@ -96,8 +101,7 @@ class Geometry:
     @cached_property
     def kept(self) -> tuple[Index, Index]:
         """Where padded images and images are the same: as an index of the one and of the other."""
-        all_of = (slice(None), slice(None))
-        return (*all_of, *(a.kept[0] for a in self.axes)), (*all_of, *(a.kept[1] for a in self.axes))
+        return (*ALL, *(a.kept[0] for a in self.axes)), (*ALL, *(a.kept[1] for a in self.axes))
 
     @cached_property
     def macs(self) -> int:
@@ -112,6 +116,25 @@ class Geometry:
         """The same convolution on an input whose padding has been written out."""
         axes = tuple(replace(axis, size=axis.padded, lo=0, hi=0) for axis in self.axes)
         return replace(self, axes=axes, pad_mode="constant")
+
+    @cached_property
+    def far(self) -> tuple[bool, ...]:
+        """On which axes the taps lie so far apart that their places are gathered, and not what is between them."""
+        room = self.c_in * math.prod(axis.extent for axis in self.axes)
+        return tuple(room * axis.gap >= FAR * self.taps * axis.dilation for axis in self.axes)
+
+    def gathered(self) -> "Geometry":
+        """The same convolution on what its taps read, along the axes where they lie far apart."""
+        if not any(self.far):
+            return self
+        axes = tuple(axis.gathered() if far else axis for axis, far in zip(self.axes, self.far, strict=True))
+        return replace(self, axes=axes)
+
+    def segments(self) -> Iterator[tuple[Index, Index]]:
+        """Where gathered and padded images and images are the same: as an index of the one and of the other."""
+        axes = zip(self.axes, self.far, strict=True)
+        for pairs in product(*(axis.segments() if far else (axis.kept,) for axis, far in axes)):
+            yield (*ALL, *(outer for outer, _ in pairs)), (*ALL, *(inner for _, inner in pairs))
 
     @cached_property
     def is_empty(self) -> bool:

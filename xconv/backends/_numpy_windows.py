@@ -38,8 +38,14 @@ def columns(take: Take, x: Array, g: Geometry, out: Array | None) -> Array:
 
 def spare(g: Geometry) -> int:
     """Elements that `columns` and `folded` need at once beside the columns they make or take, at most."""
-    padded = math.prod(_images(g, 1).padded)
-    return padded + max(padded, math.prod(g.x_shape))
+    padded = g.batch * g.c_in * math.prod(g.padded)
+    return max(columns_spare(g), padded + max(padded, math.prod(g.x_shape)))
+
+
+def columns_spare(g: Geometry) -> int:
+    """Elements that `columns` alone needs at once beside those it makes, at most."""
+    images = _images(g, 1)
+    return math.prod(images.padded) * min(2, images.phases)
 
 
 def rows(take: Take, x: Array, g: Geometry) -> Array:
@@ -47,8 +53,9 @@ def rows(take: Take, x: Array, g: Geometry) -> Array:
 
     In a row's columns, the taps of the first axis come before the channels.
     """
-    first, behind, channels = g.axes[0], g.axes[1:], g.c_in // g.groups
-    padded = _padded(take, x, g, (g.batch, g.c_in, *g.padded))
+    gathered = g.gathered()  # not along the first axis, whose taps are neighbours
+    first, behind, channels = g.axes[0], gathered.axes[1:], g.c_in // g.groups
+    padded = _padded(take, x, g, (g.batch, g.c_in, *gathered.padded))
     plane, *steps = padded.strides[1:]
     image = (g.batch, g.groups, (first.out - 1) * first.stride + first.kernel, channels)
     windows = np.ndarray(
@@ -71,12 +78,12 @@ def rows(take: Take, x: Array, g: Geometry) -> Array:
 
 
 def _padded(take: Take, x: Array, g: Geometry, shape: Shape) -> Array:
-    """Images with their padding of zeros, and with anything behind that."""
+    """What is gathered of images, with their padding of zeros, and with anything behind that."""
     made = take(shape, x.dtype)
     if g.is_padded:
         made.fill(0)
-    outer, inner = g.kept
-    made[outer] = x[inner]
+    for outer, inner in g.segments() if any(g.far) else (g.kept,):
+        made[outer] = x[inner]
     return made
 
 
@@ -152,7 +159,7 @@ class _Images(NamedTuple):
     taps do, the rows are first sorted by phase, after which a tap reads elements that follow one another.
     """
 
-    #: The padded images, with rows that are a multiple of the phases long.
+    #: The padded images, or what is gathered of them, with rows that are a multiple of the phases long.
     padded: Shape
     phases: int
     #: The taps of each phase, as an index of the windows.
@@ -166,6 +173,7 @@ class _Images(NamedTuple):
 
 @lru_cache(maxsize=1024)
 def _images(g: Geometry, itemsize: int) -> _Images:
+    g = g.gathered()
     rank, last = len(g.axes), g.axes[-1]
     sorts = last.dilation == 1 and last.kernel >= WORTH_SORTING * last.stride and not g.is_empty
     phases = last.stride if sorts else 1

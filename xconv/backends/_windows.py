@@ -10,14 +10,27 @@ from ._pieces import along, pad, zeros
 
 def columns(xp: Namespace, x: Array, g: Geometry) -> Array:
     """Every window of the zero-padded ``x (n, c, *size)``, as ``(n, c, *kernel, *out)``."""
+    x, g = _gathered(xp, x, g), g.gathered()
     for i, axis in enumerate(g.axes):  # x is (n, c, *kernel[:i], *out[:i], *size[i:])
         at = 2 + 2 * i
         x = pad(xp, x, at, axis.lo, axis.hi)
         starts = range(0, axis.extent, axis.dilation)
-        span = (axis.out - 1) * axis.stride + 1
-        taps = [x[along(at, slice(start, start + span, axis.stride))] for start in starts]
+        taps = [x[along(at, slice(start, start + axis.span, axis.stride))] for start in starts]
         x = xp.stack(taps, axis=2 + i)
     return x
+
+
+def _gathered(xp: Namespace, x: Array, g: Geometry, at: int = 2) -> Array:
+    """What the taps read of `x` on the axes from `at` on where they lie far apart, with zeros from the padding."""
+    if True not in g.far[at - 2 :]:
+        return x
+    if not g.far[at - 2]:
+        return _gathered(xp, x, g, at + 1)
+    axis, parts = g.axes[at - 2], []
+    for outputs, elements in map(axis.seen, range(axis.kernel)):
+        part = _gathered(xp, x[along(at, elements)], g, at + 1)
+        parts.append(pad(xp, part, at, outputs.start, axis.out - outputs.stop))
+    return xp.concat(parts, axis=at)
 
 
 def folded(xp: Namespace, cols: Array, g: Geometry) -> Array:
@@ -53,6 +66,11 @@ def spare(g: Geometry) -> int:
     *others, last = g.axes  # the last axis of im2col, and the first of col2im, is the largest step
     partial = math.prod(a.kernel * a.out for a in others) * (last.padded + last.stride)
     return math.prod(g.columns_shape) + g.batch * g.c_in * (5 * partial + 2 * math.prod(g.padded))
+
+
+def columns_spare(g: Geometry) -> int:
+    """Elements that `columns` alone needs at once beside those it makes, at most."""
+    return spare(g.gathered())
 
 
 def extend(xp: Namespace, x: Array, g: Geometry) -> Array:
