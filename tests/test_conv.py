@@ -60,6 +60,20 @@ def test_taps_far_apart(lib, rng, algorithm, padding):
     lib.check(xconv.conv_weight_grad(dy_, x_, w.shape, **options), oracle.weight_grad(dy, x))
 
 
+@pytest.mark.parametrize("mode", ["edge", "reflect", "wrap"])
+@pytest.mark.parametrize("options", [{"stride": 4000}, {"dilation": 4000}, {"stride": 4000, "dilation": 5000}], ids=str)
+def test_padding_that_no_window_sees(lib, rng, mode, options):
+    x, w = integers(rng, (1, 2, 3, 4), (2, 2, 2, 3))
+    options = {name: (1, value) for name, value in options.items()}
+    options |= {"padding": (0, (5001, 5000)), "pad_mode": mode}
+    oracle = Oracle(x.shape, w.shape, **options)
+    (dy,) = integers(rng, oracle.y_shape)
+    x_, w_, dy_ = map(lib.array, (x, w, dy))
+    lib.check(xconv.conv(x_, w_, **options), oracle.conv(x, w))
+    lib.check(xconv.conv_input_grad(dy_, w_, x.shape, **options), oracle.input_grad(dy, w))
+    lib.check(xconv.conv_weight_grad(dy_, x_, w.shape, **options), oracle.weight_grad(dy, x))
+
+
 def test_valid_is_no_padding(lib, rng):
     x, w = integers(rng, (1, 2, 5, 6), (3, 2, 2, 3))
     lib.check(xconv.conv(lib.array(x), lib.array(w), padding="valid"), Oracle(x.shape, w.shape).conv(x, w))

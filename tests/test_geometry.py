@@ -1,7 +1,7 @@
 """Geometry by itself: what the padding reads, and that tiles are the same convolution in parts."""
 
 from collections import Counter
-from itertools import product
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import cases
 
+from xconv import _axis
 from xconv._arguments import geometry
 from xconv._axis import Axis, Run
 
@@ -63,6 +64,42 @@ def test_gathered_taps_are_the_taps(stride, lo):
         for o, t in product(range(axis.out), range(3)):
             p = o * stride + t * dilation - lo
             assert elements[o + t * gathered.dilation] == (p if 0 <= p < size else None)
+
+
+@pytest.mark.parametrize("stride", [1, 4, 9, 14])
+@pytest.mark.parametrize("dilation", [1, 3, 5, 11])
+@pytest.mark.parametrize("gap", [0, 2, 5])
+def test_borders_are_the_padding_that_windows_see(monkeypatch, stride, dilation, gap):
+    monkeypatch.setattr(_axis, "LONG_GAP", gap)
+    for lo, hi, kernel in product((-9, -2, 0, 7, 40), (-1, 0, 3, 50), (1, 2, 3)):
+        axis = Axis(6, kernel, stride, dilation, lo, hi)
+        if axis.padded < 1:
+            continue
+        seen = sorted({o * stride + t * dilation for o in range(axis.out) for t in range(kernel)})
+        assert covered(axis.islands()) == filled(seen, gap)
+        kept = axis.kept[0]
+        zones = list(axis.zones())
+        assert zones.count(kept) == (kept.start < kept.stop)
+        zones = [zone for zone in zones if zone != kept]
+        outside = set(range(axis.padded)) - set(range(kept.start, kept.stop))
+        assert covered(zones) == [p for p in filled(seen, gap) if p in outside]
+
+
+def covered(parts):
+    return [p for part in parts for p in range(part.start, part.stop)]
+
+
+def filled(places, gap):
+    """The places, and those in gaps between them that are no longer than `gap`."""
+    between = [range(a + 1, b) for a, b in pairwise(places) if b - a - 1 <= gap]
+    return sorted([*places, *(p for part in between for p in part)])
+
+
+def test_borders_are_found_one_by_one():
+    g = geometry((1, 1, 9, 9), (1, 1, 3, 3), stride=10**6, padding=10**12, pad_mode="edge")
+    first = next(g.borders(100, lambda part: part.pixels))
+    assert first.strip.x[2:] == (slice(0, 3), slice(0, 3))
+    assert first.strip.geometry.out == (1, 1)
 
 
 def test_far_taps_are_those_worth_a_copy_each():

@@ -8,10 +8,15 @@ Everything here follows from that line. A part of the outputs, or a part of the 
 ``lo`` and another ``size``; so a piece of an axis is an axis. Negative padding crops.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from heapq import merge
 from typing import NamedTuple
+
+#: Padding that no window sees is left out where it is longer than this; where it is shorter, it takes less time than
+#: another part would.
+LONG_GAP = 1024
 
 
 class Run(NamedTuple):
@@ -138,12 +143,40 @@ class Axis:
         hi = (end - begin - 1) * self.stride + self.extent - lo - size
         return replace(self, size=size, lo=lo, hi=hi), slice(begin, end)
 
-    @cached_property
-    def zones(self) -> tuple[slice, ...]:
-        """The parts of the padded axis: before the elements of the axis, these elements, and behind them."""
+    def islands(self) -> Iterator[slice]:
+        """The parts of the padded axis that windows see, where long gaps that none of them sees lie between."""
+        if not self.out:
+            return
+        starts: Iterable[int] = (0,)
+        length = self.span + self.extent - 1
+        if self.dilation <= LONG_GAP:
+            if self.stride - self.extent > LONG_GAP:
+                starts, length = range(0, self.span, self.stride), self.extent
+        elif self.stride <= LONG_GAP:
+            if self.gap > LONG_GAP:
+                starts, length = range(0, self.extent, self.dilation), self.span
+        else:
+            taps = range(0, self.extent, self.dilation)
+            starts, length = merge(*(range(tap, tap + self.span, self.stride) for tap in taps)), 1
+        begin = end = 0
+        for start in starts:
+            if start - end > LONG_GAP:
+                yield slice(begin, end)
+                begin = start
+            end = start + length
+        yield slice(begin, end)
+
+    def zones(self) -> Iterator[slice]:
+        """The parts of the padded axis: what windows see before the elements of the axis, these, and behind them."""
         kept = self.kept[0]
-        zones = (slice(0, kept.start), kept, slice(kept.stop, self.padded))
-        return tuple(zone for zone in zones if zone.start < zone.stop)
+        for seen in self.islands():
+            if seen.start < kept.start:
+                yield slice(seen.start, min(seen.stop, kept.start))
+        if kept.start < kept.stop:
+            yield kept
+        for seen in self.islands():
+            if seen.stop > kept.stop:
+                yield slice(max(seen.start, kept.stop), seen.stop)
 
     def runs(self, mode: str, part: slice) -> Iterator[Run]:
         """What a part of the padded axis reads, for a `mode` other than "constant", as a handful of runs in order."""

@@ -216,14 +216,14 @@ class Geometry:
         return replace(self, batch=batch, axes=axes)
 
     def borders(self, budget: float, cost: Callable[["Geometry"], float]) -> Iterator["Border"]:
-        """The parts of a padding that is not zeros, made one by one.
+        """The parts of a padding that is not zeros and that windows see, made one by one.
 
         With their gradients added where they were read, the gradient under zero padding becomes the adjoint of the
         padded convolution.
         """
         flat = self.extended()
         inside = tuple(axis.kept[0] for axis in self.axes)
-        for ranges in product(*(axis.zones for axis in self.axes)):
+        for ranges in _boxes(self.axes):
             if ranges != inside:
                 strip = flat.part("inputs", slice(0, self.batch), ranges)
                 yield Border(strip, strip.geometry.tiles("inputs", budget, cost))
@@ -301,6 +301,16 @@ class Border(NamedTuple):
         """The tiles, with their places in the padded input and in the output."""
         for tile in self.tiles:
             yield Tile(tile.geometry, _within(self.strip.x, tile.x), _within(self.strip.y, tile.y))
+
+
+def _boxes(axes: tuple[Axis, ...]) -> Iterator[tuple[slice, ...]]:
+    """Every zone of one axis with every zone of the others; unlike ``itertools.product``, it keeps none of them."""
+    if not axes:
+        yield ()
+        return
+    for zone in axes[0].zones():
+        for others in _boxes(axes[1:]):
+            yield (zone, *others)
 
 
 def _within(outer: Index, inner: Index) -> Index:

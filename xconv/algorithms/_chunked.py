@@ -132,7 +132,7 @@ class Chunked(Schedule):
             return added
         flat = g.extended()
         batch, *inner = cuts
-        for zones in product(*(axis.zones for axis in g.axes)):
+        for zones in product(*(axis.zones() for axis in g.axes)):
             if all(zone == axis.kept[0] for zone, axis in zip(zones, g.axes, strict=True)):
                 continue
             edges = [_within(zone, axis, cut) for zone, axis, cut in zip(zones, g.axes, inner, strict=True)]
