@@ -68,15 +68,15 @@ class Axis:
     def out(self) -> int:
         return max(0, (self.padded - self.extent) // self.stride + 1)
 
-    @cached_property
+    @property
     def span(self) -> int:
         """Length of what one tap reads, from the first output to the last."""
         return (self.out - 1) * self.stride + 1
 
-    @cached_property
+    @property
     def gap(self) -> int:
         """How many elements lie between what one tap reads and what the next one does; 0 where these overlap."""
-        return max(0, self.dilation - self.span) if self.kernel > 1 and self.out else 0
+        return max(0, self.dilation - self.span) if self.dilation > 1 and self.kernel > 1 and self.out else 0
 
     @cached_property
     def kept(self) -> tuple[slice, slice]:
@@ -114,9 +114,13 @@ class Axis:
         stride = min(self.stride, max(1, self.padded - self.extent + 1))
         return replace(self, stride=stride, dilation=1 if self.kernel == 1 else self.dilation)
 
+    def resized(self, size: int, lo: int = 0, hi: int = 0) -> "Axis":
+        """An axis of other elements under the same window."""
+        return Axis(size, self.kernel, self.stride, self.dilation, lo, hi)
+
     def narrowed(self, out: int) -> "Axis":
         """An axis of the same kernel that makes `out` outputs from exactly the inputs they read."""
-        return replace(self, size=max(0, (out - 1) * self.stride + self.extent), lo=0, hi=0)
+        return self.resized(max(0, (out - 1) * self.stride + self.extent))
 
     def for_outputs(self, first: int, last: int, *, whole: bool) -> tuple["Axis", slice]:
         """The axis that makes the outputs [first, last), and the inputs it reads.
@@ -130,7 +134,7 @@ class Axis:
         else:
             start = min(max(begin, 0), self.size)
             stop = max(start, min(end, self.size))
-        return replace(self, size=stop - start, lo=start - begin, hi=end - stop), slice(start, stop)
+        return self.resized(stop - start, start - begin, end - stop), slice(start, stop)
 
     def for_inputs(self, first: int, last: int) -> tuple["Axis", slice]:
         """The axis that joins the inputs [first, last) to all outputs that read them, and those outputs."""
@@ -138,10 +142,10 @@ class Axis:
         end = max(begin, min(self.out, (last - 1 + self.lo) // self.stride + 1))
         size = last - first
         if begin == end:
-            return replace(self, size=size, lo=0, hi=-size), slice(begin, begin)
+            return self.resized(size, 0, -size), slice(begin, begin)
         lo = self.lo + first - begin * self.stride
         hi = (end - begin - 1) * self.stride + self.extent - lo - size
-        return replace(self, size=size, lo=lo, hi=hi), slice(begin, end)
+        return self.resized(size, lo, hi), slice(begin, end)
 
     def islands(self) -> Iterator[slice]:
         """The parts of the padded axis that windows see, where long gaps that none of them sees lie between."""

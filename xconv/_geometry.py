@@ -112,10 +112,14 @@ class Geometry:
         """What belongs to the axes ``(n, channels, *spatial)``, in the order of the caller's arrays."""
         return (of_axes[0], *of_axes[2:], of_axes[1]) if self.channels_last else of_axes
 
+    def along(self, axes: tuple[Axis, ...], batch: int | None = None) -> "Geometry":
+        """The same convolution along other axes, of so many images; the tiler makes many, and this quickly."""
+        batch = self.batch if batch is None else batch
+        return Geometry(batch, self.c_in, self.c_out, self.groups, axes, self.pad_mode, self.channels_last)
+
     def extended(self) -> "Geometry":
         """The same convolution on an input whose padding has been written out."""
-        axes = tuple(replace(axis, size=axis.padded, lo=0, hi=0) for axis in self.axes)
-        return replace(self, axes=axes, pad_mode="constant")
+        return self.along(tuple(axis.resized(axis.padded) for axis in self.axes)).zero_padded()
 
     @cached_property
     def far(self) -> tuple[bool, ...]:
@@ -128,7 +132,7 @@ class Geometry:
         if not any(self.far):
             return self
         axes = tuple(axis.gathered() if far else axis for axis, far in zip(self.axes, self.far, strict=True))
-        return replace(self, axes=axes)
+        return self.along(axes)
 
     def segments(self) -> Iterator[tuple[Index, Index]]:
         """Where gathered and padded images and images are the same: as an index of the one and of the other."""
@@ -164,7 +168,7 @@ class Geometry:
             cuts = [a.for_outputs(r.start, r.stop, whole=whole) for a, r in zip(self.axes, ranges, strict=True)]
         else:
             cuts = [a.for_inputs(r.start, r.stop) for a, r in zip(self.axes, ranges, strict=True)]
-        smaller = replace(self, batch=images.stop - images.start, axes=tuple(axis for axis, _ in cuts))
+        smaller = self.along(tuple(axis for axis, _ in cuts), images.stop - images.start)
         here = (images, slice(None), *ranges)
         there = (images, slice(None), *(reads for _, reads in cuts))
         return Tile(smaller, there, here) if over == "outputs" else Tile(smaller, here, there)
@@ -207,13 +211,13 @@ class Geometry:
         batch, *lengths = steps
         if over == "outputs":
             axes = tuple(axis.narrowed(n) for axis, n in zip(self.axes, lengths, strict=True))
-            return replace(self, batch=batch, axes=axes)
+            return self.along(axes, batch)
         axes = ()
         for axis, n in zip(self.axes, lengths, strict=True):
             reads = min(axis.out, (n + axis.extent - 2) // axis.stride + 1)
             narrow = axis.narrowed(reads)
-            axes += (replace(narrow, size=n, hi=narrow.size - n),)
-        return replace(self, batch=batch, axes=axes)
+            axes += (axis.resized(n, 0, narrow.size - n),)
+        return self.along(axes, batch)
 
     def borders(self, budget: float, cost: Callable[["Geometry"], float]) -> Iterator["Border"]:
         """The parts of a padding that is not zeros and that windows see, made one by one.

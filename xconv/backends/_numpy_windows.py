@@ -38,14 +38,14 @@ def columns(take: Take, x: Array, g: Geometry, out: Array | None) -> Array:
 
 def spare(g: Geometry) -> int:
     """Elements that `columns` and `folded` need at once beside the columns they make or take, at most."""
-    padded = g.batch * g.c_in * math.prod(g.padded)
-    return max(columns_spare(g), padded + max(padded, math.prod(g.x_shape)))
+    padded = math.prod(_rows_by_phase(g)[0])
+    return padded + max(padded, math.prod(g.x_shape))
 
 
 def columns_spare(g: Geometry) -> int:
     """Elements that `columns` alone needs at once beside those it makes, at most."""
-    images = _images(g, 1)
-    return math.prod(images.padded) * min(2, images.phases)
+    padded, phases = _rows_by_phase(g.gathered())
+    return math.prod(padded) * min(2, phases)
 
 
 def rows(take: Take, x: Array, g: Geometry) -> Array:
@@ -171,13 +171,19 @@ class _Images(NamedTuple):
     back: tuple[int, ...]
 
 
+def _rows_by_phase(g: Geometry) -> tuple[Shape, int]:
+    """The shape of the padded images, with rows that are a multiple of the phases long, and how many these are."""
+    last = g.axes[-1]
+    sorts = last.dilation == 1 and last.kernel >= WORTH_SORTING * last.stride and not g.is_empty
+    phases = last.stride if sorts else 1
+    return (g.batch, g.c_in, *g.padded[:-1], -(-last.padded // phases) * phases), phases
+
+
 @lru_cache(maxsize=1024)
 def _images(g: Geometry, itemsize: int) -> _Images:
     g = g.gathered()
-    rank, last = len(g.axes), g.axes[-1]
-    sorts = last.dilation == 1 and last.kernel >= WORTH_SORTING * last.stride and not g.is_empty
-    phases = last.stride if sorts else 1
-    padded = (g.batch, g.c_in, *g.padded[:-1], -(-last.padded // phases) * phases)
+    rank = len(g.axes)
+    padded, phases = _rows_by_phase(g)
     steps = [itemsize * math.prod(padded[i + 1 :]) for i in range(len(padded))]
     strides = [*steps[:2], *(a.dilation * s for a, s in zip(g.axes, steps[2:], strict=True))]
     strides += [a.stride * s for a, s in zip(g.axes, steps[2:], strict=True)]
