@@ -196,6 +196,8 @@ class Memory(NamedTuple):
             part = part.extended()
             written_out = 3 * math.prod(part.x_shape)
         scratch = way.scratch(algorithm, part, backend, casts=self.operand != self.problem.dtype)
+        if self.operand != self.problem.dtype:
+            written_out += math.prod(part.x_shape)
         narrower = self.itemsize - backend.itemsize(self.operand)
         halves = algorithm.halves(way.function, part, backend) if narrower else 0
         return self.itemsize * (scratch + written_out) - narrower * halves

@@ -29,9 +29,10 @@ class Gemm(Bilinear):
         )
 
     def scratch(self, function: Function, g: Geometry, backend: Backend) -> int:
-        del function
-        sides = g.batch * (g.c_in * math.prod(g.size) + 2 * g.c_out * g.pixels)
-        return backend.columns(g) + backend.spare(g) + sides
+        outputs = 2 * math.prod(g.y_shape)
+        if function == "input_grad":
+            return backend.columns(g) + backend.spare(g) + outputs + math.prod(g.x_shape)
+        return backend.columns(g) + backend.columns_spare(g) + outputs
 
     def halves(self, function: Function, g: Geometry, backend: Backend) -> int:
         return 0 if function == "input_grad" else backend.columns(g)

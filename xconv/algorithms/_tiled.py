@@ -246,7 +246,7 @@ class Im2col(Tiled):
     @classmethod
     def scratch(cls, algorithm: Algorithm, g: Geometry, backend: Backend, *, casts: bool) -> int:
         del algorithm, casts
-        return backend.spare(g)
+        return backend.columns_spare(g)
 
     @classmethod
     def cost_of(cls, algorithm: Algorithm, g: Geometry, costs: Costs) -> float:

@@ -191,6 +191,9 @@ class CupyBackend(DtypesOfNumpy):
         del g
         return 0
 
+    def columns_spare(self, g: Geometry) -> int:
+        return self.spare(g)
+
     def columns(self, g: Geometry) -> int:
         return g.batch * g.c_in * g.taps * -(-g.pixels // LINE) * LINE
 

@@ -240,6 +240,10 @@ class Backend:
         """Elements that `im2col` and `col2im` need at once beside the columns they make or take, at most."""
         return _windows.spare(g)
 
+    def columns_spare(self, g: Geometry) -> int:
+        """The same for `im2col` alone, which takes nothing for what lies between taps that are far apart."""
+        return _windows.columns_spare(g)
+
     def columns(self, g: Geometry) -> int:
         """Elements of memory that `im2col` makes for a product, or `col2im` is handed by one."""
         return math.prod(g.columns_shape)

@@ -124,6 +124,9 @@ class NumpyBackend(DtypesOfNumpy):
     def spare(self, g: Geometry) -> int:
         return _numpy_windows.spare(g)
 
+    def columns_spare(self, g: Geometry) -> int:
+        return _numpy_windows.columns_spare(g)
+
     # depthwise
 
     def depthwise(self, x: Array, w: Array, g: Geometry, out: Array | None = None) -> Array:
