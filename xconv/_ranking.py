@@ -269,7 +269,8 @@ def _tiling(choice: Choice, costs: Costs, memory: Memory, target: float, room: f
 
     def tried(target: float) -> tuple[float, Tiling]:
         tiling = g.tiles(over, target, memory.tile, grain)
-        return tiling.weight * choice.cost(tiling.largest, costs), tiling
+        each = choice.cost(tiling.largest, costs) + costs.fresh(memory.tile(tiling.largest))
+        return tiling.weight * each, tiling
 
     cost, tiling = tried(target)
     while cost > WASTE * whole and len(tiling) > 1 and target < min(room, MOST_TILE):

@@ -32,6 +32,8 @@ class Costs:
 
     #: A complex multiply-add, in those of real numbers.
     complex_multiply = 3.6
+    #: A multiply-add of a product for each frequency, whose operands are small and lie apart, in those of a large one.
+    spectral = 3.0
     #: A number of a spectrum: on every axis, once more for each doubling of its length, and for each line.
     axis, doubling, line = 9, 0.7, 55
 
@@ -44,12 +46,18 @@ class Costs:
         """Copies of so many elements."""
         return calls * self.call + self.move * elements
 
+    def fresh(self, size: float) -> float:
+        """So many bytes of temporary memory for a tile."""
+        del size
+        return 0
+
     @property
     def of_spectra(self) -> "Costs":
-        """The costs of complex numbers made of these."""
+        """The costs of complex numbers made of these, in products of which each is one frequency's."""
+        multiply, move = self.spectral * self.multiply, self.move
         if self.is_complex:
-            return self
-        return type(self)(self.complex_multiply * self.multiply, 2 * self.move, self.call, is_complex=True)
+            return type(self)(multiply, move, self.call, is_complex=True)
+        return type(self)(self.complex_multiply * multiply, 2 * move, self.call, is_complex=True)
 
     # windows: an axis after the other, its taps put together
 

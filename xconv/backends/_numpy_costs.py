@@ -1,8 +1,4 @@
-"""What the primitives of the NumPy backend cost, measured on one thread of processors with AVX-512.
-
-In nanoseconds there, with 85 multiply-adds of float32 in each: to copy a window 0.15 an element and 5.5 a row, to add
-it back 0.55 and 9, an operation 1000; and for a number of a spectrum 1.3 an axis, 0.1 a doubling of its length.
-"""
+"""What the primitives of the NumPy backend cost, measured on one thread of processors with AVX-512."""
 
 import math
 from functools import cache
@@ -10,20 +6,16 @@ from functools import cache
 from .._geometry import Geometry
 from .._typing import DType, Function
 from . import _numpy_depthwise
-from ._costs import Costs
+from ._costs import Costs, Product
+from ._fourier import Grid
 from ._numpy_products import in_pieces
+from ._scratch import KEEP
 from ._spectra import Matrices
 
-#: To begin a row of a window, and to add it to others.
-ROW, FOLDING, FOLDED_ROW = 470, 4, 770
 #: Elements of one register.
 REGISTER = 16
-#: Multiply-adds in the time of a call of the BLAS for a row, and in that of copying an element of the filters.
-CALL, COPYING = 2500, 12
 #: Products with fewer rows take as long as with so many; twice as many where they are not small ones.
 FULL = 4
-#: Products of many small matrices take so many times as long as one of a large one.
-SMALL = 1.4
 #: The product with a small matrix takes as much time as one with so many columns, at least.
 NARROW = 96
 
@@ -31,26 +23,68 @@ NARROW = 96
 class NumpyCosts(Costs):
     """Columns and products in kept memory."""
 
+    #: To copy an element of a window, and to begin a row of these.
+    window, row = 12.0, 75.0
+    #: To add an element back, more for one between others of its row's neighbours, and to begin a row of these.
+    folding, between, folded_row = 4.5, 8.0, 350.0
+    #: To put an element of an operand in order for a product, for the sum of an outer one, and to write a result; and
+    #: each product of a stack.
+    packing, summing, writing, stacked, single = 7.0, 10.0, 22.0, 400.0, 10.0
+    #: A number in a transform of a small matrix, the multiply-adds that it takes, and how much longer the adjoint does.
+    tile, small, back = 20.0, 0.45, 1.25
+    #: An element of a depthwise convolution that is shifted, and the multiply-adds.
+    shifted, thin = 15.0, 0.28
+    #: A product for each row of outputs: its call, and its multiply-adds.
+    row_call, row_product = 2000.0, 1.2
+    #: A byte of fresh memory.
+    page = 10.0
+    #: Operations of the library.
+    fourier_calls, spectra_calls, depthwise_calls, product_calls = 11.0, 18.0, 15.0, 1.0
+    axis, doubling, line = 1.5, 1.3, 26.0
+
+    def __init__(self, multiply: float, move: float, call: float, *, is_complex: bool = False) -> None:
+        super().__init__(multiply, move, call, is_complex=is_complex)
+        self.width = move / 12
+
     def im2col(self, g: Geometry) -> float:
         columns = math.prod(g.columns_shape)
-        return self.moved(columns + math.prod(g.x_shape), 6) + ROW * columns / max(1, g.out[-1])
+        cost = self.width * self.window * columns + self.row * columns / max(1, g.out[-1])
+        return cost + self.moved(math.prod(g.x_shape), 6)
 
     def col2im(self, g: Geometry) -> float:
         columns = math.prod(g.columns_shape)
-        calls = 6 + min(g.taps, columns)
-        return self.moved(FOLDING * columns + math.prod(g.x_shape), calls) + FOLDED_ROW * columns / max(1, g.out[-1])
+        folding = self.folding + (self.between if len(g.axes) > 1 else 0)
+        cost = self.width * folding * columns + self.folded_row * columns / max(1, g.out[-1])
+        return cost + self.moved(math.prod(g.x_shape), 6 + min(g.taps, columns))
+
+    def product(self, p: Product) -> float:
+        """Each operand is put in order for it; a sum of one number is none, and made without the BLAS."""
+        if p.depth == 1:
+            return self.width * self.single * p.multiply_adds + 2 * self.call
+        packed = p.n * p.blocks * p.depth * p.pixels + p.blocks * p.rows * p.depth
+        moved = self.packing * packed + self.writing * p.n * p.blocks * p.rows * p.pixels
+        calls = self.stacked * p.n * p.blocks + self.product_calls * self.call
+        return self.multiply * p.multiply_adds + self.width * moved + calls
+
+    def outer(self, p: Product) -> float:
+        packed = p.n * p.blocks * (p.depth + p.rows) * p.pixels + 2 * p.blocks * p.rows * p.depth
+        calls = self.stacked * p.blocks + self.product_calls * self.call
+        return self.multiply * p.multiply_adds + self.width * self.summing * packed + calls
 
     def by_row(self, g: Geometry, unfolded: int) -> float:
         """A row of outputs may end in the middle of a register; for products that are not small, filters are copied."""
         filters, row = max(1, g.c_out // g.groups), max(1, math.prod(g.out[1:]))
         work = g.macs * max(filters, FULL if in_pieces() else 2 * FULL) / filters
-        copies = 0 if in_pieces() else COPYING * work / row
-        products = work * (1.5 if row % REGISTER else 1.3) + copies + CALL * g.batch * g.groups * g.out[0]
-        return self.multiply * products + self.moved(unfolded, 8) + ROW * unfolded / max(1, g.out[-1])
+        copies = 0 if in_pieces() else self.packing * work / row
+        products = self.row_product * work + copies + self.row_call * g.batch * g.groups * g.out[0]
+        columns = self.width * self.window * unfolded + self.row * unfolded / max(1, g.out[-1])
+        return self.multiply * products + columns + 8 * self.call
 
     def depthwise(self, function: Function, g: Geometry) -> float:
         del function
-        return self.multiply * _numpy_depthwise.work(g) + 10 * self.call
+        size, taps, rows = _numpy_depthwise.sizes(g)
+        products = self.multiply * self.thin * size * (55 + 12 * taps + 2 * rows + 3 * rows * taps)
+        return products + self.width * self.shifted * size * (taps + rows + 2) + self.depthwise_calls * self.call
 
     def spectra(self, g: Geometry, matrices: Matrices, *, adjoint: bool) -> float:
         """Axis by axis with the channels behind, in products of a few rows."""
@@ -59,15 +93,23 @@ class NumpyCosts(Costs):
             axis = g.axes[i]
             before = math.prod(a.padded for a in g.axes[:i])
             tail = math.prod(a.out for a in g.axes[i + 1 :]) * (g.c_in // max(1, g.groups))
-            cost += SMALL * before * behind * max(NARROW, tail) * axis.out * len(rows) * len(rows[0])
+            cost += self.small * before * behind * max(NARROW, tail) * axis.out * len(rows) * len(rows[0])
             behind *= len(rows)
-        elements = g.batch * g.c_in * g.pixels * behind
-        products = g.batch * g.groups * cost
-        return self.multiply * products + self.moved(2 * elements + 2 * math.prod(g.x_shape), 8)
+        elements = g.batch * g.c_in * g.pixels * behind + math.prod(g.x_shape)
+        products = self.multiply * g.batch * g.groups * cost
+        once = products + self.width * self.tile * elements + self.spectra_calls * self.call
+        return once * self.back if adjoint else once
+
+    def fresh(self, size: float) -> float:
+        """So many bytes of a tile, of which those that are not kept cost a page fault every 4096."""
+        return self.page * max(0, size - KEEP)
+
+    def fourier(self, g: Geometry, grid: Grid) -> float:
+        return super().fourier(g, grid) + self.fourier_calls * len(g.axes) * self.call
 
 
 @cache
 def numpy_costs(dtype: DType) -> Costs:
     width = dtype.itemsize / 4
     slower = {"i": 40.0, "u": 40.0, "c": Costs.complex_multiply / 2}  # the BLAS multiplies no integers
-    return NumpyCosts(slower.get(dtype.kind, 1) * width, 12 * width, 85_000, is_complex=dtype.kind == "c")
+    return NumpyCosts(slower.get(dtype.kind, 1) * width, 12 * width, 50_000, is_complex=dtype.kind == "c")

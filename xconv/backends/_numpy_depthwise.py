@@ -53,11 +53,10 @@ def spare(g: Geometry) -> int:
     return (2 * len(lay.inner) + lay.filters + rows) * (lay.size + lay.inner[-1] + lay.outer[-1] + ROW)
 
 
-def work(g: Geometry) -> int:
-    """Time of `forward`, in multiply-adds of a product."""
+def sizes(g: Geometry) -> tuple[int, int, int]:
+    """Elements of the line, taps of the longest axis, and rows for all other taps."""
     lay = line(g)
-    rows, taps = lay.filters * len(lay.outer), len(lay.inner)
-    return lay.size * (55 + 12 * taps + 2 * rows + 3 * rows * taps)
+    return lay.size, len(lay.inner), lay.filters * len(lay.outer)
 
 
 def forward(take: Take, x: Array, w: Array, g: Geometry, y: Array) -> None:
