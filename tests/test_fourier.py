@@ -1,5 +1,11 @@
 """Fourier's algorithm: its values against plain loops, in blocks of any length, and its error against its promise."""
 
+import time
+from bisect import bisect_left
+from dataclasses import replace
+from itertools import accumulate, product, repeat
+from math import prod
+from operator import mul
 from unittest import mock
 
 import numpy as np
@@ -11,6 +17,9 @@ from oracle import check_algorithm
 from strategies import cases
 
 import xconv
+from xconv._arguments import geometry
+from xconv._axis import Axis
+from xconv._geometry import Geometry
 from xconv._planner import scheduled
 from xconv.algorithms import _fourier
 from xconv.algorithms._fourier import best_lengths, smooth
@@ -28,6 +37,18 @@ def transforms(request):
 
 def test_smooth():
     assert [smooth(n) for n in (0, 1, 7, 11, 13, 97, 161, 1025)] == [1, 1, 8, 12, 15, 100, 162, 1080]
+    powers = product(*(accumulate(repeat(p, 12), mul, initial=1) for p in (2, 3, 5)))
+    numbers = sorted(n for n in map(prod, powers) if n <= 4096)
+    assert [smooth(n) for n in range(1, 4097)] == [numbers[bisect_left(numbers, n)] for n in range(1, 4097)]
+
+
+def test_smooth_numbers_of_any_size():
+    """They are not looked for one by one."""
+    begin = time.perf_counter()
+    found = [smooth(10**digits + 1) for digits in range(100)]
+    assert time.perf_counter() - begin < 1
+    assert found[12] == 2**5 * 3**22
+    assert found[15] == 3**8 * 5**16
 
 
 dtypes = st.sampled_from(["float64", "float64", "complex128"])
@@ -69,6 +90,46 @@ def test_lengths(rng):
     assert 31 <= length <= 400
     whole = rng.standard_normal((1, 1, 3901))
     assert best_lengths(xconv.plan(x, whole).schedule.geometry) == (4000,)
+
+
+def test_lengths_are_about_the_best(rng):
+    """Of all combinations of what is tried on the axes, found on one axis after the other."""
+
+    def some(rank, *choices):
+        return tuple(int(n) for n in rng.choice(choices, rank))
+
+    ratios = []
+    for _ in range(200):
+        rank, groups = int(rng.integers(1, 4)), int(rng.choice((1, 2, 8)))
+        c_out, c_group, batch = some(3, 8, 16, 64)
+        g = geometry(
+            (batch, c_group * groups, *some(rank, 15, 33, 64, 100)),
+            (c_out, c_group, *some(rank, 1, 3, 6, 11)),
+            stride=some(rank, 1, 1, 2),
+            padding=some(rank, 0, 1, 5),
+            groups=groups,
+        )
+        tried = [[cut.length for cut in _fourier._cuts(axis)] for axis in g.axes]
+        best = min(_fourier.total(g, lengths, _fourier.TIME) for lengths in product(*tried))
+        ratios.append(_fourier.total(g, best_lengths(g), _fourier.TIME) / best)
+    assert max(ratios) < 1.25
+    assert np.mean(ratios) < 1.01
+
+
+def test_lengths_of_an_empty_result():
+    assert best_lengths(xconv.plan(np.ones((0, 0, 2)), np.ones((3, 0, 2))).schedule.geometry) == (2,)
+    assert best_lengths(Geometry(1, 1, 1, 1, (Axis(0, 2), Axis(7, 2)))) == (2, 3)
+
+
+def test_lengths_of_any_size():
+    """Their cost may be too large for a float."""
+    axis = Axis(10**15, 10**9, 10**185, 10**5, 10**200, 10**200)
+    g = Geometry(10**9, 10**9, 10**9, 1, (axis, replace(axis, stride=10**200), axis))
+    begin = time.perf_counter()
+    lengths = best_lengths(g)
+    assert time.perf_counter() - begin < 0.05
+    assert all(length >= axis.extent for length, axis in zip(lengths, g.axes, strict=True))
+    assert _fourier.total(g, lengths, _fourier.TIME) > 10**400
 
 
 @pytest.mark.parametrize(

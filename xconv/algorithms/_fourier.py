@@ -17,8 +17,10 @@ large ones are less exact, and a NaN spoils its whole window.
 """
 
 import math
+from bisect import bisect_left
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, reduce
 from typing import NamedTuple
 
 from .._axis import Axis
@@ -31,22 +33,30 @@ from ._bilinear import Bilinear
 MOST_AXES = 31
 #: Elements of temporary memory for a tile: every frequency is a product of its own, and should not be a thin one.
 LEAST_TILE = 2**20
+#: Odd factors of lengths are smaller: no memory holds a longer axis.
+MOST_ODD = 2**64
 #: The numbers of blocks that are tried differ by this factor.
 FINER = 1.4
 
 
-@lru_cache(maxsize=4096)
 def smooth(least: int) -> int:
     """The smallest number from `least` with no prime factors but 2, 3 and 5, for which all libraries have fast code."""
-    number = max(1, least)
-    while True:
-        rest = number
-        for prime in (2, 3, 5):
-            while rest % prime == 0:
-                rest //= prime
-        if rest == 1:
-            return number
-        number += 1
+    least = max(1, least)
+    octave = _octave(least.bit_length())
+    return octave[bisect_left(octave, least)]
+
+
+@lru_cache(maxsize=256)
+def _octave(bits: int) -> list[int]:
+    """All such numbers with so many bits, and the next one, in order: of every odd one, one multiple."""
+    found, end, five = [1 << bits], min(1 << bits, MOST_ODD), 1
+    while five < end:
+        odd = five
+        while odd < end:
+            found.append(odd << bits - odd.bit_length())
+            odd *= 3
+        five *= 5
+    return sorted(found)
 
 
 class Side(NamedTuple):
@@ -91,15 +101,76 @@ def sides(g: Geometry, lengths: Shape, real: bool) -> Sides:  # noqa: FBT001
     )
 
 
+class Price(NamedTuple):
+    """What the parts of the algorithm cost, in multiply-adds."""
+
+    #: A number of a spectrum, on every axis and once more for each doubling of its length.
+    axis: float
+    doubling: float
+    #: A product of two complex numbers, and the least for all those of one frequency.
+    product: int
+    call: int
+
+
+#: As arithmetic goes: 5/2 operations for a number and doubling (J. Cooley, J. Tukey, 1965).
+ARITHMETIC = Price(0, 5 / 4, 4, 0)
+#: As time goes: so many multiply-adds of a matrix product, with the copies before and behind each transform.
+TIME = Price(192, 24, 4, 2500)
+
+
+class Cut(NamedTuple):
+    """How an axis is cut into blocks, or how several are."""
+
+    #: Products of the lengths, and of the numbers of blocks.
+    length: int
+    blocks: int
+    #: The price of a number of the spectra, in parts of a multiply-add.
+    each: int
+
+    def joined(self, other: "Cut") -> "Cut":
+        return Cut(self.length * other.length, self.blocks * other.blocks, self.each + other.each)
+
+
+#: So many parts are a multiply-add. Costs are integers, as they may be too large for floats.
+PARTS = 2**20
+NO_AXES = Cut(1, 1, 0)
+
+
 @lru_cache(maxsize=1024)
 def best_lengths(g: Geometry) -> Shape:
     """The lengths that take the least time, found on one axis after the other."""
-    choices = [sorted({smooth(_span(axis, blocks)) for blocks in _counts(axis.out)}) for axis in g.axes]
-    lengths = tuple(choice[-1] for choice in choices)
+    choices = [_cuts(axis) for axis in g.axes]
+    chosen = [choice[-1] for choice in choices]
+    cost = _cost_of(g, TIME)
     for i in (*range(len(choices)), *range(len(choices))):
-        found = [(*lengths[:i], length, *lengths[i + 1 :]) for length in choices[i]]
-        lengths = min(found, key=lambda tried: total(g, tried, TIME))
-    return lengths
+        others = reduce(Cut.joined, chosen[:i] + chosen[i + 1 :], NO_AXES)
+        costs = [cost(others.joined(cut)) for cut in choices[i]]
+        chosen[i] = choices[i][costs.index(min(costs))]
+    return tuple(cut.length for cut in chosen)
+
+
+def total(g: Geometry, lengths: Shape, price: Price) -> int:
+    """What a forward pass costs."""
+    cuts = (_cut(axis, length, price) for axis, length in zip(g.axes, lengths, strict=True))
+    return _cost_of(g, price)(reduce(Cut.joined, cuts, NO_AXES))
+
+
+def _cost_of(g: Geometry, price: Price) -> Callable[[Cut], int]:
+    """The function that tells what a forward pass costs with all axes cut."""
+    channels, filters = g.c_in + g.c_out, math.prod(g.w_shape[:2])
+
+    def cost(cut: Cut) -> int:
+        columns = g.batch * cut.blocks
+        products = g.groups * max(price.call, price.product * filters // g.groups * columns)
+        return cut.length * ((columns * channels + filters) * cut.each + products * PARTS // 2) // PARTS
+
+    return cost
+
+
+def _cuts(axis: Axis) -> list[Cut]:
+    """The ways to cut an axis that are tried, those with short transforms first."""
+    spans = ((max(1, -(-axis.out // blocks)) - 1) * axis.stride + axis.extent for blocks in _counts(axis.out))
+    return [_cut(axis, length, TIME) for length in sorted(set(map(smooth, spans)))]
 
 
 def _counts(outputs: int) -> list[int]:
@@ -111,38 +182,9 @@ def _counts(outputs: int) -> list[int]:
     return counts
 
 
-def _span(axis: Axis, blocks: int) -> int:
-    return (max(1, -(-axis.out // blocks)) - 1) * axis.stride + axis.extent
-
-
-class Price(NamedTuple):
-    """What the parts of the algorithm cost, in multiply-adds."""
-
-    #: A number of a spectrum, on every axis and once more for each doubling of its length.
-    axis: float
-    doubling: float
-    #: A product of two complex numbers, and the least for all those of one frequency.
-    product: float
-    call: int
-
-
-#: As arithmetic goes: 5/2 operations for a number and doubling (J. Cooley, J. Tukey, 1965).
-ARITHMETIC = Price(0, 5 / 4, 4, 0)
-#: As time goes: so many multiply-adds of a matrix product, with the copies before and behind each transform.
-TIME = Price(192, 24, 4, 2500)
-
-
-def total(g: Geometry, lengths: Shape, price: Price) -> int:
-    """What a forward pass costs."""
-    blocks, each = [], 0.0
-    for axis, length in zip(g.axes, lengths, strict=True):
-        blocks.append(-(-axis.out // ((length - axis.extent) // axis.stride + 1)))
-        each += price.axis + price.doubling * math.log2(max(2, length))
-    columns = g.batch * math.prod(blocks)
-    filters = math.prod(g.w_shape[:2])
-    spectra = columns * (g.c_in + g.c_out) + filters
-    product = max(price.call, price.product * filters // max(1, g.groups) * columns)
-    return int(math.prod(lengths) * (spectra * each + g.groups * product / 2))
+def _cut(axis: Axis, length: int, price: Price) -> Cut:
+    blocks = -(-axis.out // ((length - axis.extent) // axis.stride + 1))
+    return Cut(length, blocks, int(PARTS * (price.axis + price.doubling * math.log2(max(2, length)))))
 
 
 @dataclass(frozen=True)
