@@ -190,7 +190,7 @@ class NumpyBackend(DtypesOfNumpy):
         return x
 
     def spectra_spare(self, g: Geometry, matrices: Matrices) -> int:
-        return _numpy_spectra.layout(g, matrices, np.dtype(np.float32)).spare
+        return _numpy_spectra.spare(g, matrices)
 
     # blocks
 

@@ -7,7 +7,7 @@ numbers that mean nothing, and nobody reads them.
 """
 
 import math
-from itertools import product as index_product
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -22,51 +22,60 @@ ROW = 16
 
 
 class Line(NamedTuple):
-    """How the planes ``(c, n, *padded)`` lie in one line."""
+    """How the planes ``(c, n, *padded)`` lie in one line; planning asks for it, so that it lists no taps."""
 
     shape: Shape
     filters: int
     #: The axis of the kernel that has most taps.
     long: int
-    #: Distances to the taps of this axis, and to those of all others together.
-    inner: tuple[int, ...]
-    outer: tuple[int, ...]
+    #: Distances to the taps of this axis, and of each of the others.
+    inner: range
+    others: tuple[range, ...]
 
     @property
     def size(self) -> int:
         return math.prod(self.shape)
 
+    @property
+    def rows(self) -> int:
+        """Filters of a channel, times the taps of all other axes together."""
+        return self.filters * math.prod(map(len, self.others))
+
+    @property
+    def outer(self) -> list[int]:
+        """Distances to these taps."""
+        return [sum(taps) for taps in product(*self.others)]
+
 
 def line(g: Geometry) -> Line:
-    steps = [math.prod(g.padded[i + 1 :]) for i in range(len(g.axes))]
-    distances = [[t * a.dilation * step for t in range(a.kernel)] for a, step in zip(g.axes, steps, strict=True)]
+    # Where an axis has no elements, nor has the line, and any step will do.
+    steps = [max(1, a.dilation * math.prod(g.padded[i + 1 :])) for i, a in enumerate(g.axes)]
+    distances = [range(0, a.kernel * step, step) for a, step in zip(g.axes, steps, strict=True)]
     long = max(range(len(g.axes)), key=lambda i: (g.axes[i].kernel, i))
     inner = distances.pop(long)
-    outer = tuple(sum(taps) for taps in index_product(*distances))
-    return Line((g.c_in, g.batch, *g.padded), g.c_out // g.c_in, long, tuple(inner), outer)
+    return Line((g.c_in, g.batch, *g.padded), g.c_out // g.c_in, long, inner, tuple(distances))
 
 
 def spare(g: Geometry) -> int:
     """Elements that any of the three functions needs at once, at most."""
     lay = line(g)
-    rows = lay.filters * len(lay.outer)
-    return (2 * len(lay.inner) + lay.filters + rows) * (lay.size + lay.inner[-1] + lay.outer[-1] + ROW)
+    farthest = lay.inner[-1] + sum(taps[-1] for taps in lay.others)
+    return (2 * len(lay.inner) + lay.filters + lay.rows) * (lay.size + farthest + ROW)
 
 
 def sizes(g: Geometry) -> tuple[int, int, int]:
     """Elements of the line, taps of the longest axis, and rows for all other taps."""
     lay = line(g)
-    return lay.size, len(lay.inner), lay.filters * len(lay.outer)
+    return lay.size, len(lay.inner), lay.rows
 
 
 def forward(take: Take, x: Array, w: Array, g: Geometry, y: Array) -> None:
     """The convolution of every channel with its own filters, into `y`."""
     lay = line(g)
-    rows = lay.filters * len(lay.outer)
-    sums = take((rows, lay.size), x.dtype)
+    sums = take((lay.rows, lay.size), x.dtype)
     seen = _seen(take, x, g, lay)
     np.matmul(_filters(w, g, lay), _by_channel(seen, g), out=_by_channel(sums, g))
-    sums = sums.reshape(lay.filters, len(lay.outer), lay.size)
+    sums = sums.reshape(lay.filters, -1, lay.size)
     for i, distance in enumerate(lay.outer[1:], start=1):
         total = sums[:, 0, : lay.size - distance]
         np.add(total, sums[:, i, distance:], out=total)
@@ -143,10 +152,11 @@ def _spread(take: Take, dy: Array, g: Geometry, lay: Line) -> Array:
     made = take((lay.filters, *lay.shape), dy.dtype)
     made.fill(0)
     _outputs(made, g)[...] = _in_order(dy, g)
-    if len(lay.outer) == 1:
+    outer = lay.outer
+    if len(outer) == 1:
         return made.reshape(lay.filters, lay.size)
-    spread = take((lay.filters, len(lay.outer), lay.size), dy.dtype)
-    for i, distance in enumerate(lay.outer):
+    spread = take((lay.filters, len(outer), lay.size), dy.dtype)
+    for i, distance in enumerate(outer):
         spread[:, i, :distance] = 0
         spread[:, i, distance:] = made.reshape(lay.filters, lay.size)[:, : lay.size - distance]
     return spread.reshape(-1, lay.size)

@@ -47,10 +47,8 @@ class Layout(NamedTuple):
 def layout(g: Geometry, matrices: Matrices, dtype: DType, *, lasting: bool = False) -> Layout:
     real = np.empty(0, dtype).real.dtype
     frequencies = tuple(len(rows) for rows in matrices)
-    each = spare(g, matrices, 1)
     spectra = (*frequencies, g.groups, g.batch, *g.out, g.c_in // g.groups)
-    most = max(NEAR, min(NEXT, math.prod(spectra))) if lasting else NEAR
-    images = max(1, min(g.batch, most // max(1, each)))
+    images, memory = _together(g, matrices, max(NEAR, min(NEXT, math.prod(spectra))) if lasting else NEAR)
     arrays = tuple(np.asarray(rows, real) for rows in matrices)
     transposes = []
     for axis, array in zip(g.axes, arrays, strict=True):
@@ -60,22 +58,34 @@ def layout(g: Geometry, matrices: Matrices, dtype: DType, *, lasting: bool = Fal
         spectra=spectra,
         blocks=math.prod(frequencies) * g.groups,
         parts=tuple(slice(first, min(first + images, g.batch)) for first in range(0, g.batch, images)),
-        spare=images * each,
+        spare=memory,
         real=real,
         matrices=arrays,
         transposes=tuple(transposes),
     )
 
 
-def spare(g: Geometry, matrices: Matrices, images: int) -> int:
-    """Elements of temporary memory for so many images: the padded ones, and those between two axes."""
+def spare(g: Geometry, matrices: Matrices) -> int:
+    """Elements of temporary memory for the images of a tile that are worked on at a time."""
+    return _together(g, matrices, NEAR)[1]
+
+
+def _together(g: Geometry, matrices: Matrices, most: int) -> tuple[int, int]:
+    """How many images are worked on at a time, in about `most` elements, and what that takes."""
+    each = _each(g, matrices)
+    images = max(1, min(g.batch, most // max(1, each)))
+    return images, images * each
+
+
+def _each(g: Geometry, matrices: Matrices) -> int:
+    """Elements of temporary memory for an image: the padded one, and those between two axes."""
     lines = [a.out * a.stride + a.kernel for a in g.axes]
     total, behind = math.prod(lines), 1
     for i in reversed(range(1, len(lines))):
         behind *= len(matrices[i]) * g.axes[i].out
         total += math.prod(lines[:i]) * behind
     # The adjoint has lines instead, and what it adds to them.
-    return images * g.c_in * 2 * total
+    return g.c_in * 2 * total
 
 
 def spread(take: Take, x: Array, g: Geometry, lay: Layout, v: Array) -> None:
