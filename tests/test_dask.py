@@ -4,6 +4,7 @@ import math
 import os
 import subprocess
 import sys
+import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -296,6 +297,21 @@ def test_building_is_linear():
 
     calls(10)
     assert calls(400) < 5 * calls(100)
+
+
+@pytest.mark.parametrize(("size", "chunk"), [(10**10, 10**9), (10**15, 10**14)])
+@pytest.mark.parametrize("options", [{}, {"padding": 10**9, "pad_mode": "wrap"}, {"stride": 10**4}], ids=str)
+def test_long_axes_in_few_chunks(never, size, chunk, options):
+    """Graphs are as small as the chunks are few; what no memory holds at once need not be held at once."""
+    x = da.zeros((1, 1, size), np.float32, chunks=(1, 1, chunk))
+    w = da.zeros((1, 1, 10**4), np.float32, chunks=-1)
+    begin = time.perf_counter()
+    with never:
+        y = xconv.conv(x, w, **options)
+        dx = xconv.conv_input_grad(y, w, x.shape, **options)
+        dw = xconv.conv_weight_grad(y, x, w.shape, **options)
+    assert time.perf_counter() - begin < 2
+    assert max(len(a.dask.layers[a.name]) for a in (y, dx, dw)) < 100
 
 
 def test_a_coarse_side_is_cut_as_the_fine_one():

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import xconv
+from xconv._arguments import check_memory
 from xconv.backends import Backend
 
 pytestmark = pytest.mark.numpy_only
@@ -18,6 +19,7 @@ def ones(*shape, dtype=np.float64):
 
 X, W, B = ones(2, 4, 7, 7), ones(6, 4, 3, 3), ones(6)
 DY = ones(2, 6, 5, 5)
+ONE, THREE = ones(1, 1, 1, dtype=np.float32), ones(1, 1, 3, dtype=np.float32)
 
 
 def conv(*args, **options):
@@ -263,6 +265,56 @@ BAD = {
         "`dout` must have shape (2, 6, 7, 7)",
     ),
     "classic field": (lambda: xconv.im2col_indices(X, 0, 3), ValueError, "at least 1"),
+    # memory
+    "result": (
+        conv(THREE, THREE, padding=10**15),
+        MemoryError,
+        "the result must fit into memory, got (1, 1, 2000000000000001) of float32, which takes 8 PB",
+    ),
+    "result of exabytes": (conv(THREE, THREE, padding=10**18), MemoryError, "takes 8 EB"),
+    "result of a wide dtype": (
+        conv(ones(1, 1, 1, dtype=complex), ones(1, 1, 1, dtype=complex), padding=5 * 10**12),
+        MemoryError,
+        "of complex128, which takes 160 TB",
+    ),
+    "result with channels last": (
+        conv(ones(1, 1, 1), ones(3, 1, 1), padding=10**15, layout="channels_last"),
+        MemoryError,
+        "got (1, 2000000000000001, 3) of float64",
+    ),
+    "x_shape of petabytes": (
+        lambda: xconv.conv_input_grad(ONE, THREE, (1, 1, 10**16), stride=10**16),
+        MemoryError,
+        "got (1, 1, 10000000000000000) of float32, which takes 40 PB",
+    ),
+    "w_shape of petabytes": (
+        lambda: xconv.conv_weight_grad(ONE, THREE, (1, 1, 10**15), padding=((0, 10**15 - 3),)),
+        MemoryError,
+        "got (1, 1, 1000000000000000) of float32, which takes 4 PB",
+    ),
+    "w_shape beyond memory": (
+        lambda: xconv.conv_weight_grad(ONE, THREE, (1, 1, 10**30), padding=((0, 10**30 - 3),)),
+        ValueError,
+        "be addressed",
+    ),
+    "transpose of petabytes": (
+        lambda: xconv.conv_transpose(ones(1, 1, 2), ONE, stride=10**15),
+        MemoryError,
+        "got (1, 1, 1000000000000001) of float64, which takes 8 PB",
+    ),
+    "windows of petabytes": (lambda: xconv.im2col(THREE, 3, padding=10**14), MemoryError, "takes 2.4 PB"),
+    "fold of petabytes": (
+        lambda: xconv.col2im(ones(1, 1, 1, 1), 10**15, stride=10**15),
+        MemoryError,
+        "got (1, 1, 1000000000000000) of float64",
+    ),
+    "classic petabytes": (lambda: xconv.conv_forward(X, W, B, padding=10**7), MemoryError, "of float64, which takes"),
+    "classic windows of petabytes": (lambda: xconv.im2col_indices(X, 3, 3, 10**7), MemoryError, "of float64, which"),
+    "classic fold of petabytes": (
+        lambda: xconv.col2im_indices(ones(1, 4), (1, 1, 10**8 + 1, 10**8 + 1), 1, 1, padding=0, stride=10**8),
+        MemoryError,
+        "got (1, 1, 100000001, 100000001) of float64, which takes 80 PB",
+    ),
     # settings
     "workspace 0": (lambda: xconv.config(workspace=0), ValueError, "`workspace` must be at least 1"),
     "workspace 1.5": (lambda: xconv.config(workspace=1.5), TypeError, "`workspace` must be made of integers"),
@@ -335,3 +387,22 @@ def test_no_memory_before_the_checks():
     huge = np.broadcast_to(1.0, (2**20, 4, 2**14, 2**14))
     with pytest.raises(ValueError, match="`groups`"):
         xconv.conv(huge, W, groups=5)
+
+
+@pytest.mark.parametrize("name", ["array_api_strict", "torch"])
+def test_no_memory_of_another_library(name):
+    xp = pytest.importorskip(name)
+    x = xp.ones((1, 1, 3), dtype=xp.float32)
+    with pytest.raises(MemoryError, match=r"the result must fit into memory, got \(1, 1, 2000000000000001\) .* 8 PB"):
+        xconv.conv(x, x, padding=10**15)
+
+
+def test_what_some_memory_may_hold():
+    check_memory((2**44,), 8, "float64")
+    with pytest.raises(MemoryError, match=r"got \(17592186044417,\) of float64, which takes 141 TB"):
+        check_memory((2**44 + 1,), 8, "float64")
+
+
+def test_no_memory_for_a_result_that_is_none():
+    """Whatever the other sizes are."""
+    assert xconv.conv(np.ones((0, 1, 3)), np.ones((1, 1, 3)), padding=10**15).shape == (0, 1, 2 * 10**15 + 1)

@@ -1,10 +1,11 @@
 """The public functions. Each checks its arguments, asks for a schedule, and runs it."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 from . import _config
-from ._arguments import frozen, integer, per_axis, shape
+from ._arguments import MOST_BYTES, WIDEST, check_memory, frozen, integer, per_axis, shape
 from ._plan import Plan
 from ._planner import Options, Planned, scheduled
 from ._typing import Array, DType, Ints, Layout, Padding, PadMode, Shape
@@ -79,6 +80,8 @@ def conv(
         that cannot serve the call, or a workspace too small for it.
     TypeError
         For arguments that are no arrays, arrays of two libraries or devices, integers with floats, or booleans.
+    MemoryError
+        For a result that is larger than any memory.
 
     See Also
     --------
@@ -112,7 +115,9 @@ def conv(
     backend = backend_of(given)
     _check_bias(b, tuple(w.shape[:1]))
     options = _options(backend, stride, padding, dilation, groups, pad_mode, layout, dtype, algorithm)
-    return _schedule(backend, given, tuple(x.shape), tuple(w.shape), options).forward(x, w, b)
+    schedule = _schedule(backend, given, tuple(x.shape), tuple(w.shape), options)
+    _check_memory(schedule, schedule.y_shape)
+    return schedule.forward(x, w, b)
 
 
 def conv_input_grad(
@@ -154,7 +159,7 @@ def conv_input_grad(
     ------
     ValueError
         Where :func:`conv` raises it, and where `dy` has not the shape of that convolution's result.
-    TypeError
+    TypeError, MemoryError
         Where :func:`conv` raises it.
 
     Notes
@@ -178,6 +183,7 @@ def conv_input_grad(
     options = _options(backend, stride, padding, dilation, groups, pad_mode, layout, dtype, algorithm)
     schedule = _schedule(backend, given, x_shape, tuple(w.shape), options)
     _check_result(dy, schedule)
+    _check_memory(schedule, x_shape)
     return schedule.input_grad(dy, w)
 
 
@@ -221,7 +227,7 @@ def conv_weight_grad(
     ------
     ValueError
         Where :func:`conv` raises it, and where `dy` has not the shape of that convolution's result.
-    TypeError
+    TypeError, MemoryError
         Where :func:`conv` raises it.
 
     Notes
@@ -242,6 +248,7 @@ def conv_weight_grad(
     options = _options(backend, stride, padding, dilation, groups, pad_mode, layout, dtype, algorithm)
     schedule = _schedule(backend, given, tuple(x.shape), w_shape, options)
     _check_result(dy, schedule)
+    _check_memory(schedule, w_shape)
     return schedule.weight_grad(dy, x)
 
 
@@ -287,7 +294,7 @@ def conv_transpose(
     ------
     ValueError
         Where :func:`conv` raises it, for an `output_padding` out of its range, and where padding leaves no output.
-    TypeError
+    TypeError, MemoryError
         Where :func:`conv` raises it.
 
     Notes
@@ -307,6 +314,7 @@ def conv_transpose(
     options = options._replace(output_padding=frozen("output_padding", output_padding))
     schedule = _schedule(backend, given, tuple(x.shape), tuple(w.shape), options)
     _check_bias(b, (schedule.geometry.c_in,))
+    _check_memory(schedule, schedule.x_shape)
     return schedule.input_grad(x, w, b, conjugate=False)
 
 
@@ -338,7 +346,7 @@ def im2col(
 
     Raises
     ------
-    ValueError, TypeError
+    ValueError, TypeError, MemoryError
         Where :func:`conv` raises them.
 
     See Also
@@ -378,6 +386,7 @@ def unfolded(
     kernel = per_axis("kernel_size", frozen("kernel_size", kernel_size), max(1, len(x_shape) - 2), least=1)
     options = _options(backend, stride, padding, dilation, 1, pad_mode, "channels_first", None, "gemm")
     schedule = _schedule(backend, given, x_shape, (1, *x_shape[1:2], *kernel), options)
+    _check_memory(schedule, schedule.geometry.columns_shape)
     return schedule.im2col(x, images_last=images_last)
 
 
@@ -413,7 +422,7 @@ def col2im(
     ------
     ValueError
         Where :func:`conv` raises it, and where `cols` has not the shape that `im2col` makes from `size`.
-    TypeError
+    TypeError, MemoryError
         Where :func:`conv` raises it.
 
     Notes
@@ -440,6 +449,7 @@ def col2im(
     if out != cols_shape[2 + rank :]:
         msg = f"`cols` must have the output size {out} that size {sizes} leads to, got shape {cols_shape}"
         raise ValueError(msg)
+    _check_memory(schedule, schedule.x_shape)
     return schedule.col2im(cols)
 
 
@@ -539,3 +549,9 @@ def _check_result(dy: Array, schedule: Schedule) -> None:
     if tuple(dy.shape) != schedule.y_shape:
         msg = f"`dy` must have the shape of the result, {schedule.y_shape}, got shape {tuple(dy.shape)}"
         raise ValueError(msg)
+
+
+def _check_memory(schedule: Schedule, result: Shape) -> None:
+    """MemoryError where no memory holds the result; arrays in chunks need not fit into one."""
+    if math.prod(result) > MOST_BYTES // WIDEST and not schedule.backend.chunked:
+        check_memory(result, schedule.backend.itemsize(schedule.dtype), schedule.dtype)

@@ -14,6 +14,8 @@ from ._typing import Shape
 
 #: More than any memory holds, and still countable by `len`.
 MOST_ELEMENTS = 2**62
+#: Bytes that a process can address. The widest elements have so many.
+MOST_BYTES, WIDEST = 2**47, 16
 
 ONLY_INTEGERS = frozenset({int})
 
@@ -103,14 +105,31 @@ def transposed_geometry(
 
 def _settled(g: Geometry) -> Geometry:
     """The geometry with no step larger than what it steps over; ValueError where no memory could hold its arrays."""
-    for shape_ in (g.x_shape, g.y_shape):
+    for shape_ in (g.x_shape, g.w_shape, g.y_shape):
         if math.prod(max(1, length) for length in shape_) > MOST_ELEMENTS:
             msg = (
                 f"`padding` {tuple((a.lo, a.hi) for a in g.axes)} and the sizes must lead to arrays that can be "
-                f"addressed, got {g.x_shape} to {g.y_shape} (channels first)"
+                f"addressed, got {g.x_shape} to {g.y_shape} (channels first), and {g.w_shape}"
             )
             raise ValueError(msg)
     return replace(g, axes=tuple(axis.settled() for axis in g.axes))
+
+
+def check_memory(shape_: Shape, itemsize: int, dtype: object) -> None:
+    """MemoryError where no memory holds a result of this shape; before any of it is computed."""
+    size = math.prod(shape_) * itemsize
+    if size > MOST_BYTES:
+        msg = f"the result must fit into memory, got {shape_} of {dtype}, which takes {in_bytes(size)}"
+        raise MemoryError(msg)
+
+
+def in_bytes(size: float) -> str:
+    """A number of bytes, to be read."""
+    for prefix in ("", "k", "M", "G", "T", "P"):
+        if size < 1000:
+            return f"{size:.3g} {prefix}B"
+        size /= 1000
+    return f"{size:.3g} EB"
 
 
 def integer(name: str, value: object) -> int:
