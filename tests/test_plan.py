@@ -1,5 +1,6 @@
 """Plans: what they say, and that they run."""
 
+import contextlib
 import re
 import threading
 import time
@@ -11,6 +12,7 @@ import pytest
 import xconv
 from xconv._planner import scheduled
 from xconv.algorithms import ALGORITHMS
+from xconv.algorithms._fourier import best_lengths, sides
 from xconv.algorithms._gemm import Gemm
 from xconv.backends import RefusedError, backend_of
 
@@ -404,3 +406,92 @@ def test_rows_that_overlap_are_for_libraries_that_say_so(lib, monkeypatch):
         (found,) = (candidate for candidate in xconv.plan(x, w).candidates if candidate.name == "mec")
         assert (found.cost > 2 * 4 * 49 * 27) if overlap else ("views that overlap" in found.refusal)
     scheduled.cache_clear()
+
+
+def like(*shape, dtype="float32"):
+    """An array of any size that takes no memory."""
+    return np.broadcast_to(np.zeros((), dtype), shape)
+
+
+MOST_SECONDS = 0.05
+
+#: Geometries that were searched one by one: for a good Fourier length, through all taps, and through all images.
+LONG = {
+    "axis": ((1, 1, 10**9), (1, 1, 10**6), {}),
+    "stride": ((1, 1, 3 * 10**12), (1, 1, 2), {"stride": 10**12}),
+    "padding": ((1, 1, 5), (1, 1, 3), {"padding": 10**15}),
+    "dilation": ((2, 1, 10**15), (1, 1, 2), {"dilation": 10**14}),
+    "taps": ((1, 4, 10**7), (4, 1, 10**6), {"groups": 4}),
+    "taps of a plane": ((1, 4, 4000, 4000), (4, 1, 1000, 1000), {"groups": 4, "padding": 500}),
+    "images": ((10**9, 1, 9, 9), (1, 1, 3, 3), {"algorithm": "winograd"}),
+    "channels": ((1, 10**8, 8), (10**8, 1, 3), {"groups": 10**8}),
+}
+
+
+def seconds_of_a_plan(x, w, settings, options):
+    """The least of some tries, since other programs run, too; what cannot be is refused as quickly."""
+    times = []
+    while not times or (min(times) > MOST_SECONDS and len(times) < 4):
+        for cached in (scheduled, best_lengths, sides):
+            cached.cache_clear()
+        begin = time.perf_counter()
+        with xconv.config(**settings), contextlib.suppress(ValueError):
+            xconv.plan(x, w, **options)
+        times.append(time.perf_counter() - begin)
+    return min(times)
+
+
+@pytest.mark.parametrize("name", LONG)
+@pytest.mark.parametrize("settings", [{}, {"numerics": "strict"}, {"workspace": 2**30}], ids=str)
+def test_long_axes_are_planned_quickly(name, settings):
+    x, w, options = LONG[name]
+    assert seconds_of_a_plan(like(*x), like(*w), settings, options) < MOST_SECONDS
+
+
+def extreme(rng):
+    """A convolution of any size that can be addressed: arrays, settings and options."""
+
+    def up_to(most):
+        return int(most ** rng.random())
+
+    def one_of(*choices):
+        return choices[rng.integers(len(choices))]
+
+    rank, room, lengths = int(rng.integers(1, 5)), 2 ** int(rng.integers(5, 58)), []
+    for _ in range(rank + 3):
+        lengths.append(one_of(1, up_to(min(room, 10**15)), min(room, 3)))
+        room //= lengths[-1]
+    batch, groups, c_group, *size = (lengths[i] for i in rng.permutation(rank + 3))
+    axes = []
+    for length in size:
+        kernel = one_of(1, 3, int(rng.integers(1, 8)), up_to(10**3), up_to(10**9), max(1, length // 3))
+        dilation, stride = one_of(1, 1, up_to(10**12)), one_of(1, 1, 2, up_to(10**15))
+        extent = (kernel - 1) * dilation + 1
+        lo = one_of(0, 0, extent // 2, up_to(10**12))
+        axes.append((kernel, stride, dilation, (lo, max(0, one_of(lo, extent - length - lo)))))
+    kernel, stride, dilation, padding = zip(*axes, strict=True)
+    options = {"stride": stride, "dilation": dilation, "padding": padding, "groups": groups}
+    options |= {
+        "pad_mode": one_of("constant", "constant", "edge", "reflect", "wrap"),
+        "layout": one_of("channels_first", "channels_last"),
+        "algorithm": one_of("auto", "auto", *ALGORITHMS),
+    }
+    settings = {"numerics": one_of("fast", "strict"), "workspace": one_of(None, None, 1000 + up_to(10**15))}
+    c_in, c_out = groups * c_group, groups * one_of(1, up_to(10**3))
+    x = (batch, *size, c_in) if options["layout"] == "channels_last" else (batch, c_in, *size)
+    return x, (c_out, c_group, *kernel), one_of("float32", "complex64", "int32", "float16"), settings, options
+
+
+@pytest.mark.numpy_only
+@pytest.mark.parametrize("seed", range(12))
+def test_no_plan_takes_long(seed, lib):
+    rng, planned = np.random.default_rng(seed), 0
+    while planned < 25:
+        x, w, dtype, settings, options = extreme(rng)
+        try:
+            arrays = like(*x, dtype=dtype), like(*w, dtype=dtype)
+        except ValueError:  # not even NumPy has such arrays
+            continue
+        planned += 1
+        taken = seconds_of_a_plan(*arrays, settings, options)
+        assert taken < MOST_SECONDS, f"{taken:.3f} s for {x} by {w} of {dtype} with {options} and {settings}"
