@@ -35,7 +35,7 @@ class Costs:
     #: A multiply-add of a product for each frequency, whose operands are small and lie apart, in those of a large one.
     spectral = 3.0
     #: A number of a spectrum: on every axis, once more for each doubling of its length, and for each line.
-    axis, doubling, line = 9, 0.7, 55
+    axis, doubling, line = 1.5, 1.3, 26.0
 
     def __init__(self, multiply: float, move: float, call: float, *, is_complex: bool = False) -> None:
         #: A multiply-add, an element that is copied, and an operation of the library.

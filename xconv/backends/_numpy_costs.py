@@ -40,7 +40,6 @@ class NumpyCosts(Costs):
     page = 10.0
     #: Operations of the library.
     fourier_calls, spectra_calls, depthwise_calls, product_calls = 11.0, 18.0, 15.0, 1.0
-    axis, doubling, line = 1.5, 1.3, 26.0
 
     def __init__(self, multiply: float, move: float, call: float, *, is_complex: bool = False) -> None:
         super().__init__(multiply, move, call, is_complex=is_complex)
