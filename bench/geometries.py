@@ -25,8 +25,9 @@ class Geometry(NamedTuple):
 
     @classmethod
     def of(cls, given: dict[str, Any]) -> "Geometry":
-        """The same from JSON."""
-        return cls(*(tuple(given[name]) if isinstance(given[name], list) else given[name] for name in cls._fields))
+        """Find the geometry in an object of JSON."""
+        values = (given[name] for name in cls._fields)
+        return cls._make(tuple(value) if isinstance(value, list) else value for value in values)
 
     @property
     def padded(self) -> tuple[int, ...]:
@@ -84,7 +85,7 @@ class Geometry(NamedTuple):
 
 def draw(count: int, seed: int) -> list[Geometry]:
     """Draw some geometries that are within the bounds."""
-    rng, found = random.Random(seed), []
+    rng, found = random.Random(seed), list[Geometry]()
     while len(found) < count:
         g = _any(rng)
         if g is not None and g.bytes <= MOST_BYTES and LEAST_SECONDS <= g.seconds <= MOST_SECONDS:

@@ -4,6 +4,7 @@ import gc
 import statistics
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,10 @@ from .worker import limit_cores, timed
 LIBRARIES = {"numpy": "xconv", "torch": "torch", "jax": "jax"}
 #: The largest difference between two algorithms' results, relative to the largest element.
 TOLERANCE = {"float32": 1e-3, "float64": 1e-9, "complex64": 1e-3}
-#: A first call of fewer seconds is mostly planning and new memory; more of them say what the next takes.
-SHORT = 0.05
+#: A first call of so few seconds is mostly planning and new memory, and more of them follow; one of so many counts.
+SHORT, LONG = 0.05, 0.5
+#: Bytes that the process may take.
+MOST_MEMORY = 8 * 2**30
 
 
 class Worker:
@@ -33,7 +36,7 @@ class Worker:
         self.calls: dict[str, Callable[[], Any]] = {}
         #: The result by the planner's choice.
         self.expected: Any = None
-        requests = (self.start, self.take_up, self.make, self.first, self.laps)
+        requests = (self.start, self.take_up, self.make, self.first, self.laps, self.beside_scipy)
         self.requests: dict[str, Callable[..., Any]] = {request.__name__: request for request in requests}
 
     def start(self) -> dict[str, Any]:
@@ -76,17 +79,26 @@ class Worker:
         call, results = self.calls[algorithm], []
         try:
             seconds = timed(lambda: results.append(call()), 1)[0] / 1e9
-        except ValueError as error:
+        except (ValueError, MemoryError) as error:
             return {"refused": str(error)}
         result = np.asarray(results.pop())
         if self.expected is None:
             self.expected = result
-        elif not (error := relative_error(result, self.expected)) <= TOLERANCE[result.dtype.name]:
-            msg = f"the result of {algorithm} is wrong by {error:.1e} of its largest element"
+        elif not (difference := relative_error(result, self.expected)) <= TOLERANCE[result.dtype.name]:
+            msg = f"the result of {algorithm} is wrong by {difference:.1e} of its largest element"
             raise ArithmeticError(msg)
-        if seconds < SHORT:
-            seconds = min(timed(call, 3)) / 1e9
+        if seconds < LONG:
+            seconds = min(timed(call, 3 if seconds < SHORT else 1)) / 1e9
         return {"seconds": seconds}
+
+    def beside_scipy(self, geometry: dict[str, Any], function: str) -> dict[str, Any]:
+        """Take up a function of a geometry, and SciPy's loop over the pairs of channels as if it was an algorithm."""
+        from .beside_scipy import call
+
+        plan = self.take_up(geometry, function)
+        self.calls["scipy"] = call(function, *self.operands)
+        seconds = {"auto": plan.pop("seconds"), "scipy": self.first("scipy")["seconds"]}
+        return plan | {"seconds": seconds}
 
     def laps(self, calls: dict[str, int], laps: int) -> dict[str, list[float]]:
         """The median seconds of each algorithm's calls in every lap: they take turns, to and fro."""
@@ -134,12 +146,21 @@ def planned(g: Geometry, function: str, x: Any, w: Any) -> dict[str, Any]:
 
     plan = xconv.plan(x, w, **g.options)
     # FOR NOW: a plan that does not tell its functions apart.
-    one = getattr(plan, function, None)
+    one: Any = getattr(plan, function, None)
     one = one if hasattr(one, "algorithm") else plan
     able = {name: cost for name, cost, refusal, _ in one.candidates if refusal is None}
     return {"chosen": one.algorithm, "costs": able}
 
 
+def limit_memory() -> None:
+    """Let what takes too much memory fail, before it takes that of others."""
+    with suppress(ImportError):
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_DATA, (MOST_MEMORY, MOST_MEMORY))
+
+
 if __name__ == "__main__":
+    limit_memory()
     limit_cores(int(sys.argv[2]))
     serve(Worker(sys.argv[1], int(sys.argv[2])).requests)

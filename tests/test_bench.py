@@ -13,13 +13,33 @@ import numpy as np
 import pytest
 from oracle import Oracle
 
+import xconv
+
 sys.path.append(str(Path(__file__).parents[1]))
 
 from bench import __main__ as command_line
-from bench import cases, contenders, devices, gpu, gpu_plots, gpu_report, growth, measure, memory, problem, report
+from bench import (
+    beside_scipy,
+    cases,
+    contenders,
+    devices,
+    geometries,
+    gpu,
+    gpu_plots,
+    gpu_report,
+    growth,
+    measure,
+    memory,
+    planner,
+    planner_report,
+    problem,
+    report,
+)
 from bench.child import Child, ChildError
 from bench.devices import DeviceXconv, OneAlgorithm, issue
+from bench.geometries import Geometry
 from bench.gpu_worker import GpuWorker
+from bench.planner_worker import Worker as PlannerWorker
 
 SMALL = {
     "strided": cases.Case("strided", (2, 4, 9, 8), (6, 2, 3, 2), stride=2, padding=1, groups=2),
@@ -843,3 +863,227 @@ def test_the_child_of_a_gpu_says_what_is_missing_or_describes_it():
     there, missing = set(child.facts["versions"]), set(child.facts["missing"])
     assert {frozenset(there), frozenset(missing)} == {frozenset(), frozenset({"xconv", "xconv-gemm"})}
     assert ("machine" in child.facts) == bool(there)
+
+
+def test_drawn_geometries_are_the_same_and_within_bounds():
+    drawn = geometries.draw(300, 5)
+    assert drawn == geometries.draw(300, 5)
+    assert drawn[:9] != geometries.draw(9, 6)
+    for g in drawn:
+        assert g.bytes <= geometries.MOST_BYTES
+        assert geometries.LEAST_SECONDS <= g.seconds <= geometries.MOST_SECONDS
+        assert min(g.y_shape) >= 1
+        assert g.x_shape[1] == g.groups * g.w_shape[1]
+        assert g.w_shape[0] % g.groups == 0
+        assert Geometry.of(json.loads(json.dumps(g._asdict()))) == g
+    for kind in (
+        {len(g.stride) for g in drawn} == {1, 2, 3},
+        {g.stride[0] for g in drawn} == {1, 2, 3},
+        {g.dtype for g in drawn} == set(geometries.DTYPES),
+        any(g.groups == g.x_shape[1] > 1 for g in drawn),
+        any(1 < g.groups < g.x_shape[1] for g in drawn),
+        any(g.dilation[0] > 1 and g.span[0] > 0.8 * g.x_shape[2] for g in drawn),
+        any(g.w_shape[2:] == g.x_shape[2:] for g in drawn),
+        any(g.padding == tuple(span - 1 for span in g.span) != (0,) * len(g.span) for g in drawn),
+    ):
+        assert kind
+
+
+def test_a_geometry_counts_its_work():
+    g = Geometry((2, 4, 9, 8), (6, 2, 3, 2), (2, 2), (1, 1), (2, 1), 2, "complex64")
+    y = xconv.conv(np.zeros(g.x_shape), np.zeros(g.w_shape), **g.options)
+    assert g.y_shape == y.shape
+    assert g.multiply_adds == y.size * 2 * 3 * 2
+    assert g.bytes == 8 * (2 * 4 * 9 * 8 + 6 * 2 * 3 * 2 + y.size)
+    assert g.label == "2x4x9x8, 6 of 3x2, stride 2, padding 1, dilation 2x1, 2 groups, complex64"
+
+
+PLAIN = Geometry((1, 2, 8, 7), (3, 2, 3, 3), (1, 1), (1, 1), (1, 1), 1, "float32")
+
+
+@pytest.mark.parametrize("function", cases.CONV)
+def test_a_planner_worker_takes_every_algorithm(function):
+    worker = PlannerWorker("numpy", 1)
+    assert set(worker.start()["versions"]) == {"xconv", "numpy"}
+    plan = worker.take_up(PLAIN._asdict(), function)
+    assert plan["seconds"] > 0
+    assert plan["chosen"] in plan["costs"]
+    assert "pointwise" not in plan["costs"]
+    for name in plan["costs"]:
+        assert worker.make(name) == {}
+        assert worker.first(name)["seconds"] > 0
+    worker.make("pointwise")
+    assert "pointwise" in worker.first("pointwise")["refused"]
+    worker.calls["huge"] = lambda: np.empty(2**60, np.uint8)
+    assert "allocate" in worker.first("huge")["refused"]
+    del worker.calls["fft"]
+    laps = worker.laps({"auto": 3, "fft": 2}, 4)
+    assert {name: len(found) for name, found in laps.items()} == {"auto": 4, "fft": 4}
+
+
+def test_a_wrong_algorithm_is_not_timed():
+    worker = PlannerWorker("numpy", 1)
+    worker.start()
+    worker.take_up(PLAIN._asdict(), "forward")
+    worker.make("gemm")
+    call = worker.calls["gemm"]
+    worker.calls["gemm"] = lambda: 1.01 * call()
+    with pytest.raises(ArithmeticError, match="gemm is wrong by"):
+        worker.first("gemm")
+
+
+@pytest.mark.parametrize("function", cases.CONV)
+def test_loops_of_scipy_are_the_convolution(function):
+    worker = PlannerWorker("numpy", 1)
+    worker.start()
+    small = Geometry((2, 3, 7, 6), (4, 3, 3, 2), (1, 1), (2, 1), (1, 1), 1, "complex64")
+    assert set(worker.beside_scipy(small._asdict(), function)["seconds"]) == {"auto", "scipy"}  # compared there
+
+
+def test_convolutions_beside_scipy_are_full():
+    assert [(g.x_shape, g.w_shape, g.y_shape) for g in beside_scipy.GEOMETRIES[:2]] == [
+        ((1, 1, 192, 192), (8, 1, 24, 24), (1, 8, 215, 215)),
+        ((1, 1, 64, 64, 64), (1, 1, 5, 5, 5), (1, 1, 68, 68, 68)),
+    ]
+
+
+class Slow:
+    """A process in which one algorithm takes too long, and others as long as they are told to."""
+
+    def __init__(self, seconds, slow=()):
+        self.seconds, self.slow, self.ended, self.limit, self.begun = seconds, slow, False, None, 0
+
+    def ask(self, request, **given):
+        if given.get("algorithm") in self.slow and request == "first":
+            self.ended, self.limit_then = True, self.limit
+            raise ChildError("its process ended with status -9")
+        if request == "laps":
+            return {name: [self.seconds[name]] * given["laps"] for name in given["calls"]}
+        if request == "take_up":
+            self.begun += 1
+            return {"chosen": "gemm", "costs": dict.fromkeys(("gemm", *self.slow, "fft"), 1), "seconds": 0.1}
+        return {"seconds": self.seconds[given["algorithm"]]} if request == "first" else {}
+
+    def close(self):
+        self.ended = False
+
+
+@pytest.fixture
+def suite_of(monkeypatch):
+    def suite(child):
+        monkeypatch.setattr(planner.Suite, "_child", lambda suite: child)
+        return planner.Suite("numpy", 1)
+
+    return suite
+
+
+def test_an_algorithm_that_takes_too_long_is_given_up(suite_of):
+    child = Slow({"auto": 0.1, "gemm": 0.1, "fft": 0.9}, slow=("depthwise",))
+    found = suite_of(child).run(PLAIN, "forward")
+    assert found["given_up"] == {"depthwise": planner.HOPELESS * 0.1} == {"depthwise": child.limit_then}
+    assert found["seconds"] == {"auto": 0.1, "gemm": 0.1, "fft": 0.9}
+    assert child.begun == 2
+    assert set(found["laps"]) == {"auto", "gemm"}
+    assert len(found["laps"]["auto"]) == planner.FEW_LAPS + planner.LAPS
+
+
+def test_a_failure_of_one_algorithm_leaves_the_others(suite_of):
+    class Wrong(Slow):
+        def ask(self, request, **given):
+            if request == "first" and given["algorithm"] == "gemm":
+                raise ChildError("wrong")
+            return super().ask(request, **given)
+
+    suite = suite_of(Wrong({"auto": 0.1, "fft": 0.1}))
+    assert set(suite.run(PLAIN, "forward")["seconds"]) == {"auto", "fft"}
+    assert suite.failures == [f"{PLAIN.label}, forward, gemm: wrong"]
+
+
+def test_a_doubtful_ratio_is_measured_again(suite_of):
+    found = suite_of(Slow({"auto": 0.1, "gemm": 0.15, "fft": 0.08})).run(PLAIN, "forward")
+    assert len(found["laps"]["auto"]) == planner.FEW_LAPS + (1 + planner.AGAIN) * planner.LAPS
+    found = suite_of(Slow({"auto": 0.4, "gemm": 0.15, "fft": 0.1})).run(PLAIN, "forward")
+    assert len(found["laps"]["auto"]) == planner.FEW_LAPS  # of no doubt
+    assert len(found["laps"]["fft"]) == planner.FEW_LAPS + planner.LAPS
+
+
+def test_a_lap_that_is_disturbed_or_lucky_does_not_count():
+    assert planner.lower_quartile([1, 2, 2, 2, 3, 9, 9, 9, 9]) == 2
+
+
+@pytest.fixture
+def planner_run():
+    def result(function, chosen, auto, **seconds):
+        times = {"chosen": chosen, "costs": {}, "seconds": {"auto": auto} | seconds, "refused": {}, "given_up": {}}
+        return PLAIN._asdict() | {"function": function} | times
+
+    bad = result("forward", "gemm", 3, gemm=3, fft=1) | {"given_up": {"depthwise": 12}}
+    return {
+        "date": "today",
+        "command": "python -m bench.planner",
+        "machine": {"cpu": "a", "cores": 2, "caches": {}, "os": "b", "python": "3", "load": 0.1},
+        "backend": "numpy",
+        "threads": 2,
+        "versions": {"numpy": "2"},
+        "failures": ["a sentence"],
+        "results": [
+            *(result("forward", "gemm", ratio, gemm=1.0, fft=2.0) for ratio in (1.02, 1.25)),
+            bad,
+            result("input_grad", "fft", 1.5, gemm=1.0, fft=1.4),
+            PLAIN._asdict() | {"function": "weight_grad", "failed": "a sentence"},
+        ],
+        "scipy": [result("forward", "fft", 1e-3, scipy=2e-3), result("weight_grad", "fft", 3e-3, scipy=2e-3)],
+    }
+
+
+def test_shares_of_the_choices(planner_run):
+    text = planner_report.table(planner_run)
+    assert "| forward | 3 | 66.7 % | 66.7 % | 3.00 |" in text
+    assert "| input gradient | 1 | 0.0 % | 100.0 % | 1.50 |" in text
+    assert "| weight gradient |" not in text.split("The 4 worst")[0]
+    assert "| all | 4 | 50.0 % | 75.0 % | 3.00 |" in text
+    assert planner_report.summary(planner_run).splitlines() == [
+        "4 choices on numpy: 50 % within 1.25 times the best, 75 % within 2; the worst takes 3.00 times as long.",
+        "FAILED: a sentence",
+    ]
+
+
+def test_what_was_given_up_is_named(planner_run):
+    text = planner_report.table(planner_run)
+    assert "| gemm | 4 | 3 | 3 | 0 |" in text
+    assert "| fft | 4 | 1 | 1 | 0 |" in text
+    assert "| depthwise | 1 | 0 | 0 | 1 |" in text
+    assert "- FAILED: a sentence" in text
+    first = next(line for line in text.splitlines() if line.startswith(f"| {PLAIN.label}"))
+    assert first == f"| {PLAIN.label} | forward | gemm | fft | 3000 | 1000 | 3.00 |"
+
+
+def test_who_is_behind_scipy(planner_run):
+    text = planner_report.table(planner_run)
+    assert "In 1 of 2, xconv takes longer." in text
+    assert f"| {PLAIN.label} | weight gradient | fft | 3.00 | 2.00 | 1.50 |" in text
+    assert "scipy" not in planner_report.table(planner_run | {"scipy": []})
+
+
+def test_a_run_of_the_planner_leaves_its_files(monkeypatch, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    tiny = [PLAIN, PLAIN._replace(x_shape=(2, 2, 5, 6), dtype="complex64")]
+    monkeypatch.setattr(planner, "draw", lambda count, seed: tiny[:count])
+    monkeypatch.setattr(planner, "GEOMETRIES", (PLAIN._replace(padding=(2, 2)),))
+    arguments = ["--geometries", "2", "--threads", "1", "--scipy", "--raw", str(tmp_path / "raw.json")]
+    monkeypatch.setattr(sys, "argv", ["bench.planner", *arguments, "--output", str(tmp_path / "new")])
+    assert planner.main() == 0
+    assert capsys.readouterr().out.startswith("6 choices on numpy: ")
+    assert {path.name for path in (tmp_path / "new").iterdir()} == {"planner.json", "planner.md", "planner.png"}
+    raw, kept = (json.loads(path.read_text()) for path in (tmp_path / "raw.json", tmp_path / "new" / "planner.json"))
+    assert [(Geometry.of(r), r["function"]) for r in raw["results"]] == [(g, f) for g in tiny for f in cases.CONV]
+    assert all(set(r["laps"]) <= set(r["seconds"]) == {"auto", *r["costs"]} for r in raw["results"])
+    assert "laps" not in kept["results"][0]
+    assert kept["results"][0] | {"laps": raw["results"][0]["laps"]} == raw["results"][0]
+    assert len(kept["scipy"]) == 3
+    text = (tmp_path / "new" / "planner.md").read_text()
+    monkeypatch.setattr(
+        sys, "argv", ["bench.planner", "--report", str(tmp_path / "raw.json"), "--output", str(tmp_path)]
+    )
+    assert planner.main() == 0
+    assert (tmp_path / "planner.md").read_text() == text
