@@ -64,7 +64,7 @@ class Geometry(NamedTuple):
         """A guess of the time that a sensible algorithm takes."""
         n, c_in, c_out, pixels = self.x_shape[0], self.x_shape[1], self.w_shape[0], math.prod(self.padded)
         pairs = c_out * self.w_shape[1]
-        transforms = (n * (c_in + c_out) + pairs) * pixels * 4 * math.log2(1 + pixels)  # done at a quarter of the rate
+        transforms = (n * (c_in + c_out) + pairs) * pixels * 12 * math.log2(1 + pixels)  # far below the rate
         sums = min(self.multiply_adds, transforms + 2 * n * pairs * pixels)
         return sums * DTYPES[self.dtype][1] / RATE + self.bytes / BANDWIDTH
 

@@ -28,11 +28,11 @@ HOPELESS, PATIENCE = 12, 0.25
 #: The most seconds for the planner's own choice and for compiling, and for all else.
 LIMIT = 60
 #: Who takes at most so many times as long as the best has a few laps, and who is near has more.
-FAR, FEW_LAPS, NEAR, LAPS = 5, 3, 2.5, 7
+FAR, FEW_LAPS, NEAR, CLOSE, LAPS = 5, 3, 2.5, 1.2, 7
 #: Seconds of a turn in a lap, and its most calls.
 TURN, MOST_CALLS = 0.01, 100
-#: A ratio further from 1 than that may be noise, and is measured in as many laps again, up to so many times.
-DOUBT, AGAIN = 0.1, 2
+#: A ratio further from 1 than that may be noise, and is measured again.
+DOUBT = 0.1
 
 
 def lower_quartile(laps: list[float]) -> float:
@@ -103,14 +103,16 @@ class Suite:
     def _laps(self, seconds: dict[str, float]) -> tuple[dict[str, float], dict[str, list[float]]]:
         """Seconds of a call, in all and in each lap; those near the best have more laps, and doubtful ones again."""
         laps: dict[str, list[float]] = {}
-        for within, count in ((FAR, FEW_LAPS), *((NEAR, LAPS),) * (1 + AGAIN)):
+        for within, count in ((FAR, FEW_LAPS), (NEAR, LAPS), (CLOSE, LAPS), (CLOSE, LAPS)):
+            if within == CLOSE and not DOUBT < abs(ratio_of(seconds) - 1) < NEAR - 1:
+                break
             bound = within * min(seconds.values())
-            near = {name: once for name, once in seconds.items() if once <= bound or (name == "auto" and not laps)}
+            near = {
+                name: once for name, once in seconds.items() if once <= bound or (name == "auto" and within != NEAR)
+            }
             for name, found in self._turns(near, count).items():
                 laps.setdefault(name, []).extend(found)
             seconds = seconds | {name: lower_quartile(found) for name, found in laps.items()}
-            if within == NEAR and not DOUBT < abs(ratio_of(seconds) - 1) < NEAR - 1:
-                break
         return seconds, laps
 
     def _turns(self, seconds: dict[str, float], laps: int) -> Any:
