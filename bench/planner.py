@@ -25,7 +25,7 @@ from .progress import Progress
 
 #: A first call may take so many times as long as the best call so far, and so many seconds in any case.
 HOPELESS, PATIENCE = 12, 0.25
-#: The most seconds for the planner's own choice and for compiling, and for all else.
+#: The most seconds for the first call of the planner's own choice, and for compiling.
 LIMIT = 60
 #: Who takes at most so many times as long as the best has a few laps, and who is near has more.
 FAR, FEW_LAPS, NEAR, CLOSE, LAPS = 5, 3, 2.5, 1.2, 7
@@ -107,19 +107,18 @@ class Suite:
             if within == CLOSE and not DOUBT < abs(ratio_of(seconds) - 1) < NEAR - 1:
                 break
             bound = within * min(seconds.values())
-            near = {
-                name: once for name, once in seconds.items() if once <= bound or (name == "auto" and within != NEAR)
-            }
-            for name, found in self._turns(near, count).items():
+            always = {"auto"} if within != NEAR else set()
+            some = {name: once for name, once in seconds.items() if once <= bound or name in always}
+            for name, found in self._turns(some, count).items():
                 laps.setdefault(name, []).extend(found)
             seconds = seconds | {name: lower_quartile(found) for name, found in laps.items()}
         return seconds, laps
 
     def _turns(self, seconds: dict[str, float], laps: int) -> Any:
         calls = {name: max(1, min(int(TURN / once), MOST_CALLS)) for name, once in seconds.items()}
-        return self._ask(LIMIT, "laps", calls=calls, laps=laps)
+        return self._ask(None, "laps", calls=calls, laps=laps)
 
-    def _ask(self, limit: float, request: str, **arguments: Any) -> Any:
+    def _ask(self, limit: float | None, request: str, **arguments: Any) -> Any:
         self.child.limit = limit
         return self.child.ask(request, **arguments)
 

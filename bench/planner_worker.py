@@ -56,8 +56,10 @@ class Worker:
         if g != self.geometry:
             self.operands = [self.library.array(array) for array in operands(g)]
         self.geometry, self.function, self.calls, self.expected = g, function, {}, None
-        self.make("auto")
-        return planned(g, function, *self.operands[:2]) | self.first("auto")
+        auto = self.make("auto") or self.first("auto")
+        if "refused" in auto:
+            raise RuntimeError(auto["refused"])
+        return planned(g, function, *self.operands[:2]) | auto
 
     def make(self, algorithm: str) -> dict[str, Any]:
         """What comes before the first call, which is compiling with JAX; the answer says why it cannot serve."""

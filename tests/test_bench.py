@@ -921,6 +921,14 @@ def test_a_planner_worker_takes_every_algorithm(function):
     assert {name: len(found) for name, found in laps.items()} == {"auto": 4, "fft": 4}
 
 
+def test_a_choice_that_cannot_run_is_an_error(monkeypatch):
+    worker = PlannerWorker("numpy", 1)
+    worker.start()
+    monkeypatch.setattr(worker, "first", lambda name: {"refused": "no memory"})
+    with pytest.raises(RuntimeError, match="no memory"):
+        worker.take_up(PLAIN._asdict(), "forward")
+
+
 def test_a_wrong_algorithm_is_not_timed():
     worker = PlannerWorker("numpy", 1)
     worker.start()
