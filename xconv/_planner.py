@@ -46,6 +46,8 @@ class Planned(Schedule):
     problem: Problem
     #: The plans that are predicted to be fastest, of those functions that were asked for.
     best: dict[Function, Tiled] = field(default_factory=dict, init=False)
+    #: All plans, the one that is predicted to be fastest first, of those for which that one was not enough.
+    ranked: dict[Function, tuple[Tiled, ...]] = field(default_factory=dict, init=False)
 
     def forward(self, x: Array, w: Array, b: Array | None = None) -> Array:
         return self._run("forward", x, w, b)
@@ -96,14 +98,23 @@ class Planned(Schedule):
 
     def _ranked(self, function: Function, seconds: dict[str, float]) -> Iterator[Tiled]:
         """The plans of a function, the fastest first: by the times that were measured, or else by those predicted."""
-        if not seconds:
-            return plans(self.problem, function)
-        return iter(sorted(self._promising(function), key=lambda plan: seconds.get(plan.name, math.inf)))
+        if seconds:
+            yield from sorted(self._promising(function), key=lambda plan: seconds.get(plan.name, math.inf))
+        else:
+            yield self.predicted(function)
+            yield from self._all(function)[1:]
 
     def _promising(self, function: Function) -> list[Tiled]:
         """The plans that are worth a measurement."""
         most = PROMISING * self.predicted(function).cost
-        return list(takewhile(lambda plan: plan.cost <= most, plans(self.problem, function)))
+        return list(takewhile(lambda plan: plan.cost <= most, self._all(function)))
+
+    def _all(self, function: Function) -> tuple[Tiled, ...]:
+        found = self.ranked.get(function)
+        if found is None:
+            others = islice(plans(self.problem, function), 1, None)
+            found = self.ranked[function] = (self.predicted(function), *others)
+        return found
 
     def _measured(self, function: Function, *arrays: Array | None, **options: bool) -> dict[str, float]:
         """The times of the plans that are worth it; measured now, if nobody has."""
