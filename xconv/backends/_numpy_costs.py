@@ -53,8 +53,9 @@ class NumpyCosts(Costs):
     def col2im(self, g: Geometry) -> float:
         columns = math.prod(g.columns_shape)
         folding = self.folding + (self.between if len(g.axes) > 1 else 0)
-        cost = self.width * folding * columns + self.folded_row * columns / max(1, g.out[-1])
-        return cost + self.moved(math.prod(g.x_shape), 6 + min(g.taps, columns))
+        row = g.kernel[-1] if g.pixels < g.taps else g.out[-1]  # whichever are fewer are added one by one
+        cost = self.width * folding * columns + self.folded_row * columns / max(1, row)
+        return cost + self.moved(math.prod(g.x_shape), 6 + min(g.taps, g.pixels))
 
     def product(self, p: Product) -> float:
         """Each operand is put in order for it; a sum of one number is none, and made without the BLAS."""

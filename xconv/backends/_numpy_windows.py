@@ -1,7 +1,7 @@
 """The windows of images on NumPy arrays, and their adjoint, in kept memory."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache, lru_cache
 from itertools import product
 from typing import NamedTuple
@@ -88,9 +88,12 @@ def _padded(take: Take, x: Array, g: Geometry, shape: Shape) -> Array:
 
 
 def folded_columns(take: Take, cols: Array, g: Geometry) -> Array:
-    """The adjoint of `columns`."""
+    """The adjoint of `columns`: tap by tap, or output by output where these are fewer."""
+    images_last = cols.strides[0] < cols.strides[-1]
+    if g.pixels < g.taps:
+        return _added(take, g, cols.dtype, ((place, cols[(..., *o)]) for o, place in _each_output(g)), images_last)
     by_tap = cols.transpose(_kernel_in_front(len(g.axes)))
-    return folded(take, g, cols.dtype, by_tap.__getitem__, images_last=cols.strides[0] < cols.strides[-1])
+    return folded(take, g, cols.dtype, by_tap.__getitem__, images_last=images_last)
 
 
 @cache
@@ -106,13 +109,25 @@ def folded(
 
     The sums lie in memory as what is seen does, be that with the images first or last.
     """
+    taps = _taps(g) if g.taps <= FEW_TAPS else _each_tap(g)
+    return _added(take, g, dtype, ((place, seen(tap)) for tap, place in taps), images_last)
+
+
+def _added(
+    take: Take,
+    g: Geometry,
+    dtype: DType,
+    parts: Iterable[tuple[Index, Array]],
+    images_last: bool,  # noqa: FBT001
+) -> Array:
+    """Parts of padded images added up, and what of these is no padding."""
     padded = take((g.c_in, *g.padded, g.batch) if images_last else (g.batch, g.c_in, *g.padded), dtype)
     if images_last:
         padded = padded.transpose(padded.ndim - 1, *range(padded.ndim - 1))
     padded.fill(0)
-    for tap, place in _taps(g) if g.taps <= FEW_TAPS else _each_tap(g):
+    for place, added in parts:
         part = padded[place]
-        np.add(part, seen(tap), out=part)
+        np.add(part, added, out=part)
     outer, inner = g.kept
     if not g.is_cropped:
         return padded[outer]
@@ -145,6 +160,14 @@ def _each_tap(g: Geometry) -> Iterator[tuple[Shape, Index]]:
         starts = (t * a.dilation for t, a in zip(tap, g.axes, strict=True))
         places = (slice(s, s + (a.out - 1) * a.stride + 1, a.stride) for s, a in zip(starts, g.axes, strict=True))
         yield tap, (slice(None), slice(None), *places)
+
+
+def _each_output(g: Geometry) -> Iterator[tuple[Shape, Index]]:
+    """Every output, and its window of the padded images."""
+    for output in product(*(range(a.out) for a in g.axes)):
+        starts = (o * a.stride for o, a in zip(output, g.axes, strict=True))
+        places = (slice(s, s + a.extent, a.dilation) for s, a in zip(starts, g.axes, strict=True))
+        yield output, (slice(None), slice(None), *places)
 
 
 @lru_cache(maxsize=256)
