@@ -13,6 +13,10 @@ from ._fourier import Grid
 from ._spectra import Matrices
 
 
+#: Bytes that C libraries keep for the next call, at most.
+KEPT = 2**25
+
+
 class Product(NamedTuple):
     """Sizes of ``u (blocks, rows, depth)`` by ``v (n, blocks, depth, pixels)``."""
 
@@ -34,6 +38,8 @@ class Costs:
     complex_multiply = 3.6
     #: A multiply-add of a product for each frequency, whose operands are small and lie apart, in those of a large one.
     spectral = 3.0
+    #: A byte of fresh memory, which is a page fault every 4096.
+    page = 5.0
     #: A number of a spectrum: on every axis, once more for each doubling of its length, and for each line.
     axis, doubling, line = 1.5, 1.3, 26.0
 
@@ -47,9 +53,8 @@ class Costs:
         return calls * self.call + self.move * elements
 
     def fresh(self, size: float) -> float:
-        """So many bytes of temporary memory for a tile."""
-        del size
-        return 0
+        """Temporary memory of so many bytes for a tile, in so far as it comes anew from the system for each."""
+        return self.page * max(0, size - KEPT)
 
     @property
     def of_spectra(self) -> "Costs":

@@ -62,7 +62,9 @@ FLOAT32 = np.dtype("float32")
 
 
 class KernelCosts(Costs):
-    """Our kernels read what they write columns of, and nothing twice."""
+    """Our kernels read what they write columns of, and nothing twice; and all memory is kept."""
+
+    page = 0.0
 
     def im2col(self, g: Geometry) -> float:
         return self.moved(math.prod(g.x_shape) + math.prod(g.columns_shape))

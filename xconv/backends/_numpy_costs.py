@@ -9,7 +9,6 @@ from . import _numpy_depthwise
 from ._costs import Costs, Product
 from ._fourier import Grid
 from ._numpy_products import in_pieces
-from ._scratch import KEEP
 from ._spectra import Matrices
 
 #: Elements of one register.
@@ -36,7 +35,6 @@ class NumpyCosts(Costs):
     shifted, thin = 15.0, 0.28
     #: A product for each row of outputs: its call, and its multiply-adds.
     row_call, row_product = 2000.0, 1.2
-    #: A byte of fresh memory.
     page = 10.0
     #: Operations of the library.
     fourier_calls, spectra_calls, depthwise_calls, product_calls = 11.0, 18.0, 15.0, 1.0
@@ -99,10 +97,6 @@ class NumpyCosts(Costs):
         products = self.multiply * g.batch * g.groups * cost
         once = products + self.width * self.tile * elements + self.spectra_calls * self.call
         return once * self.back if adjoint else once
-
-    def fresh(self, size: float) -> float:
-        """So many bytes of a tile, of which those that are not kept cost a page fault every 4096."""
-        return self.page * max(0, size - KEEP)
 
     def fourier(self, g: Geometry, grid: Grid) -> float:
         return super().fourier(g, grid) + self.fourier_calls * len(g.axes) * self.call
