@@ -12,7 +12,6 @@ from .._typing import Function
 from ._fourier import Grid
 from ._spectra import Matrices
 
-
 #: Bytes that C libraries keep for the next call, at most.
 KEPT = 2**25
 
