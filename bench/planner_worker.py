@@ -143,15 +143,12 @@ FUNCTIONS = {"forward": forward, "input_grad": input_grad, "weight_grad": weight
 
 
 def planned(g: Geometry, function: str, x: Any, w: Any) -> dict[str, Any]:
-    """What the plan says of a function: the algorithm that it chooses, and the cost of each that can be forced."""
+    """What the plan says of a function: the algorithm that it chooses, and the cost of each that can serve."""
     import xconv
 
-    plan = xconv.plan(x, w, **g.options)
-    # FOR NOW: a plan that does not tell its functions apart.
-    one: Any = getattr(plan, function, None)
-    one = one if hasattr(one, "algorithm") else plan
-    able = {name: cost for name, cost, refusal, _ in one.candidates if refusal is None}
-    return {"chosen": one.algorithm, "costs": able}
+    plan = getattr(xconv.plan(x, w, **g.options), function)
+    costs = {name: cost for name, cost, refusal, _ in plan.candidates if refusal is None}
+    return {"chosen": plan.algorithm, "costs": costs}
 
 
 def limit_memory() -> None:
