@@ -5,6 +5,7 @@ import re
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from xconv.algorithms import ALGORITHMS
 from xconv.algorithms._fourier import best_lengths, sides
 from xconv.algorithms._gemm import Gemm
 from xconv.backends import RefusedError, backend_of
+from xconv.backends._numpy_spectra import layout
 
 
 @pytest.fixture
@@ -428,24 +430,32 @@ LONG = {
 }
 
 
-def seconds_of_a_plan(x, w, settings, options):
-    """The least of some tries, since other programs run, too; what cannot be is refused as quickly."""
-    times = []
-    while not times or (min(times) > MOST_SECONDS and len(times) < 4):
-        for cached in (scheduled, best_lengths, sides):
+def seconds_of_plans(x, w, settings, options):
+    """What the plan of the slowest function takes: the least of some tries, since other programs run, too."""
+    least = None
+    for _ in range(4):
+        for cached in (scheduled, best_lengths, sides, layout):
             cached.cache_clear()
-        begin = time.perf_counter()
-        with xconv.config(**settings), contextlib.suppress(ValueError):
-            xconv.plan(x, w, **options)
-        times.append(time.perf_counter() - begin)
-    return min(times)
+        times = [time.perf_counter()]
+        with xconv.config(**settings), contextlib.suppress(ValueError):  # what cannot be is refused as quickly
+            plan = xconv.plan(x, w, **options)
+            for function in (plan.input_grad, plan.weight_grad):
+                times.append(time.perf_counter())
+                with contextlib.suppress(ValueError):
+                    assert function.tiles > 0
+        times.append(time.perf_counter())
+        most = max(end - begin for begin, end in pairwise(times))
+        least = most if least is None else min(least, most)
+        if least < MOST_SECONDS:
+            break
+    return least
 
 
 @pytest.mark.parametrize("name", LONG)
 @pytest.mark.parametrize("settings", [{}, {"numerics": "strict"}, {"workspace": 2**30}], ids=str)
 def test_long_axes_are_planned_quickly(name, settings):
     x, w, options = LONG[name]
-    assert seconds_of_a_plan(like(*x), like(*w), settings, options) < MOST_SECONDS
+    assert seconds_of_plans(like(*x), like(*w), settings, options) < MOST_SECONDS
 
 
 def extreme(rng):
@@ -462,19 +472,21 @@ def extreme(rng):
         lengths.append(one_of(1, up_to(min(room, 10**15)), min(room, 3)))
         room //= lengths[-1]
     batch, groups, c_group, *size = (lengths[i] for i in rng.permutation(rank + 3))
-    axes = []
+    axes, simple = [], rng.random() < 0.3
     for length in size:
         kernel = one_of(1, 3, int(rng.integers(1, 8)), up_to(10**3), up_to(10**9), max(1, length // 3))
-        dilation, stride = one_of(1, 1, up_to(10**12)), one_of(1, 1, 2, up_to(10**15))
+        stride, dilation = one_of(1, 1, 2, up_to(10**15)), one_of(1, 1, up_to(10**12))
+        if simple:
+            kernel, stride, dilation = one_of(1, 3, 5), 1, 1
         extent = (kernel - 1) * dilation + 1
         lo = one_of(0, 0, extent // 2, up_to(10**12))
-        axes.append((kernel, stride, dilation, (lo, max(0, one_of(lo, extent - length - lo)))))
+        axes.append((kernel, stride, dilation, (lo, max(one_of(0, lo), extent - length - lo))))
     kernel, stride, dilation, padding = zip(*axes, strict=True)
     options = {"stride": stride, "dilation": dilation, "padding": padding, "groups": groups}
     options |= {
         "pad_mode": one_of("constant", "constant", "edge", "reflect", "wrap"),
         "layout": one_of("channels_first", "channels_last"),
-        "algorithm": one_of("auto", "auto", *ALGORITHMS),
+        "algorithm": one_of("auto", "auto", "auto", "gemm", "fft", *ALGORITHMS),
     }
     settings = {"numerics": one_of("fast", "strict"), "workspace": one_of(None, None, 1000 + up_to(10**15))}
     c_in, c_out = groups * c_group, groups * one_of(1, up_to(10**3))
@@ -493,5 +505,5 @@ def test_no_plan_takes_long(seed, lib):
         except ValueError:  # not even NumPy has such arrays
             continue
         planned += 1
-        taken = seconds_of_a_plan(*arrays, settings, options)
+        taken = seconds_of_plans(*arrays, settings, options)
         assert taken < MOST_SECONDS, f"{taken:.3f} s for {x} by {w} of {dtype} with {options} and {settings}"
