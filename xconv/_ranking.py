@@ -24,7 +24,7 @@ HEAVY = 2**19
 SHARED = 2**26
 #: Tiles that cost so many times as much as the whole in one piece are tried larger, each time by this factor, up to
 #: this size; and taken where that is at least so much cheaper, since what leaves the caches is slower than predicted.
-WASTE, GROWTH, MOST_TILE, GAIN = 1.3, 4, 256 * MIB, 0.8
+WASTE, GROWTH, MOST_TILE, GAIN = 1.3, 8, 256 * MIB, 0.8
 #: So many tiles are kept with a plan; of more than that, each is made when its turn comes.
 KEPT = 64
 #: The most memory for partial sums of a weight gradient.
