@@ -236,8 +236,10 @@ def cut(problem: Problem, choice: Choice) -> Tiled:
     tiling, cost = _tiling(choice, costs, memory, min(target, room), room)
     largest = memory.tile(tiling.largest)
     if g.pad_mode != "constant" and way.over == "inputs":  # the padding is cut until its tiles are no larger than this
-        one = g.extended().largest("inputs", [min(1, g.batch), *(1 for _ in g.axes)])
-        largest = max(largest, memory.border(one))
+        flat = g.extended()
+        one, every = ([min(1, g.batch), *(1 for _ in g.axes)], (g.batch, *flat.size))
+        least, most = (memory.border(flat.largest("inputs", steps)) for steps in (one, every))
+        largest = max(largest, least, min(target, room, most))
     if largest > room:
         raise WorkspaceError(fixed + largest, settings.workspace)
     if settings.workspace is None:
