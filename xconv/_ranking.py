@@ -183,10 +183,9 @@ class Memory(NamedTuple):
     choice: Choice
     operand: DType
     accumulator: DType
-
-    @property
-    def itemsize(self) -> int:
-        return self.problem.backend.itemsize(self.accumulator)
+    #: Bytes of an element of these two.
+    narrow: int
+    itemsize: int
 
     def tile(self, part: Geometry) -> int:
         """Temporary memory of a tile."""
@@ -198,7 +197,7 @@ class Memory(NamedTuple):
         scratch = way.scratch(algorithm, part, backend, casts=self.operand != self.problem.dtype)
         if self.operand != self.problem.dtype:
             written_out += math.prod(part.x_shape)
-        narrower = self.itemsize - backend.itemsize(self.operand)
+        narrower = self.itemsize - self.narrow
         halves = algorithm.halves(way.function, part, backend) if narrower else 0
         return self.itemsize * (scratch + written_out) - narrower * halves
 
@@ -225,7 +224,7 @@ def cut(problem: Problem, choice: Choice) -> Tiled:
     way, algorithm, g = choice.way, choice.algorithm, choice.geometry
     accumulator = backend.accumulator(dtype)
     operand = backend.operand(dtype) if algorithm.takes_half else accumulator
-    memory = Memory(problem, choice, operand, accumulator)
+    memory = Memory(problem, choice, operand, accumulator, backend.itemsize(operand), backend.itemsize(accumulator))
     costs = problem.costs
     shared = choice.whole(costs) >= SHARED
     whole = g.largest("outputs", (g.batch, *g.out))  # as the tiler judges it
@@ -275,8 +274,9 @@ def _tiling(choice: Choice, costs: Costs, memory: Memory, target: float, room: f
         return tiling.weight * each, tiling
 
     cost, tiling = tried(target)
-    while cost > WASTE * whole and len(tiling) > 1 and target < min(room, MOST_TILE):
-        target = min(GROWTH * target, room, MOST_TILE)
+    most = min(room, MOST_TILE)
+    while cost > WASTE * whole and len(tiling) > 1 and target < most >= memory.tile(tiling.largest):
+        target = min(max(GROWTH * target, memory.tile(tiling.largest)), most)  # less is no use where nothing fits
         larger_cost, larger = tried(target)
         if larger_cost < GAIN * cost:
             cost, tiling = larger_cost, larger
