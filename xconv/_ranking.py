@@ -238,7 +238,7 @@ def cut(problem: Problem, choice: Choice) -> Tiled:
         flat = g.extended()
         one, every = ([min(1, g.batch), *(1 for _ in g.axes)], (g.batch, *flat.size))
         least, most = (memory.border(flat.largest("inputs", steps)) for steps in (one, every))
-        largest = max(largest, least, min(target, room, most))
+        largest = max(largest, least, int(min(target, room, most)))
     if largest > room:
         raise WorkspaceError(fixed + largest, settings.workspace)
     if settings.workspace is None:
