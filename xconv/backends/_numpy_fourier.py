@@ -22,22 +22,18 @@ def transform(take: Take, x: Array, g: Geometry, grid: Grid, v: Array) -> None:
     """The spectra of all windows of `x`, into ``v (n, c, out, frequencies, out, frequencies, ...)``."""
     rank = len(g.axes)
     x = x[g.kept[1]]
-    line, middle = _padded(take, x.shape, rank + 1, g.axes[-1], x.dtype)
+    line, middle = _begun(take, x.shape, g, grid, rank - 1, x.dtype)
     middle[...] = x
     for i, axis in reversed(list(enumerate(g.axes))):
-        at, step, length = 2 + i, grid.spacing[i], grid.lengths[i]
-        windows = _windows(line, at, axis)
-        whole = take((*windows.shape[: at + 1], length, *windows.shape[at + 2 :]), line.dtype)
-        if axis.kernel < length:
-            whole.fill(0)
-        whole[_every(at + 1, axis, step)] = windows
-        made = take((*windows.shape[: at + 1], grid.frequencies[i], *windows.shape[at + 2 :]), v.dtype)
+        at = 2 + i
+        whole = line if _is_whole(g, grid, i) else _cut(take, line, g, grid, i)
+        made = take((*whole.shape[: at + 1], grid.frequencies[i], *whole.shape[at + 2 :]), v.dtype)
         fft = np.fft.rfft if grid.is_half(i) else np.fft.fft
         fft(whole, axis=at + 1, norm="ortho", out=made)
         if i == 0:
             v[...] = made
         else:
-            line, target = _padded(take, made.shape, at - 1, g.axes[i - 1], v.dtype)
+            line, target = _begun(take, made.shape, g, grid, i - 1, v.dtype)
             target[...] = made
 
 
@@ -57,13 +53,30 @@ def inverse(take: Take, v: Array, g: Geometry, grid: Grid, x: Array) -> None:
     x[g.kept[1]] = v
 
 
-def _padded(take: Take, shape: Shape, at: int, axis: Axis, dtype: DType) -> tuple[Array, Array]:
-    """Memory with zeros before and behind the axis `at`, and what is between them."""
-    line = take((*shape[:at], axis.padded, *shape[at + 1 :]), dtype)
+def _is_whole(g: Geometry, grid: Grid, i: int) -> bool:
+    """Whether the axis `i` is one block, which is transformed where it is put together."""
+    return g.axes[i].out == 1 == grid.spacing[i]
+
+
+def _begun(take: Take, shape: Shape, g: Geometry, grid: Grid, i: int, dtype: DType) -> tuple[Array, Array]:
+    """Memory for the axis `i` of this shape with zeros before and behind it, and what is between them."""
+    at, axis, whole = 2 + i, g.axes[i], _is_whole(g, grid, i)
+    line = take((*shape[:at], grid.lengths[i] if whole else axis.padded, *shape[at + 1 :]), dtype)
     kept = axis.kept[0]
     line[along(at, slice(kept.start))] = 0
     line[along(at, slice(kept.stop, None))] = 0
-    return line, line[along(at, kept)]
+    return np.expand_dims(line, at) if whole else line, line[along(at, kept)]
+
+
+def _cut(take: Take, line: Array, g: Geometry, grid: Grid, i: int) -> Array:
+    """The windows of an axis, with the zeros between and behind their elements."""
+    at, axis, length = 2 + i, g.axes[i], grid.lengths[i]
+    windows = _windows(line, at, axis)
+    whole = take((*windows.shape[: at + 1], length, *windows.shape[at + 2 :]), line.dtype)
+    if axis.kernel < length:
+        whole.fill(0)
+    whole[_every(at + 1, axis, grid.spacing[i])] = windows
+    return whole
 
 
 def _windows(line: Array, at: int, axis: Axis) -> Array:
