@@ -11,7 +11,6 @@ from strategies import cases
 
 import xconv
 from xconv import _geometry
-from xconv import _geometry
 from xconv.backends import _numpy_windows
 
 pytestmark = pytest.mark.usefixtures("exact")
@@ -100,24 +99,6 @@ def test_any_geometry_by_phase(lib, compared, monkeypatch):
     def check(case):
         check_geometry(lib, case, algorithm="gemm")
         compared[kind("by phase", lib, case)] += 1
-
-    check()
-    _numpy_windows._images.cache_clear()
-
-
-def test_any_geometry_of_far_taps(lib, compared, monkeypatch):
-    """Where every tap that shares nothing with the next one is far from it."""
-    monkeypatch.setattr(_geometry, "FAR", 1e-9)
-    _numpy_windows._images.cache_clear()
-
-    @lib.examples(4)
-    @given(case=cases(), far=integers(4, 9))
-    def check(case, far):
-        case.options["dilation"] = tuple(d * far for d in case.options["dilation"])
-        padding = zip(case.options["padding"], case.options["dilation"], case.w_shape[2:], strict=True)
-        case.options["padding"] = tuple((lo, hi + d * (k - 1)) for (lo, hi), d, k in padding)
-        check_geometry(lib, case, algorithm="gemm")
-        compared[kind("far taps", lib, case)] += 1
 
     check()
     _numpy_windows._images.cache_clear()

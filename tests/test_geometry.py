@@ -1,7 +1,6 @@
 """Geometry by itself: what the padding reads, and that tiles are the same convolution in parts."""
 
 from collections import Counter
-from itertools import product
 from itertools import pairwise, product
 
 import numpy as np
@@ -101,34 +100,6 @@ def test_borders_are_found_one_by_one():
     first = next(g.borders(100, lambda part: part.pixels))
     assert first.strip.x[2:] == (slice(0, 3), slice(0, 3))
     assert first.strip.geometry.out == (1, 1)
-
-
-def test_far_taps_are_those_worth_a_copy_each():
-    def far(x_shape, w_shape, out, **options):
-        return geometry(x_shape, w_shape, **options).largest("outputs", (1, *out)).far
-
-    assert far((1, 1, 10**6), (1, 1, 3), (1000,), dilation=300_000) == (True,)
-    assert far((1, 1, 10**6), (1, 1, 3), (400_000,), dilation=300_000) == (False,)
-    assert far((1, 256, 99, 99), (1, 256, 3, 3), (2, 60), dilation=36, padding=36) == (True, False)
-    assert far((1, 1, 99, 99), (1, 1, 3, 3), (2, 2), dilation=3) == (False, False)
-    assert far((1, 1, 10**5), (1, 1, 1000), (1,), dilation=50) == (False,)
-
-
-@pytest.mark.parametrize("stride", [1, 2, 5])
-@pytest.mark.parametrize("lo", [-3, 0, 4, 30])
-def test_gathered_taps_are_the_taps(stride, lo):
-    for size, dilation, hi in product((0, 1, 9, 40), (7, 12, 13), (-2, 0, 5, 50)):
-        axis = Axis(size, 3, stride, dilation, lo, hi)
-        if not axis.gap:
-            continue
-        gathered = axis.gathered()
-        assert (gathered.out, gathered.gap, gathered.is_padded) == (axis.out, 0, False)
-        elements = [None] * gathered.size
-        for place, part in axis.segments():
-            elements[place] = range(size)[part]
-        for o, t in product(range(axis.out), range(3)):
-            p = o * stride + t * dilation - lo
-            assert elements[o + t * gathered.dilation] == (p if 0 <= p < size else None)
 
 
 def test_far_taps_are_those_worth_a_copy_each():

@@ -24,7 +24,7 @@ def transform(take: Take, x: Array, g: Geometry, grid: Grid, v: Array) -> None:
     x = x[g.kept[1]]
     line, middle = _begun(take, x.shape, g, grid, rank - 1, x.dtype)
     middle[...] = x
-    for i, axis in reversed(list(enumerate(g.axes))):
+    for i in reversed(range(rank)):
         at = 2 + i
         whole = line if _is_whole(g, grid, i) else _cut(take, line, g, grid, i)
         made = take((*whole.shape[: at + 1], grid.frequencies[i], *whole.shape[at + 2 :]), v.dtype)
