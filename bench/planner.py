@@ -78,7 +78,7 @@ class Suite:
         for name in algorithms(plan["costs"]):
             try:
                 answer = self._ask(LIMIT, "make", algorithm=name)
-                limit = max(PATIENCE, HOPELESS * min(first.values()))
+                limit = LIMIT if name == plan["chosen"] else max(PATIENCE, HOPELESS * min(first.values()))
                 answer = answer or self._ask(limit, "first", algorithm=name)
             except ChildError as error:
                 if self.child.ended:
@@ -91,6 +91,9 @@ class Suite:
                 refused[name] = answer["refused"]
             else:
                 first[name] = answer["seconds"]
+        if len(first) == 1:
+            msg = "no algorithm was timed beside the choice"
+            raise ChildError(msg)
         seconds, laps = self._laps(first)
         return plan | {"seconds": seconds, "laps": laps, "refused": refused, "given_up": given_up}
 

@@ -997,6 +997,12 @@ def test_an_algorithm_that_takes_too_long_is_given_up(suite_of):
     assert len(found["laps"]["auto"]) == planner.FEW_LAPS + planner.LAPS
 
 
+def test_where_nothing_is_timed_beside_the_choice_that_is_said(suite_of):
+    suite = suite_of(Slow({"auto": 0.1}, slow=("gemm", "fft")))
+    assert "failed" in suite.run(PLAIN, "forward")
+    assert suite.failures == [f"{PLAIN.label}, forward: no algorithm was timed beside the choice"]
+
+
 def test_a_failure_of_one_algorithm_leaves_the_others(suite_of):
     class Wrong(Slow):
         def ask(self, request, **given):
