@@ -308,6 +308,24 @@ BAD = {
         MemoryError,
         "got (1, 1, 1000000000000000) of float64",
     ),
+    "temporary memory": (
+        conv(ones(18, 6, 5), ones(3, 2, 5), groups=3, dilation=10**13, padding=((0, 4 * 10**13),), pad_mode="edge"),
+        MemoryError,
+        "the temporary memory of this convolution must fit into memory: it takes",
+    ),
+    "temporary memory beyond what NumPy counts": (
+        conv(
+            ones(1, 4, 2, 1),
+            ones(2, 2, 8, 7),
+            groups=2,
+            dilation=10**12,
+            padding=((0, 10**13),) * 2,
+            pad_mode="wrap",
+            stride=10**12,
+        ),
+        MemoryError,
+        "EB",
+    ),
     "classic petabytes": (lambda: xconv.conv_forward(X, W, B, padding=10**7), MemoryError, "of float64, which takes"),
     "classic windows of petabytes": (lambda: xconv.im2col_indices(X, 3, 3, 10**7), MemoryError, "of float64, which"),
     "classic fold of petabytes": (

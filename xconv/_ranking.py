@@ -10,6 +10,7 @@ from functools import partial
 from heapq import heapify, heappop, heappush
 from typing import NamedTuple
 
+from ._arguments import MOST_BYTES, in_bytes
 from ._config import Settings
 from ._geometry import Geometry, Tile, Tiling
 from ._tuning import Tuning
@@ -126,7 +127,11 @@ def plans(problem: Problem, function: Function) -> Iterator[Tiled]:
         else:
             heappush(waiting, (max(cost, tiled.cost), i, tiled))
     if not found:
-        raise min(errors, key=lambda error: error.least)
+        smallest = min(errors, key=lambda error: error.least)
+        if problem.settings.workspace is not None:
+            raise smallest
+        msg = f"the temporary memory of this convolution must fit into memory: {smallest}"
+        raise MemoryError(msg)
 
 
 def _choices(problem: Problem, function: Function) -> Iterator[Choice]:
@@ -172,7 +177,8 @@ class WorkspaceError(ValueError):
     """The workspace has no room for one tile of an algorithm, which takes `least` bytes."""
 
     def __init__(self, least: int, given: int | None) -> None:
-        super().__init__(f"`workspace` must be at least {least} bytes for this convolution, got {given}")
+        needed = f"`workspace` must be at least {least} bytes for this convolution, got {given}"
+        super().__init__(f"it takes {in_bytes(least)}" if given is None else needed)
         self.least = least
 
 
@@ -231,7 +237,7 @@ def cut(problem: Problem, choice: Choice) -> Tiled:
     target = backend.tile_size(algorithm.name, g, dtype, memory.tile(whole), shared=shared)
     target = max(target, memory.itemsize * algorithm.least_tile(whole, backend))
     fixed, filters = memory.fixed, memory.filters
-    room = math.inf if settings.workspace is None else settings.workspace - fixed
+    room = (MOST_BYTES if settings.workspace is None else settings.workspace) - fixed
     tiling, cost = _tiling(choice, costs, memory, min(target, room), room)
     largest = memory.tile(tiling.largest)
     if g.pad_mode != "constant" and way.over == "inputs":  # the padding is cut until its tiles are no larger than this
