@@ -127,17 +127,8 @@ class DeviceXconv(Device, Xconv):
 
     def plan(self, case: Case, operation: str, x: Any, w: Any) -> dict[str, Any]:
         """Name the algorithm that runs, and count the tiles."""
-        schedule = self.module.plan(x, w, **self._options(case)).schedule
-        if operation == "weight_grad":
-            tiles = schedule.weight_tiles
-        elif operation == "forward":
-            tiles = schedule.tiles
-        elif schedule.reflection:  # the input gradient is a convolution, too, maybe by another algorithm
-            schedule = schedule.reflection
-            tiles = schedule.tiles
-        else:
-            tiles = schedule.input_tiles
-        return {"algorithm": schedule.algorithm.name, "tiles": len(tiles)}
+        planned = getattr(self.module.plan(x, w, **self._options(case)), operation)
+        return {"algorithm": planned.algorithm, "tiles": planned.tiles}
 
 
 class OneAlgorithm(DeviceXconv):
