@@ -83,9 +83,9 @@ class Problem:
 
     def tolerance(self, dtype: str, algorithm: str = "auto") -> float:
         """0 where what is going to run sums as it is written."""
-        schedule = xconv.plan(self.there["x"], self.there["w"], **{**self.options, "algorithm": algorithm}).schedule
-        used = (schedule, getattr(schedule, "reflection", None), getattr(schedule, "otherwise", None))
-        exact = all(one.algorithm.componentwise for one in used if one is not None)
+        plan = xconv.plan(self.there["x"], self.there["w"], **{**self.options, "algorithm": algorithm})
+        used = (plan.forward, plan.input_grad, plan.weight_grad)
+        exact = all(ALGORITHMS[function.algorithm].componentwise for function in used)
         return 0 if exact else TOLERANCE[dtype]
 
 
