@@ -21,6 +21,7 @@ from xconv._arguments import geometry
 from xconv._axis import Axis
 from xconv._geometry import Geometry
 from xconv._planner import scheduled
+from xconv._ranking import plans
 from xconv.algorithms import _fourier
 from xconv.algorithms._fourier import best_lengths, smooth
 from xconv.backends import _numpy
@@ -166,23 +167,26 @@ def test_auto_takes_it_only_where_it_may():
 def test_plan_counts_what_it_does():
     """Blocks of 10 outputs: 16 numbers of 2 * 2 * 3 of the image, as many of the result, and 9 of the filters."""
     p = xconv.plan(np.ones((2, 3, 26)), np.ones((3, 3, 7)), algorithm="fft")
-    assert p.schedule.algorithm.lengths == (16,)
+    assert p.forward.tiled.algorithm.lengths == (16,)
     assert p.flops == 2 * (16 * 33 * 4 * 5 / 4 + 8 * 4 * 9 * 4)
 
 
 @pytest.mark.numpy_only
 def test_tiles_are_cut_between_blocks():
     """So that no block is transformed in two halves."""
-    p = xconv.plan(np.ones((2, 8, 256, 256), np.float32), np.ones((8, 8, 31, 31), np.float32), padding=15).schedule
-    assert p.algorithm.name == "fft"
-    assert len(p.tiles) > 2
+    p = xconv.plan(np.ones((2, 8, 256, 256), np.float32), np.ones((8, 8, 31, 31), np.float32), padding=15)
+    assert p.algorithm == "fft"
+    assert p.tiles > 2
 
-    def blocks(g):
-        side = p.algorithm.sides(g).result.geometry
+    def blocks(plan, g):
+        side = plan.algorithm.sides(g).result.geometry
         return side.batch * side.pixels
 
-    for tiles in (p.tiles, p.weight_tiles, p.reflection.tiles):
-        assert sum(blocks(tile.geometry) for tile in tiles) == blocks(p.geometry)
+    every = [plan for f in ("forward", "input_grad", "weight_grad") for plan in plans(p.schedule.problem, f)]
+    every = [plan for plan in every if plan.algorithm.name == "fft" and plan.over == "outputs"]
+    assert [plan.name for plan in every] == ["fft", "fft, reflected", "fft"]
+    for plan in every:
+        assert sum(blocks(plan, tile.geometry) for tile in plan.tiles) == blocks(plan, plan.geometry)
 
 
 @pytest.mark.numpy_only

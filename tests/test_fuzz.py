@@ -123,14 +123,21 @@ def test_any_geometry_of_far_taps(lib, compared, monkeypatch):
 
 
 def least_workspace(lib, case):
-    """The least workspace, as the refusal of a smaller one gives it."""
+    """The least workspace that every function works with, as the refusals of a smaller one give it."""
     x, w = (lib.array(np.zeros(shape)) for shape in (case.shape_in_layout(case.x_shape), case.w_shape))
-    try:
-        with xconv.config(workspace=1):
-            xconv.plan(x, w, **case.options, layout=case.layout)
-    except ValueError as error:
-        return int(str(error).split("at least ")[1].split()[0])
-    return 1
+    options = {**case.options, "layout": case.layout}
+    dy, least = lib.array(np.zeros(xconv.plan(x, w, **options).y_shape)), 1
+    for function in (
+        lambda: xconv.conv(x, w, **options),
+        lambda: xconv.conv_input_grad(dy, w, x.shape, **options),
+        lambda: xconv.conv_weight_grad(dy, x, w.shape, **options),
+    ):
+        try:
+            with xconv.config(workspace=1):
+                function()
+        except ValueError as error:
+            least = max(least, int(str(error).split("at least ")[1].split()[0]))
+    return least
 
 
 def test_windows(lib, compared):

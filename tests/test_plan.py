@@ -13,6 +13,7 @@ import pytest
 
 import xconv
 from xconv._planner import scheduled
+from xconv._ranking import plans
 from xconv.algorithms import ALGORITHMS
 from xconv.algorithms._fourier import best_lengths, sides
 from xconv.algorithms._gemm import Gemm
@@ -34,6 +35,8 @@ def test_methods_do_what_the_functions_do(lib, arrays):
     lib.check(y, lib.numpy(xconv.conv(x, w, b, **options)), dtype=lib.real)
     assert (p.x_shape, p.w_shape, p.y_shape) == (x.shape, w.shape, y.shape)
     lib.check(p.conv(x, w), lib.numpy(xconv.conv(x, w, **options)))
+    lib.check(p.forward(x, w, b), lib.numpy(y))
+    lib.check(p.forward(x, w, None), lib.numpy(p.conv(x, w)))
     lib.check(p.input_grad(y, w), lib.numpy(xconv.conv_input_grad(y, w, x.shape, **options)))
     lib.check(p.weight_grad(y, x), lib.numpy(xconv.conv_weight_grad(y, x, w.shape, **options)))
 
@@ -53,6 +56,54 @@ def test_figures():
     assert p.dtype == np.float32
     assert p.tiles > 1
     assert 0 < p.workspace < 8 * 2**20
+    for name in ("algorithm", "flops", "workspace", "tiles", "candidates"):
+        assert getattr(p, name) == getattr(p.forward, name)
+    assert p.bytes_moved == p.forward.bytes
+
+
+def test_figures_of_each_function():
+    """Whichever algorithm it is computed by, in as many tiles as it takes."""
+    p = xconv.plan(np.ones((1, 2, 64)), np.ones((6, 2, 9)), stride=4, algorithm="gemm")
+    functions = (p.forward, p.input_grad, p.weight_grad)
+    assert [f.flops for f in functions] == [2 * 14 * 9 * 2 * 6] * 3
+    p = xconv.plan(np.ones((1, 2, 64)), np.ones((6, 2, 9)), padding=2, algorithm="gemm")
+    assert p.forward.flops == p.weight_grad.flops == 2 * 60 * 9 * 2 * 6
+    reflected = {"gemm": 60, "gemm, reflected": 64}  # its outputs are the inputs
+    assert p.input_grad.flops == 2 * reflected[p.input_grad.tiled.name] * 9 * 2 * 6
+    names = [{c.name for c in f.candidates if c.refusal is None} for f in (p.forward, p.input_grad, p.weight_grad)]
+    assert names[0] == names[2] == {"gemm", "fft"}
+    assert names[1] == {"gemm", "gemm, reflected", "fft", "fft, reflected"}
+    assert p.input_grad.algorithm == "gemm"
+
+
+def test_a_function_is_planned_when_it_is_first_asked_for(monkeypatch, rng):
+    from xconv import _ranking
+
+    x, w = rng.standard_normal((1, 2, 21)), rng.standard_normal((3, 2, 4))
+    asked = []
+
+    def noted(problem, function, real=_ranking.able):
+        asked.append(function)
+        return real(problem, function)
+
+    monkeypatch.setattr(_ranking, "able", noted)
+    scheduled.cache_clear()
+    y = xconv.conv(x, w)
+    assert asked == ["forward"]
+    p = xconv.plan(x, w)
+    assert asked == ["forward"]
+    assert p.weight_grad.tiles >= 1
+    p.weight_grad(y, x)
+    assert asked == ["forward", "weight_grad"]
+    p.input_grad(y, w)
+    p.forward(x, w)
+    repr(p)
+    assert asked == ["forward", "weight_grad", "input_grad"]
+    scheduled.cache_clear()
+    xconv.conv_weight_grad(y, x, w.shape)
+    xconv.conv_input_grad(y, w, x.shape)
+    assert asked[3:] == ["weight_grad", "input_grad"]
+    scheduled.cache_clear()
 
 
 def test_figures_of_depthwise():
@@ -65,11 +116,17 @@ def test_text():
     p = xconv.plan(np.ones((1, 4, 64, 64)), np.ones((8, 4, 1, 1)))
     text = repr(p)
     assert "(1, 4, 64, 64) * (8, 4, 1, 1) -> (1, 8, 64, 64), float64 on numpy" in text
-    assert "* pointwise" in text
-    assert "  gemm" in text
+    for function in ("forward", "input_grad", "weight_grad"):
+        assert text.count(f"\n  {function}: ") == 1
+        assert f"  {function}: {getattr(p, function).tiled.name}\n" in text
+    assert text.count("\n    * ") == 3
+    assert "\n    * pointwise " in repr(p.forward)
+    assert "\n      gemm " in repr(p.forward)
+    assert "gemm, reflected " in repr(p.input_grad)
+    assert "reflected" not in repr(p.weight_grad)
     assert "262 kFLOP" in text
     other = repr(xconv.plan(np.ones((1, 4, 64, 64)), np.ones((8, 4, 3, 3))))
-    assert "the kernel (3, 3) has more than one tap" in other
+    assert other.count("the kernel (3, 3) has more than one tap") == 3  # and no reflected one says it again
     assert "TFLOP" in repr(xconv.plan(np.broadcast_to(1.0, (10**6, 64, 64, 64)), np.ones((64, 64, 3, 3))))
     assert "in parallel" in repr(xconv.plan(np.ones((8, 64, 56, 56)), np.ones((64, 64, 3, 3))))
 
@@ -78,6 +135,9 @@ def test_refuses_other_arrays(lib, arrays):
     x, w, b = arrays
     p = xconv.plan(x, w)
     y = p.conv(x, w)
+    for function, arrays in ((p.conv, (x,)), (p.input_grad, (y, w, w)), (p.forward, (x, w, b, b))):
+        with pytest.raises(TypeError, match=rf"`plan\.\w+` takes \w+, \w+.*, got {len(arrays)} arguments"):
+            function(*arrays)
     for call, message in (
         (lambda: p.conv(x[:1, ...], w), "`x` must have the plan's shape"),
         (lambda: p.conv(x, w, b[:1]), "`b` must have the plan's shape"),
@@ -112,19 +172,24 @@ class Rounded(Gemm):
     name = "rounded"
     componentwise = False
 
-    def multiplications(self, g):
+    def cost(self, function, g, costs):
         return 0
+
+    once = cost
 
 
 def test_a_new_algorithm_is_one_entry(monkeypatch, lib, arrays):
     """`auto` takes the cheapest, `numerics="strict"` the cheapest with the bound; both can be named."""
+    x, w, _ = arrays
+    with xconv.config(numerics="strict"):
+        cheapest = xconv.plan(x, w).algorithm
     monkeypatch.setitem(ALGORITHMS, "rounded", Rounded())
     scheduled.cache_clear()
-    x, w, _ = arrays
     assert xconv.plan(x, w).algorithm == "rounded"
     with xconv.config(numerics="strict"):
         p = xconv.plan(x, w)
-        assert p.algorithm == "gemm"
+        assert p.algorithm == cheapest
+        assert ALGORITHMS[cheapest].componentwise
         assert '`numerics` is "strict"' in repr(p)
         assert xconv.plan(x, w, algorithm="rounded").algorithm == "rounded"
     lib.check(xconv.conv(x, w), lib.numpy(xconv.conv(x, w, algorithm="gemm")))
@@ -133,12 +198,11 @@ def test_a_new_algorithm_is_one_entry(monkeypatch, lib, arrays):
 
 
 class Foreign(Rounded):
-    """An algorithm of another library, which has no gradients of stride 2, and takes no memory to speak of."""
+    """An algorithm of another library, which has no gradients, and takes no memory to speak of."""
 
     name = "foreign"
-    foreign = True
 
-    def scratch(self, g, backend):
+    def scratch(self, function, g, backend):
         return 1
 
     def forward(self, backend, g, *arrays):
@@ -160,45 +224,70 @@ def foreign(monkeypatch):
     scheduled.cache_clear()
 
 
+def serving(function):
+    """The names of a function's candidates, the best first."""
+    return [c.name for c in function.candidates if c.refusal is None and c.note is None]
+
+
 def test_what_another_library_refuses_is_done_by_the_next_best(foreign, lib, arrays):
-    """In that function and no other; with the input gradient that the next best would have, reflected or not."""
+    """In that function and no other; an input gradient of stride 1 is a convolution, too, which it does not refuse."""
     x, w, _ = arrays
     for stride in (1, 2):
         options = {"stride": stride, "padding": 1}
-        plan, ours = xconv.plan(x, w, **options), xconv.plan(x, w, **options, algorithm="gemm")
-        assert plan.algorithm == "foreign"
-        assert plan.schedule.otherwise.algorithm.name == "gemm"
-        assert plan.schedule.reflection is None
-        for schedule in (plan.schedule.otherwise, ours.schedule):
-            assert (schedule.reflection is None) == (stride == 2)
+        plan = xconv.plan(x, w, **options)
+        gradients = (plan.input_grad, plan.weight_grad)
+        assert [function.algorithm for function in (plan.forward, *gradients)] == ["foreign"] * 3
+        assert ("foreign, reflected" in serving(plan.input_grad)) == (stride == 1)
+        others = [next(n for n in serving(f) if "foreign" not in n).removesuffix(", reflected") for f in gradients]
+        input_grad, weight_grad = (xconv.plan(x, w, **options, algorithm=name) for name in others)
         before = getattr(foreign, "forwards", 0)
         y = plan.conv(x, w)
         assert foreign.forwards > before
-        lib.check(y, lib.numpy(ours.conv(x, w)))
-        before = foreign.forwards
-        lib.check(plan.input_grad(y, w), lib.numpy(ours.input_grad(y, w)))
-        lib.check(plan.weight_grad(y, x), lib.numpy(ours.weight_grad(y, x)))
-        assert foreign.forwards == before
+        lib.check(y, lib.numpy(xconv.conv(x, w, **options, algorithm="gemm")))
+        for _ in range(2):
+            before = foreign.forwards
+            lib.check(plan.input_grad(y, w), lib.numpy(input_grad.input_grad(y, w)))
+            assert (foreign.forwards > before) == (stride == 1)
+            before = foreign.forwards
+            lib.check(plan.weight_grad(y, x), lib.numpy(weight_grad.weight_grad(y, x)))
+            assert foreign.forwards == before
+
+
+def test_every_refusal_has_a_next_best(foreign, monkeypatch, lib, arrays):
+    """As many as there are."""
+    x, w, _ = arrays
+    monkeypatch.setitem(ALGORITHMS, "other", Foreign())
+    monkeypatch.setattr(ALGORITHMS["other"], "name", "other", raising=False)
+    plan, gemm = (xconv.plan(x, w, stride=2, algorithm=name) for name in ("auto", "gemm"))
+    assert set(serving(plan.weight_grad)[:2]) == {"foreign", "other"}
+    y = gemm.conv(x, w)
+    lib.check(plan.weight_grad(y, x), lib.numpy(gemm.weight_grad(y, x)))
 
 
 def test_another_library_asked_for_by_name_says_what_it_refuses(foreign, arrays):
     x, w, _ = arrays
-    y = xconv.conv(x, w, algorithm="foreign")
-    for function in (lambda: xconv.conv_input_grad(y, w, x.shape, algorithm="foreign"),
-                     lambda: xconv.conv_weight_grad(y, x, w.shape, algorithm="foreign")):  # fmt: skip
+    options = {"stride": 2, "algorithm": "foreign"}
+    y = xconv.conv(x, w, **options)
+    for function in (lambda: xconv.conv_input_grad(y, w, x.shape, **options),
+                     lambda: xconv.conv_weight_grad(y, x, w.shape, **options)):  # fmt: skip
         with pytest.raises(ValueError, match=r"cannot serve this convolution: there are no gradients$"):
             function()
 
 
 def test_a_workspace_with_room_for_another_library_alone(foreign, arrays):
     x, w, _ = arrays
+    y = xconv.conv(x, w, algorithm="gemm")
     with pytest.raises(ValueError, match="at least") as caught, xconv.config(workspace=1):
         xconv.plan(x, w, algorithm="gemm")
     least = int(str(caught.value).split("at least ")[1].split()[0])
     with xconv.config(workspace=least - 1):
         plan = xconv.plan(x, w)
-    assert plan.algorithm == "foreign"
-    assert plan.schedule.otherwise is None
+        assert plan.algorithm == "foreign"
+        assert serving(plan.forward) == serving(plan.weight_grad) == ["foreign"]
+        with pytest.raises(ValueError, match=r"cannot serve this convolution: there are no gradients$"):
+            plan.weight_grad(y, x)
+    (found,) = (candidate for candidate in plan.candidates if candidate.name == "gemm")
+    assert found.refusal == f"`workspace` must be at least {least} bytes for this convolution, got {least - 1}"
 
 
 def test_cudnn_is_for_cupy(arrays):
@@ -221,11 +310,13 @@ def test_small_calls_stay_in_their_thread(rng, lib):
     """A millisecond of work is done before another thread has woken up; but the BLAS must not start any, either."""
     w = rng.standard_normal((16, 16, 3, 3), dtype=np.float32)
     small, large = (xconv.plan(np.ones((n, 16, 64, 64), np.float32), w) for n in (1, 16))
-    assert small.schedule.team.limit == 1 < large.schedule.team.limit
-    assert small.schedule.team.heavy
-    assert "in parallel" in repr(large)
-    assert "in parallel" not in repr(small)
-    assert small.tiles == 1 < large.tiles
+    for function in ("forward", "input_grad", "weight_grad"):
+        one, other = getattr(small, function), getattr(large, function)
+        assert one.tiled.team.limit == 1 < other.tiled.team.limit
+        assert one.tiled.team.heavy
+        assert "in parallel" in repr(other)
+        assert "in parallel" not in repr(one)
+        assert one.tiles == 1 < other.tiles
 
 
 @pytest.mark.numpy_only
@@ -234,7 +325,7 @@ def test_small_calls_stay_in_their_thread(rng, lib):
 )
 def test_what_takes_long_does_not_stay_there(dtype, threads, lib):
     x, w = (np.ones(shape, dtype) for shape in ((4, 16, 40, 40), (32, 16, 3, 3)))
-    assert (xconv.plan(x, w).schedule.team.limit > 1) == threads
+    assert (xconv.plan(x, w).forward.tiled.team.limit > 1) == threads
 
 
 @pytest.mark.numpy_only
@@ -246,12 +337,13 @@ def test_every_tile_fits_into_its_memory(name, options, lib):
         return
     for workspace in (None, 3 * 2**19):
         with xconv.config(workspace=workspace):
-            s = xconv.plan(x, w, **options, algorithm=name).schedule
-        scratch, forward = s.algorithm.scratch, s.algorithm.forward_scratch
-        kinds = ((s.tiles, forward), (s.weight_tiles, scratch), (s.input_tiles, scratch))
-        needed = [max(4 * takes(tile.geometry, s.backend) for tile in tiles) for tiles, takes in kinds]
-        assert max(needed) <= s.team.memory
-        assert s.team.memory <= 2 * max(needed)
+            p = xconv.plan(x, w, **options, algorithm=name)
+            every = [s for f in ("forward", "input_grad", "weight_grad") for s in plans(p.schedule.problem, f)]
+        assert len(every) == (3 if "stride" in options else 4)
+        for s in every:
+            needed = max(4 * s.scratch(s.algorithm, tile.geometry, s.backend, casts=False) for tile in s.tiles)
+            assert needed <= s.team.memory, s.name
+            assert s.team.memory <= 2 * needed, s.name
 
 
 @pytest.mark.numpy_only
@@ -261,7 +353,7 @@ def test_tiles_are_as_large_as_their_function_lets_them_be(rng, lib):
     with xconv.config(workspace=2**19):
         mec, gemm = (xconv.plan(x, w, algorithm=name) for name in ("mec", "gemm"))
         assert mec.tiles < gemm.tiles
-        assert len(mec.schedule.weight_tiles) == len(gemm.schedule.weight_tiles) == gemm.tiles
+        assert mec.weight_grad.tiles == gemm.weight_grad.tiles == gemm.tiles
         dy = mec.conv(x, w)
         np.testing.assert_allclose(dy, gemm.conv(x, w), rtol=1e-5)
         np.testing.assert_allclose(mec.weight_grad(dy, x), gemm.weight_grad(dy, x), rtol=1e-5)
@@ -353,8 +445,10 @@ def test_a_long_padding_is_planned_and_run_quickly(rng, mode):
 def test_a_large_kernel_gets_large_tiles(rng):
     """In tiles of the usual size, the input gradient would compute its columns 255 times."""
     p = xconv.plan(np.ones((1, 1, 512, 512), np.float32), np.ones((1, 1, 31, 31), np.float32), padding=15)
-    computed = sum(tile.geometry.pixels for tile in p.schedule.input_tiles)
-    assert computed < 2 * 512 * 512
+    every = {plan.name: plan for plan in plans(p.schedule.problem, "input_grad")}
+    assert {"gemm", "fft"} < set(every)
+    for name, plan in every.items():
+        assert sum(tile.geometry.pixels for tile in plan.tiles) < 2 * 512 * 512, name
 
 
 def test_runs_with_the_settings_it_was_made_with(monkeypatch):
@@ -365,8 +459,7 @@ def test_runs_with_the_settings_it_was_made_with(monkeypatch):
     with xconv.config(precision="tf32"):
         p = xconv.plan(x, w)
     seen = []
-    for name in ("forward", "input_grad", "weight_grad"):
-        monkeypatch.setattr(Tiled, name, lambda *_: seen.append(_config.current().precision))
+    monkeypatch.setattr(Tiled, "__call__", lambda *_, **options: seen.append(_config.current().precision))
     dy = np.ones(p.y_shape)
     p.conv(x, w), p.input_grad(dy, w), p.weight_grad(dy, x)
     assert seen == ["tf32"] * 3
@@ -385,7 +478,7 @@ def test_runs_with_the_settings_it_was_made_with(monkeypatch):
 )
 def test_filters_are_reflected_where_that_is_less(algorithm, x, w, reflected):
     plan = xconv.plan(np.zeros(x, np.float32), np.zeros(w, np.float32), padding=w[-1] // 2, algorithm=algorithm)
-    assert (plan.schedule.reflection is not None) == reflected
+    assert plan.input_grad.tiled.name == (f"{algorithm}, reflected" if reflected else algorithm)
 
 
 def test_few_pixels_of_many_images_make_one_product(rng):

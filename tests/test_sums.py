@@ -15,17 +15,17 @@ def integers(rng, shape):
     return rng.integers(-3, 4, shape).astype(np.float32)
 
 
-def lanes(schedule):
-    return min(schedule.lanes, len(schedule.weight_tiles))
+def lanes(plan):
+    return min(plan.lanes, len(plan.tiles))
 
 
 def test_lanes_that_lie_in_memory_in_other_orders(rng):
     """A tile of one image is multiplied where it lies, and one of two images as a copy."""
     x, dy = integers(rng, (18, 28, 28, 128))[::2], integers(rng, (9, 28, 28, 64))
     options = {"layout": "channels_last", "algorithm": "pointwise"}
-    p = xconv.plan(x, np.ones((64, 128, 1, 1), np.float32), **options).schedule
+    p = xconv.plan(x, np.ones((64, 128, 1, 1), np.float32), **options).weight_grad.tiled
     assert lanes(p) > 1
-    assert len({tile.geometry.batch for tile in p.weight_tiles}) > 1
+    assert len({tile.geometry.batch for tile in p.tiles}) > 1
     found = xconv.conv_weight_grad(dy, x, (64, 128, 1, 1), **options)
     assert np.array_equal(found[..., 0, 0], np.einsum("nhwo,nhwi->oi", dy, x))
 

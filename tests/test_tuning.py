@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import xconv
+from xconv import _measuring, _planner
 from xconv._planner import scheduled
-from xconv.algorithms import _tuned
 from xconv.algorithms._fourier import Fourier
 from xconv.algorithms._gemm import Gemm
 from xconv.algorithms._mec import Mec
@@ -18,7 +18,7 @@ from xconv.backends import Backend
 
 @pytest.fixture(autouse=True)
 def contenders(monkeypatch):
-    """Two for `large`, "fft" and "gemm"."""
+    """Two for `large`, "fft" and "gemm", and each of them in two ways for its input gradient."""
     monkeypatch.setattr(Mec, "lack", lambda *_: "left out")
     scheduled.cache_clear()
     yield
@@ -40,15 +40,12 @@ def large():
 
 @pytest.fixture
 def laps(monkeypatch):
-    """Which algorithms were timed, and the times that they are told to have taken."""
+    """Which plans were timed, and the times that they are told to have taken."""
     times = {}
 
     def seconds(backend, run, calls):
-        schedule = run.func.__self__
-        laps.append(schedule.algorithm.name)
-        if times is None:
-            return None
-        return calls * times.get(schedule.algorithm.name, 1.0)
+        laps.append(run.func.name)
+        return calls * times.get(run.func.name, 1.0)
 
     laps = []
     monkeypatch.setattr(Backend, "seconds", seconds)
@@ -77,22 +74,26 @@ def test_every_function_in_every_library(lib, arrays):
 @pytest.mark.numpy_only
 def test_measurement_decides_against_a_wrong_prediction(large, monkeypatch):
     x, w = large
-    costs = {candidate.name: candidate.cost for candidate in xconv.plan(x, w).candidates}
+    plan = xconv.plan(x, w)
+    costs, macs = {candidate.name: candidate.cost for candidate in plan.candidates}, plan.schedule.geometry.macs
     assert costs["fft"] < costs["gemm"]
-    monkeypatch.setattr(Gemm, "work", lambda *args: costs["fft"] // 2)
-    monkeypatch.setattr(Gemm, "traffic", lambda *args: 0)
+    monkeypatch.setattr(Gemm, "cost", lambda self, function, g, _: costs["fft"] / 2 * g.macs / macs)
+    monkeypatch.setattr(Gemm, "once", lambda *args: 0)
     scheduled.cache_clear()
     assert xconv.plan(x, w).algorithm == "gemm"
     tuning = xconv.Tuning()
     with xconv.config(tuning=tuning):
         before = xconv.plan(x, w)
+        assert before.algorithm == "gemm"
+        assert "measured" not in repr(before)
         y = xconv.conv(x, w)
-        after = xconv.plan(x, w)
-        assert np.array_equal(before.conv(x, w), y)  # a plan follows what was measured later, too
+        assert np.array_equal(before.conv(x, w), y)  # a plan follows what was measured later, too, and says so
+        for plan in (before, xconv.plan(x, w)):
+            assert plan.algorithm == "fft"
+            assert "* fft" in repr(plan.forward)
+            assert repr(plan.forward).count(", measured ") == 2
+            assert "measured" not in repr(plan.weight_grad)
     scheduled.cache_clear()
-    assert (before.algorithm, after.algorithm) == ("gemm", "fft")
-    assert "measured" in repr(after)
-    assert "measured" not in repr(before)
     assert np.array_equal(y, xconv.conv(x, w, algorithm="fft"))
 
 
@@ -109,8 +110,50 @@ def test_each_function_has_its_own_fastest(large, laps):
         grad = xconv.conv_weight_grad(dy, x, w.shape)
         assert np.array_equal(grad, xconv.conv_weight_grad(dy, x, w.shape, algorithm="fft"))
         p = xconv.plan(x, w)
-        assert p.algorithm == "gemm"
+        assert (p.algorithm, p.weight_grad.algorithm) == ("gemm", "fft")
         assert np.array_equal(p.weight_grad(dy, x), grad)
+
+
+@pytest.mark.numpy_only
+@pytest.mark.parametrize("fastest", ["gemm", "gemm, reflected", "fft", "fft, reflected"])
+def test_the_reflected_convolution_is_measured_like_any_other(large, laps, monkeypatch, tmp_path, fastest):
+    """And is written down by the name that a plan gives it."""
+    monkeypatch.setattr(_planner, "PROMISING", 10**6)
+    x, w = large
+    timed, times = laps
+    times[fastest] = 0.5
+    tuning = xconv.Tuning()
+    with xconv.config(tuning=tuning):
+        p = xconv.plan(x, w)
+        dy = np.ones(p.y_shape)
+        assert np.array_equal(p.input_grad(dy, w), xconv.conv_input_grad(dy, w, x.shape))
+    assert set(timed) == {"gemm", "gemm, reflected", "fft", "fft, reflected"}
+    assert f": {fastest} 500 ms, " in repr(tuning)
+    tuning.save(tmp_path / "tuning.json")
+    with xconv.config(tuning=xconv.Tuning.load(tmp_path / "tuning.json")):
+        found = xconv.plan(x, w).input_grad
+        assert (found.tiled.name, found.algorithm) == (fastest, fastest.removesuffix(", reflected"))
+        assert f"* {fastest} " in repr(found)
+        timed.clear()
+        found(dy, w)
+        assert not timed
+
+
+@pytest.mark.numpy_only
+def test_plans_are_made_once(large, monkeypatch):
+    """Those that are measured are those that run, with whatever a backend remembers of them."""
+    from xconv import _ranking
+
+    cuts = []
+    monkeypatch.setattr(_ranking, "cut", lambda *args, real=_ranking.cut: cuts.append(args) or real(*args))
+    with xconv.config(tuning=xconv.Tuning()):
+        xconv.conv(*large)
+        first, schedule = len(cuts), xconv.plan(*large).schedule
+        assert first >= 2
+        for _ in range(3):
+            xconv.conv(*large)
+        assert schedule.chosen("forward", "cpu") is schedule.chosen("forward", "cpu")
+    assert len(cuts) == first
 
 
 @pytest.mark.numpy_only
@@ -119,11 +162,11 @@ def test_hopeless_ones_are_timed_no_further(large, laps):
     times.update(fft=1.0, gemm=2.9)
     with xconv.config(tuning=xconv.Tuning()):
         xconv.conv(*large)
-        assert timed.count("gemm") == timed.count("fft") == _tuned.WARM_UP + _tuned.LAPS
+        assert timed.count("gemm") == timed.count("fft") == _measuring.WARM_UP + _measuring.LAPS
         timed.clear()
         times.update(gemm=3.1)
         xconv.conv(*large, stride=2)
-        assert (timed.count("gemm"), timed.count("fft")) == (_tuned.WARM_UP, _tuned.WARM_UP + _tuned.LAPS)
+        assert (timed.count("gemm"), timed.count("fft")) == (_measuring.WARM_UP, _measuring.WARM_UP + _measuring.LAPS)
 
 
 @pytest.mark.numpy_only
@@ -135,11 +178,10 @@ def test_a_lap_is_long_enough_to_be_timed():
             seen.append(calls)
             return 1e-5 * calls
 
-    schedule = xconv.plan(np.ones((1, 1, 3)), np.ones((1, 1, 3))).schedule
-    tuned = _tuned.Tuned(Slow(np), schedule.geometry, "", "", xconv.Tuning(), {"gemm": schedule}, "")
-    times = tuned._measured("forward", np.ones((1, 1, 3)), np.ones((1, 1, 3)))
-    assert times == {"gemm": 1e-5}  # of one call
-    assert seen == [1] * _tuned.WARM_UP + [200] * _tuned.LAPS
+    tuning = xconv.Tuning()
+    times = _measuring.measured(tuning, "a call", {"gemm": lambda: np.ones(3)}, Slow(np).seconds)
+    assert times == tuning.seconds("a call", ["gemm"]) == {"gemm": 1e-5}  # of one call
+    assert seen == [1] * _measuring.WARM_UP + [200] * _measuring.LAPS
 
 
 @pytest.mark.numpy_only
@@ -173,9 +215,9 @@ def test_only_what_may_serve_is_measured(large, laps):
         with xconv.config(numerics="strict"):
             xconv.conv(x, w)
         assert not timed  # one candidate is no choice
-        with xconv.config(workspace=3_500_000):
+        with xconv.config(workspace=3_000_000):
             xconv.conv(x, w)
-        assert not timed  # columns do not fit
+        assert not timed  # transforms do not fit
         xconv.conv(np.ones((1, 1, 200, 200)), np.ones((1, 1, 180, 180)))
         assert set(timed) == {"fft", "gemm"}  # depthwise is hopeless by its prediction already
 
@@ -287,14 +329,14 @@ def test_threads_measure_once(large, laps):
         thread.start()
     for thread in threads:
         thread.join()
-    assert timed.count("gemm") == timed.count("fft") == _tuned.WARM_UP + _tuned.LAPS
+    assert timed.count("gemm") == timed.count("fft") == _measuring.WARM_UP + _measuring.LAPS
 
 
 @pytest.mark.numpy_only
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 @pytest.mark.filterwarnings("ignore:.*fork")
 def test_a_child_of_a_process_that_measures(large):
-    with _tuned._measuring, xconv.config(tuning=xconv.Tuning()):
+    with _measuring._measuring, xconv.config(tuning=xconv.Tuning()):
         child = os.fork()
         if child == 0:
             status = 1
@@ -341,20 +383,22 @@ def test_a_failed_call_leaves_no_trace(large, monkeypatch):
 
 
 @pytest.mark.numpy_only
-def test_windows_are_those_of_the_prediction(large):
-    """They are never planned so: there is no choice of algorithms for them."""
-    x, w = large
-    with xconv.config(tuning=xconv.Tuning()):
-        tuned = xconv.plan(x, w).run
-    cols = tuned.im2col(x, images_last=False)
+def test_windows_are_not_measured(large, laps):
+    """There is no choice of algorithms for them."""
+    x, _ = large
+    tuning = xconv.Tuning()
+    with xconv.config(tuning=tuning):
+        cols = xconv.im2col(x, (25, 25))
+        back = xconv.col2im(cols, (200, 200))
+    assert len(tuning) == len(laps[0]) == 0
     assert np.array_equal(cols, xconv.im2col(x, (25, 25)))
-    assert np.array_equal(tuned.col2im(cols), xconv.col2im(cols, (200, 200)))
+    assert np.array_equal(back, xconv.col2im(cols, (200, 200)))
 
 
 @pytest.mark.numpy_only
 def test_a_fork_starts_with_nobody_measuring(monkeypatch):
-    monkeypatch.setattr(_tuned, "_measuring", threading.Lock())
-    with _tuned._measuring:
-        _tuned._start_afresh()
-        assert not _tuned._measuring.locked()
+    monkeypatch.setattr(_measuring, "_measuring", threading.Lock())
+    with _measuring._measuring:
+        _measuring._start_afresh()
+        assert not _measuring._measuring.locked()
         monkeypatch.undo()

@@ -11,6 +11,7 @@ from oracle import check_algorithm
 from strategies import Case
 
 import xconv
+from xconv._ranking import plans
 from xconv.algorithms import _winograd
 from xconv.algorithms._winograd import MOST_TAPS, bank, outputs
 from xconv.backends import _numpy_spectra
@@ -118,8 +119,11 @@ def test_tiles_are_cut_between_segments():
     p = xconv.plan(np.ones((1, 32, 24, 24, 24), np.float32), np.ones((32, 32, 3, 3, 3), np.float32), padding=1)
     assert p.algorithm == "winograd"
     assert p.tiles > 1
-    for tiles in (p.schedule.tiles, p.schedule.weight_tiles):
-        assert all(index.start % 4 == 0 for tile in tiles for index in tile.y[2:])
+    every = [plan for f in ("forward", "input_grad", "weight_grad") for plan in plans(p.schedule.problem, f)]
+    every = [plan for plan in every if plan.algorithm.name == "winograd" and plan.over == "outputs"]
+    assert [plan.name for plan in every] == ["winograd", "winograd, reflected", "winograd"]
+    for plan in every:
+        assert all(index.start % 4 == 0 for tile in plan.tiles for index in tile.y[2:])
 
 
 @pytest.mark.numpy_only
