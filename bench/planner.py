@@ -112,11 +112,10 @@ class Suite:
         """Seconds of a call, in all and in each lap; those near the best have more laps, and doubtful ones again."""
         laps: dict[str, list[float]] = {}
         for within, count in ((FAR, FEW_LAPS), (NEAR, LAPS), (CLOSE, LAPS), (CLOSE, LAPS)):
-            if within == CLOSE and not DOUBT < abs(ratio_of(seconds) - 1) < NEAR - 1:
+            if within == CLOSE and abs(ratio_of(seconds) - 1) < DOUBT:
                 break
             bound = within * min(seconds.values())
-            always = {"auto"} if within != NEAR else set()
-            some = {name: once for name, once in seconds.items() if once <= bound or name in always}
+            some = {name: once for name, once in seconds.items() if once <= bound or name == "auto"}
             for name, found in self._turns(some, count).items():
                 laps.setdefault(name, []).extend(found)
             seconds = seconds | {name: lower_quartile(found) for name, found in laps.items()}
