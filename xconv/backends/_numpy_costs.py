@@ -8,7 +8,7 @@ from .._typing import DType, Function
 from . import _numpy_depthwise
 from ._costs import Costs, Product
 from ._fourier import Grid
-from ._numpy_products import in_pieces
+from ._numpy_products import SMALL, in_pieces
 from ._spectra import Matrices
 
 #: Elements of one register.
@@ -45,7 +45,7 @@ class NumpyCosts(Costs):
 
     def im2col(self, g: Geometry) -> float:
         columns = math.prod(g.columns_shape)
-        cost = self.width * self.window * columns + self.row * columns / max(1, g.out[-1])
+        cost = self.width * self.window * columns + self.row * columns / _run(g)
         return cost + self.moved(math.prod(g.x_shape), 6)
 
     def col2im(self, g: Geometry) -> float:
@@ -72,10 +72,11 @@ class NumpyCosts(Costs):
     def by_row(self, g: Geometry, unfolded: int) -> float:
         """A row of outputs may end in the middle of a register; for products that are not small, filters are copied."""
         filters, row = max(1, g.c_out // g.groups), max(1, math.prod(g.out[1:]))
-        work = g.macs * max(filters, FULL if in_pieces() else 2 * FULL) / filters
-        copies = 0 if in_pieces() else self.packing * work / row
+        is_small = in_pieces() and g.w_shape[1] * g.taps * filters * row <= SMALL
+        work = g.macs * max(filters, FULL if is_small else 2 * FULL) / filters
+        copies = 0 if is_small else self.packing * work / row
         products = self.row_product * work + copies + self.row_call * g.batch * g.groups * g.out[0]
-        columns = self.width * self.window * unfolded + self.row * unfolded / max(1, g.out[-1])
+        columns = self.width * self.window * unfolded + self.row * unfolded / _run(g)
         return self.multiply * products + columns + 8 * self.call
 
     def depthwise(self, function: Function, g: Geometry) -> float:
@@ -100,6 +101,11 @@ class NumpyCosts(Costs):
 
     def fourier(self, g: Geometry, grid: Grid) -> float:
         return super().fourier(g, grid) + self.fourier_calls * len(g.axes) * self.call
+
+
+def _run(g: Geometry) -> int:
+    """Elements of a window that are copied in a row: of one output, taps are neighbours."""
+    return max(1, g.out[-1] if g.out[-1] > 1 else g.kernel[-1])
 
 
 @cache
