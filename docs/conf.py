@@ -72,15 +72,17 @@ def escape_stars(_app: Sphinx, _what: str, _name: str, _obj: object, _options: o
         lines[i] = "``".join(parts)
 
 
-#: The class of plans, in whichever module it is.
-PLAN = type(xconv.plan(np.ones((1, 1, 1)), np.ones((1, 1, 1))))
+#: The classes of plans, in whichever module they are.
+_plan = xconv.plan(np.ones((1, 1, 1)), np.ones((1, 1, 1)))
+PLANS = {"{Plan}": type(_plan), "{FunctionPlan}": type(_plan.forward)}
 
 
 def prepare(_app: Sphinx, page: str, source: list[str]) -> None:
     """The line that ends a doctest need not be seen; and what pages cannot know is put in."""
     source[0] = source[0].replace("\n\n```\n", "\n```\n")
     if page == "reference/plans":
-        source[0] = source[0].replace("{Plan}", f"{PLAN.__module__}.{PLAN.__qualname__}")
+        for name, kind in PLANS.items():
+            source[0] = source[0].replace(name, f"{kind.__module__}.{kind.__qualname__}")
     if page == "reference/index" and not BRIDGES:
         source[0] = source[0].replace("\ninterop\n", "\n")
 

@@ -482,7 +482,7 @@ def plan(
     Returns
     -------
     Plan
-        Its text says what was chosen and why; its methods ``conv``, ``input_grad`` and ``weight_grad`` run it.
+        Its text says what was chosen and why; its ``forward``, ``input_grad`` and ``weight_grad`` run it.
 
     Raises
     ------
