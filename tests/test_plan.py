@@ -532,11 +532,14 @@ def seconds_of_plans(x, w, settings, options):
         for cached in (scheduled, best_lengths, sides, layout):
             cached.cache_clear()
         times = [time.thread_time()]
-        with xconv.config(**settings), contextlib.suppress(ValueError):  # what cannot be is refused as quickly
+        with (
+            xconv.config(**settings),
+            contextlib.suppress(ValueError, MemoryError),
+        ):  # what cannot be is refused as quickly
             plan = xconv.plan(x, w, **options)
             for function in (plan.input_grad, plan.weight_grad):
                 times.append(time.thread_time())
-                with contextlib.suppress(ValueError):
+                with contextlib.suppress(ValueError, MemoryError):
                     assert function.tiles > 0
         times.append(time.thread_time())
         most = max(end - begin for begin, end in pairwise(times))

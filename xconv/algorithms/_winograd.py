@@ -211,7 +211,9 @@ class Winograd(Bilinear):
         return Product(1, blocks, g.c_out // groups, g.c_in // groups, g.batch * image.pixels)
 
     def once(self, function: Function, g: Geometry, costs: Costs) -> float:
-        return costs.spectra(*sides(g).filters, adjoint=function == "weight_grad")
+        """Spectra of the filters are as large as no cache, and those of their gradient are read from there, too."""
+        filters, gradient = sides(g).filters, function == "weight_grad"
+        return costs.spectra(*filters, adjoint=gradient) + costs.moved((4 if gradient else 2) * filters.elements)
 
     # Products whose columns have their channels behind read the transpose of what these two make, so both make it so
     # that its transpose is what lies in order.

@@ -5,14 +5,13 @@ from functools import cache
 
 from .._geometry import Geometry
 from .._typing import DType, Function
-from . import _numpy_depthwise
+from . import _numpy_depthwise, _numpy_products
 from ._costs import Costs, Product
 from ._fourier import Grid
-from ._numpy_products import SMALL, in_pieces
 from ._spectra import Matrices
 
-#: Elements of one register.
-REGISTER = 16
+#: A multiply-add of a large product, in those of one of usual size.
+PRODUCT = 0.45
 #: Products with fewer rows take as long as with so many; twice as many where they are not small ones.
 FULL = 4
 #: The product with a small matrix takes as much time as one with so many columns, at least.
@@ -30,11 +29,11 @@ class NumpyCosts(Costs):
     #: each product of a stack.
     packing, summing, writing, stacked, single = 7.0, 10.0, 22.0, 400.0, 10.0
     #: A number in a transform of a small matrix, the multiply-adds that it takes, and how much longer the adjoint does.
-    tile, small, back = 20.0, 0.45, 1.25
+    tile, small, back = 20.0, 1.0, 1.25
     #: An element of a depthwise convolution that is shifted, and the multiply-adds.
-    shifted, thin = 15.0, 0.28
+    shifted, thin = 15.0, 0.6
     #: A product for each row of outputs: its call, and its multiply-adds.
-    row_call, row_product = 2000.0, 1.2
+    row_call, row_product = 3000.0, 1.7
     page = 10.0
     #: Operations of the library.
     fourier_calls, spectra_calls, depthwise_calls, product_calls = 11.0, 18.0, 15.0, 1.0
@@ -72,7 +71,7 @@ class NumpyCosts(Costs):
     def by_row(self, g: Geometry, unfolded: int) -> float:
         """A row of outputs may end in the middle of a register; for products that are not small, filters are copied."""
         filters, row = max(1, g.c_out // g.groups), max(1, math.prod(g.out[1:]))
-        is_small = in_pieces() and g.w_shape[1] * g.taps * filters * row <= SMALL
+        is_small = _numpy_products.in_pieces() and g.w_shape[1] * g.taps * filters * row <= _numpy_products.SMALL
         work = g.macs * max(filters, FULL if is_small else 2 * FULL) / filters
         copies = 0 if is_small else self.packing * work / row
         products = self.row_product * work + copies + self.row_call * g.batch * g.groups * g.out[0]
@@ -112,4 +111,4 @@ def _run(g: Geometry) -> int:
 def numpy_costs(dtype: DType) -> Costs:
     width = dtype.itemsize / 4
     slower = {"i": 40.0, "u": 40.0, "c": Costs.complex_multiply / 2}  # the BLAS multiplies no integers
-    return NumpyCosts(slower.get(dtype.kind, 1) * width, 12 * width, 50_000, is_complex=dtype.kind == "c")
+    return NumpyCosts(PRODUCT * slower.get(dtype.kind, 1) * width, 12 * width, 50_000, is_complex=dtype.kind == "c")

@@ -35,6 +35,8 @@ def in_pieces() -> bool:
 
 def multiply(u: Array, v: Array, out: Array) -> Array:
     """``u @ v`` into `out`."""
+    if min(u.strides[-2:]) < 0:  # reflected filters: the BLAS reads forwards
+        u = np.ascontiguousarray(u)
     (rows, depth), columns = u.shape[-2:], v.shape[-1]
     is_small = rows * depth * columns <= SMALL
     height, width = (rows, columns) if is_small or not in_pieces() else _piece(rows, depth, columns, v.dtype)
