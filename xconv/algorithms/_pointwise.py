@@ -37,6 +37,11 @@ class Pointwise(Gemm):
     def analysis(self, backend: Backend, g: Geometry, x: Array) -> Array:
         return backend.xp.reshape(x, (g.batch, g.groups, g.c_in // g.groups, g.pixels))
 
+    def input_grad(self, backend: Backend, g: Geometry, dy: Array, u: Array, out: Array | None) -> Array:
+        landing = backend.view(out, (g.batch, g.groups, g.c_in // g.groups, g.pixels), u.dtype)
+        v = backend.product(u, self.synthesis_adjoint(backend, g, dy), landing)
+        return out if v is landing else self.analysis_adjoint(backend, g, v, out)
+
     def analysis_adjoint(self, backend: Backend, g: Geometry, v: Array, out: Array | None) -> Array:
         del out
         return backend.xp.reshape(v, g.x_shape)
