@@ -16,6 +16,7 @@ from kernels.standin import Meter, StandIn, device, host
 from xconv import _planner
 from xconv._axis import Axis
 from xconv._geometry import Geometry
+from xconv._ranking import plans
 from xconv.algorithms import ALGORITHMS
 from xconv.backends import _cudnn, _cupy, backend_of
 
@@ -114,7 +115,8 @@ def test_any_geometry(dnn, seed):
         with xconv.config(workspace=int(least(function) * rng.uniform(1, 3)) if tiled else None):
             found = function()
         same(cupy.moveaxis(found, -1, 1) if last and verb != "conv_wgrad" else found, value, dtype)
-        assert set(dnn.functions) <= {verb}
+        reflected = verb == "conv_dgrad" and max(options["stride"]) == 1
+        assert set(dnn.functions) in (set(), {verb}, {"conv_fprop"} if reflected else {verb})
         assert tiled or len(dnn.runs) <= 1
         dnn.runs.clear()
 
@@ -355,9 +357,12 @@ def test_auto_falls_back_to_ours(dnn, proven, verb, workspace):
     dnn.refused[verb] = cudnn.cudnnGraphNotSupportedError("no engine")
     with xconv.config(workspace=workspace):
         plan = xconv.plan(*map(device, inputs[:2]), padding=1)
-        assert (plan.algorithm, plan.schedule.otherwise.algorithm.name) == ("cudnn", "gemm")
-        assert plan.workspace <= (workspace or math.inf)
-        assert plan.schedule.otherwise.workspace <= (workspace or math.inf)
+        for name in ("forward", "input_grad", "weight_grad"):
+            every = list(plans(plan.schedule.problem, name))
+            first, *others = [one.name for one in every if one.name != "cudnn, reflected"]
+            assert (first, getattr(plan, name).algorithm) == ("cudnn", "cudnn")
+            assert others[0] in {"gemm", "gemm, reflected"}
+            assert all(one.workspace <= (workspace or math.inf) for one in every)
         for function, value in zip(functions(*map(device, inputs), padding=1, algorithm="auto"), expected, strict=True):
             same(function(), value)
     assert set(dnn.functions) == set(VERBS) - {verb}
@@ -371,12 +376,22 @@ def test_a_workspace_without_room_for_it(dnn, proven):
         assert xconv.plan(x, w).algorithm == "gemm"
 
 
-def test_it_has_an_input_gradient_of_its_own(dnn, proven):
-    """Which is no convolution with reflected filters, as ours is; and ours is not handed to cuDNN again."""
-    x, w = device(numbers((1, 2, 5, 5))), device(numbers((3, 2, 3, 3)))
-    plan = xconv.plan(x, w, padding=1)
-    assert plan.schedule.reflection is None
-    assert plan.schedule.otherwise.reflection.algorithm.name == "gemm"
+@pytest.mark.parametrize(
+    ("refused", "done_by"),
+    [((), ["conv_dgrad"]), (("conv_dgrad",), ["conv_fprop"]), (("conv_dgrad", "conv_fprop"), [])],
+)
+def test_it_has_an_input_gradient_of_its_own(dnn, proven, refused, done_by):
+    """Before a convolution with reflected filters, which is the next best for it; ours come after both."""
+    (x, w, dy), (_, dx, _) = arrays(*LAYER)
+    dnn.refused |= dict.fromkeys(refused, cudnn.cudnnGraphNotSupportedError("no engine"))
+    plan = xconv.plan(device(x), device(w), padding=1)
+    names = [one.name for one in plans(plan.schedule.problem, "input_grad")]
+    assert names[:2] == ["cudnn", "cudnn, reflected"]
+    assert names[2] in {"gemm", "gemm, reflected"}
+    for _ in range(3):
+        same(plan.input_grad(device(dy), device(w)), dx)
+    assert dnn.functions == 3 * done_by
+    assert len(dnn.graphs) == 1 + bool(refused)  # it is not asked twice
 
 
 def test_negative_padding_of_operands(dnn):
@@ -395,7 +410,8 @@ def test_it_is_not_chosen_before_it_is_measured(dnn):
     (found,) = (candidate for candidate in plan.candidates if candidate.name == "cudnn")
     assert found.refusal is None
     assert "has not been measured on cupy" in found.note
-    assert plan.schedule.otherwise is None
+    for name in ("forward", "input_grad", "weight_grad"):
+        assert all(one.algorithm.name == "gemm" for one in plans(plan.schedule.problem, name))
 
 
 @pytest.mark.filterwarnings("ignore:.*meta")

@@ -19,6 +19,7 @@ from kernels.standin import StandIn, device, host
 from kernels.test_sanitizers import run as run_sanitized
 from kernels.warps import warps
 from xconv._axis import Axis
+from xconv._ranking import plans
 from xconv.backends import _implicit
 
 ARCHITECTURES = [a for a in cuda.ARCHITECTURES if a >= _implicit.LEAST_CAPABILITY]
@@ -317,7 +318,21 @@ def test_the_three_functions(standin, dtype, options):
         dw = xconv.conv_weight_grad(dy, x, w.shape, **options)
     same(dw, oracle.weight_grad(first(host(dy)), first(host(x))), dtype)
     assert names(standin)[-1] == "im2col"
-    assert ("implicit_input_grad" in names(standin)) == (options.get("stride", 1) != 1)
+
+
+@pytest.mark.parametrize("stride", [1, (2, 1)])
+def test_an_input_gradient_by_either_kernel(standin, stride):
+    """By its own, or of stride 1 by that of the forward pass with reflected filters."""
+    x, w = device(numbers((2, 6, 8, 5), "float16")), device(numbers((10, 5, 3, 2), "float16"))
+    oracle = Oracle((2, 5, 6, 8), w.shape, padding=1, stride=stride)
+    dy = device(np.moveaxis(numbers(oracle.y_shape, "float16", 1), 1, -1).copy())
+    plan = xconv.plan(x, w, padding=1, stride=stride, **IMPLICIT)
+    ways = {one.name: one for one in plans(plan.schedule.problem, "input_grad")}
+    assert set(ways) == ({"implicit", "implicit, reflected"} if stride == 1 else {"implicit"})
+    for name, way in ways.items():
+        standin.launches.clear()
+        same(way(dy, w), np.moveaxis(oracle.input_grad(first(host(dy)), host(w)), 1, -1), "float16")
+        assert set(names(standin)) == {"implicit" if name.endswith("reflected") else "implicit_input_grad"}
 
 
 def test_a_padding_that_is_not_zeros(standin):
@@ -355,7 +370,7 @@ def test_in_tiles(standin):
     """A small workspace cuts it, as it does im2col."""
     x, w = device(numbers((3, 12, 8, 8), "float16")), device(numbers((4, 8, 3, 3), "float16"))
     expected = np.moveaxis(Oracle((3, 8, 12, 8), w.shape, padding=1).conv(first(host(x)), host(w)), 1, -1)
-    with xconv.config(workspace=60_000):
+    with xconv.config(workspace=20_000):
         same(xconv.conv(x, w, padding=1, **IMPLICIT), expected, "float16")
     assert len(standin.names) > 1
 
