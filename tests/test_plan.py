@@ -448,7 +448,7 @@ def test_a_large_kernel_gets_large_tiles(rng):
     every = {plan.name: plan for plan in plans(p.schedule.problem, "input_grad")}
     assert {"gemm", "fft"} < set(every)
     for name, plan in every.items():
-        assert sum(tile.geometry.pixels for tile in plan.tiles) < 2 * 512 * 512, name
+        assert sum(tile.geometry.pixels for tile in plan.tiles) < 3 * 512 * 512, name
 
 
 def test_runs_with_the_settings_it_was_made_with(monkeypatch):

@@ -213,7 +213,7 @@ class Memory(NamedTuple):
 
     @property
     def filters(self) -> int:
-        return self.itemsize * self.choice.algorithm.filters(self.choice.geometry)
+        return self.itemsize * self.choice.way.filters(self.choice.algorithm, self.choice.geometry)
 
     @property
     def fixed(self) -> int:

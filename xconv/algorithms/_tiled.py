@@ -65,6 +65,11 @@ class Tiled:
         return algorithm.scratch(cls.function, g, backend)
 
     @classmethod
+    def filters(cls, algorithm: Algorithm, g: Geometry) -> int:
+        """Elements of the filters as they are taken, and of what else it takes to make these."""
+        return algorithm.filters(g)
+
+    @classmethod
     def cost_of(cls, algorithm: Algorithm, g: Geometry, costs: Costs) -> float:
         """Predicted time of a tile."""
         return algorithm.cost(cls.function, g, costs)
@@ -196,7 +201,7 @@ class Reflected(Forward):
     """The input gradient of stride 1 and zero padding, as the convolution with reflected filters that it is."""
 
     #: To reflect an element of a filter takes as much time as to copy so many.
-    reflecting = 3
+    reflecting = 6
 
     @classmethod
     def geometry_of(cls, g: Geometry) -> Geometry | None:
@@ -205,6 +210,10 @@ class Reflected(Forward):
     @classmethod
     def label(cls, algorithm: Algorithm) -> str:
         return f"{algorithm.name}, reflected"
+
+    @classmethod
+    def filters(cls, algorithm: Algorithm, g: Geometry) -> int:
+        return super().filters(algorithm, g) + math.prod(g.w_shape)
 
     @classmethod
     def once(cls, algorithm: Algorithm, g: Geometry, costs: Costs) -> float:

@@ -32,8 +32,8 @@ class NumpyCosts(Costs):
     tile, small, back = 20.0, 1.0, 1.25
     #: An element of a depthwise convolution that is shifted, and the multiply-adds.
     shifted, thin = 15.0, 0.6
-    #: A product for each row of outputs: its call, and its multiply-adds.
-    row_call, row_product = 3000.0, 1.7
+    #: A product for each row of outputs: its call, its multiply-adds, and these where the BLAS copies every operand.
+    row_call, row_product, copied = 3000.0, 1.7, 1.3
     page = 10.0
     #: Operations of the library.
     fourier_calls, spectra_calls, depthwise_calls, product_calls = 11.0, 18.0, 15.0, 1.0
@@ -74,9 +74,10 @@ class NumpyCosts(Costs):
         is_small = _numpy_products.in_pieces() and g.w_shape[1] * g.taps * filters * row <= _numpy_products.SMALL
         work = g.macs * max(filters, FULL if is_small else 2 * FULL) / filters
         copies = 0 if is_small else self.packing * work / row
-        products = self.row_product * work + copies + self.row_call * g.batch * g.groups * g.out[0]
+        slower = 1 if _numpy_products.in_pieces() else self.copied
+        products = slower * self.row_product * work + copies + self.row_call * g.batch * g.groups * g.out[0]
         columns = self.width * self.window * unfolded + self.row * unfolded / _run(g)
-        return self.multiply * products + columns + 8 * self.call
+        return self.multiply * products + columns + 12 * self.call
 
     def depthwise(self, function: Function, g: Geometry) -> float:
         del function
