@@ -221,7 +221,7 @@ class Fourier(Bilinear):
         return image.numbers + 2 * result.numbers + spare + math.prod(g.x_shape) + math.prod(g.y_shape)
 
     def filters(self, g: Geometry) -> int:
-        return 2 * self.sides(g).filters.numbers
+        return 2 * self.sides(g).filters.numbers + math.prod(g.w_shape)
 
     def least_tile(self, g: Geometry, backend: Backend) -> int:
         """One row of blocks of one image: a part of a block would cost as much as all of it."""

@@ -77,7 +77,7 @@ class NumpyCosts(Costs):
         slower = 1 if _numpy_products.in_pieces() else self.copied
         products = slower * self.row_product * work + copies + self.row_call * g.batch * g.groups * g.out[0]
         columns = self.width * self.window * unfolded + self.row * unfolded / _run(g)
-        return self.multiply * products + columns + 12 * self.call
+        return self.multiply * products + columns + 16 * self.call
 
     def depthwise(self, function: Function, g: Geometry) -> float:
         del function
