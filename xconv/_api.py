@@ -503,7 +503,9 @@ def plan(
     if not isinstance(schedule, Planned):
         msg = "`x` and `w` must lie in one piece: what is done with an array in chunks is planned chunk by chunk"
         raise TypeError(msg)
-    return Plan(schedule, backend.place(x), (x.dtype, w.dtype), _config.current())
+    settings = _config.current()
+    place = backend.place(x) if settings.tuning else ""
+    return Plan(schedule, place, (x.dtype, w.dtype), settings)
 
 
 def _schedule(backend: Backend, given: dict[str, Array], x_shape: Shape, w_shape: Shape, options: Options) -> Schedule:

@@ -44,7 +44,7 @@ class Plan:
     """
 
     schedule: Planned
-    #: The name of the operands' device.
+    #: The name of the operands' device, where a record of times may tell more about it.
     place: str
     dtypes: tuple[DType, DType]
     settings: Settings

@@ -22,7 +22,7 @@ from .backends import MIB, Backend, Costs, Team
 HEAVY = 2**19
 #: The predicted cost, in multiply-adds of float32, of a call that is worth more than one thread: threads wait for each
 #: other between any two operations.
-SHARED = 2**26
+SHARED = 2**25
 #: Tiles that cost so many times as much as the whole in one piece are tried larger, each time by this factor, up to
 #: this size; and taken where that is at least so much cheaper, since what leaves the caches is slower than predicted.
 WASTE, GROWTH, MOST_TILE, GAIN = 1.3, 8, 256 * MIB, 0.8

@@ -81,7 +81,7 @@ class Gemm(Bilinear):
         return backend.xp.reshape(p, g.y_shape)
 
     def synthesis_adjoint(self, backend: Backend, g: Geometry, dy: Array) -> Array:
-        return backend.xp.reshape(dy, self.product_shape(g))
+        return backend.reshape(dy, self.product_shape(g))
 
     def product_shape(self, g: Geometry) -> Shape:
         return (g.batch, g.groups, g.c_out // g.groups, g.pixels)

@@ -35,7 +35,7 @@ class Pointwise(Gemm):
         return 0
 
     def analysis(self, backend: Backend, g: Geometry, x: Array) -> Array:
-        return backend.xp.reshape(x, (g.batch, g.groups, g.c_in // g.groups, g.pixels))
+        return backend.reshape(x, (g.batch, g.groups, g.c_in // g.groups, g.pixels))
 
     def input_grad(self, backend: Backend, g: Geometry, dy: Array, u: Array, out: Array | None) -> Array:
         landing = backend.view(out, (g.batch, g.groups, g.c_in // g.groups, g.pixels), u.dtype)

@@ -195,6 +195,10 @@ class Backend:
         """The same as `astype`, for as long as a tile is worked on."""
         return self.astype(x, dtype)
 
+    def reshape(self, x: Array, shape: Shape) -> Array:
+        """`x` in another shape, for as long as a tile is worked on."""
+        return self.xp.reshape(x, shape)
+
     def view(self, out: Array | None, shape: Shape, dtype: DType) -> Array | None:
         """The memory of `out` in another shape, to write a product of `dtype` into; None where that cannot be."""
         del out, shape, dtype

@@ -77,6 +77,14 @@ class NumpyBackend(DtypesOfNumpy):
         del precision
         return numpy_costs(np.dtype(dtype))
 
+    def reshape(self, x: Array, shape: Shape) -> Array:
+        try:
+            return x.reshape(shape, copy=False)
+        except ValueError:
+            made = self.scratch.take(x.shape, x.dtype)
+            made[...] = x
+            return made.reshape(shape)
+
     def view(self, out: Array | None, shape: Shape, dtype: DType) -> Array | None:
         if out is None or out.dtype != dtype:
             return None
