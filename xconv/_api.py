@@ -504,7 +504,7 @@ def plan(
         msg = "`x` and `w` must lie in one piece: what is done with an array in chunks is planned chunk by chunk"
         raise TypeError(msg)
     settings = _config.current()
-    place = backend.place(x) if settings.tuning else ""
+    place = "" if settings.tuning is None else backend.place(x)
     return Plan(schedule, place, (x.dtype, w.dtype), settings)
 
 
