@@ -126,9 +126,9 @@ def test_lengths_of_any_size():
     """Their cost may be too large for a float."""
     axis = Axis(10**15, 10**9, 10**185, 10**5, 10**200, 10**200)
     g = Geometry(10**9, 10**9, 10**9, 1, (axis, replace(axis, stride=10**200), axis))
-    begin = time.perf_counter()
+    begin = time.thread_time()
     lengths = best_lengths(g)
-    assert time.perf_counter() - begin < 0.05
+    assert time.thread_time() - begin < 0.05
     assert all(length >= axis.extent for length, axis in zip(lengths, g.axes, strict=True))
     assert _fourier.total(g, lengths, _fourier.TIME) > 10**400
 
