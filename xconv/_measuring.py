@@ -26,7 +26,7 @@ def measured(tuning: Tuning, call: str, runs: Mapping[str, Callable[[], Array]],
         return known
     with _measuring:
         known = tuning.seconds(call, runs)  # another thread may have measured while this one waited
-        if not known:
+        if not known:  # pragma: no branch
             known = _times(runs, clock)
             if known:
                 tuning.add(call, known)

@@ -204,7 +204,7 @@ class Memory(NamedTuple):
         if self.operand != self.problem.dtype:
             written_out += math.prod(part.x_shape)
         narrower = self.itemsize - self.narrow
-        halves = algorithm.halves(way.function, part, backend) if narrower else 0
+        halves = algorithm.halves(way.function, part, backend)
         return self.itemsize * (scratch + written_out) - narrower * halves
 
     def border(self, part: Geometry) -> int:

@@ -5,8 +5,7 @@ an element, and a call of the library.
 """
 
 import math
-from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple
+from typing import NamedTuple
 
 from .._geometry import Geometry
 from .._typing import Function
@@ -34,8 +33,6 @@ class Product(NamedTuple):
 class Costs:
     """The primitives of the pure array-API standard."""
 
-    #: A product for each row of outputs, on so many elements of columns, where a library has it.
-    by_row: ClassVar[Callable[[Any, Geometry, int], float]]
     #: A complex multiply-add, in those of real numbers.
     complex_multiply = 3.6
     #: A multiply-add of a product for each frequency, whose operands are small and lie apart, in those of a large one.
@@ -95,6 +92,10 @@ class Costs:
     def outer(self, p: Product) -> float:
         moved = p.n * p.blocks * (p.depth + p.rows) * p.pixels + 2 * p.blocks * p.rows * p.depth
         return self.multiply * p.multiply_adds + self.moved(moved, 3)
+
+    def by_row(self, g: Geometry, unfolded: int) -> float:
+        """A product for each row of outputs, on so many elements of columns."""
+        return self.multiply * g.macs + self.moved(unfolded, g.batch * g.out[0])
 
     # depthwise: a multiplication and an addition for every tap
 
