@@ -94,3 +94,9 @@ def test_the_longest_axis_goes_into_the_product(kernel):
     p = xconv.plan(np.ones((2, 3, 40, 40)), np.ones((3, 1, *kernel)), groups=3, algorithm="depthwise")
     line = _numpy_depthwise.line(p.schedule.geometry)
     assert (len(line.inner), len(line.outer)) == (17, max(1, min(kernel)))
+
+
+def test_what_it_moves_has_no_columns():
+    x, w = np.ones((2, 4, 9, 9), np.float32), np.ones((4, 1, 3, 3), np.float32)
+    p = xconv.plan(x, w, groups=4, algorithm="depthwise")
+    assert p.forward.bytes == 4 * (x.size + w.size + 2 * 4 * 7 * 7)

@@ -25,11 +25,10 @@ def measured(tuning: Tuning, call: str, runs: Mapping[str, Callable[[], Array]],
     if known:
         return known
     with _measuring:
-        known = tuning.seconds(call, runs)  # another thread may have measured while this one waited
-        if not known:  # pragma: no branch
-            known = _times(runs, clock)
-            if known:
-                tuning.add(call, known)
+        # Another thread may have measured while this one waited.
+        known = tuning.seconds(call, runs) or _times(runs, clock)
+        if known:
+            tuning.add(call, known)
         return known
 
 
