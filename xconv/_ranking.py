@@ -48,7 +48,7 @@ class Problem(NamedTuple):
 
     @property
     def costs(self) -> Costs:
-        return self.backend.costs(self.backend.accumulator(self.dtype), self.settings.precision)
+        return self.backend.costs(self.dtype, self.settings.precision)
 
     def call(self, function: Function, place: str) -> str:
         """What is measured, as a record names it."""

@@ -149,6 +149,13 @@ def test_arrays_are_taken_as_they_lie(dnn, dtype, layout):
     assert shifted.data.ptr not in dnn.runs[-1].addresses
 
 
+def test_a_plan_counts_what_cudnn_reads_and_multiplies(dnn):
+    (x, w, dy), _ = arrays(*LAYER)
+    p = xconv.plan(*map(device, (x, w)), padding=1, algorithm="cudnn")
+    assert p.flops == p.weight_grad.flops == 2 * dy.size * w[0].size
+    assert p.bytes_moved == 4 * (x.size + w.size + dy.size)
+
+
 def kinds(run):
     """The dtypes of the operands and of the result, and the one that is computed in."""
     (node,) = run.graph.nodes

@@ -169,7 +169,7 @@ class Backend:
     def costs(self, dtype: DType, precision: str) -> Costs:
         """What the primitives below cost for arrays of this dtype."""
         del precision
-        width = self.itemsize(dtype) / 4
+        width = self.itemsize(self.accumulator(dtype)) / 4
         is_complex = self.kind(dtype) == "complex"
         multiply = Costs.complex_multiply / 2 if is_complex else 1
         return Costs(multiply * width, 12 * width, 400_000, is_complex=is_complex)

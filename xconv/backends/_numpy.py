@@ -75,7 +75,7 @@ class NumpyBackend(DtypesOfNumpy):
 
     def costs(self, dtype: DType, precision: str) -> Costs:
         del precision
-        return numpy_costs(np.dtype(dtype))
+        return numpy_costs(np.dtype(self.accumulator(dtype)))
 
     def reshape(self, x: Array, shape: Shape) -> Array:
         try:
