@@ -14,9 +14,7 @@ nox.options.default_venv_backend = "virtualenv"
 
 PROJECT = nox.project.load_toml("pyproject.toml")
 #: What CUDA is for: run by `kernels` and `gpu`, and not by `tests`.
-CUDA_FILES = ("cupy", "cublas", "cudnn", "implicit", "kernels", "program", "steps", "texts")
-CUDA = ",".join(f"xconv/backends/_{name}.py" for name in CUDA_FILES)
-CUDA += ",xconv/algorithms/_cudnn.py,xconv/algorithms/_implicit.py"
+CUDA = "xconv/backends/cupy/*"
 #: Makes cuDNN's graphs. What it depends on are kernels of its own, which nothing here runs.
 FRONTEND = "nvidia-cudnn-frontend==1.32.*"
 #: The bridges to PyTorch, JAX and autograd: run by `interop`, and not by `tests`.

@@ -176,11 +176,11 @@ class Forced(Xconv):
         return calls
 
 
-def forced(base: type[Kind]) -> dict[str, type[Kind]]:
-    """Make a contender of every algorithm that the library has."""
-    from xconv.algorithms import ALGORITHMS
+def forced(base: type[Kind], *own: str) -> dict[str, type[Kind]]:
+    """Make a contender of every algorithm that all libraries have, and of those that one has of its `own`."""
+    from xconv.algorithms import PORTABLE
 
-    kinds = (type(base.__name__, (base,), {"name": f"xconv-{name}", "algorithm": name}) for name in ALGORITHMS)
+    kinds = (type(base.__name__, (base,), {"name": f"xconv-{name}", "algorithm": name}) for name in (*PORTABLE, *own))
     return {kind.name: kind for kind in kinds}
 
 
@@ -408,5 +408,5 @@ class Blog(Contender):
 
 
 CONTENDERS: dict[str, type[Contender]] = {
-    kind.name: kind for kind in (Xconv, *forced(Forced).values(), Bounded, Torch, Jax, Scipy, Blog)
+    kind.name: kind for kind in (Xconv, *forced(Forced, "mec").values(), Bounded, Torch, Jax, Scipy, Blog)
 }

@@ -336,5 +336,5 @@ class JaxCuda(CupyBase, Jax):
 
 #: The most important ones first.
 DEVICES: dict[str, type[Device]] = {
-    kind.name: kind for kind in (CupyXconv, TorchCuda, JaxCuda, *forced(CupyForced).values())
+    kind.name: kind for kind in (CupyXconv, TorchCuda, JaxCuda, *forced(CupyForced, "implicit", "cudnn").values())
 }

@@ -10,7 +10,8 @@ import pytest
 import xconv
 from xconv import backends
 from xconv._planner import scheduled
-from xconv.backends._numpy import NumpyBackend
+from xconv.backends.numpy import NumpyBackend
+from xconv.primitives import device
 
 pytestmark = pytest.mark.numpy_only
 
@@ -90,11 +91,11 @@ def test_what_has_not_been_measured_is_chosen_by_name_only(monkeypatch):
 def test_only_dense_arrays():
     sparse = SimpleNamespace(layout="torch.sparse_coo", device=None)
     with pytest.raises(TypeError, match="`x` must be a dense array, got one of layout"):
-        NumpyBackend().check_arrays({"x": sparse})
+        backends.Backend(np).of({"x": sparse})
 
 
 def test_libraries_that_do_not_tell_the_device():
-    assert backends.Backend(np).device(SimpleNamespace()) is None
+    assert device(SimpleNamespace()) is None
 
 
 def test_what_cannot_be_read_is_not_timed():

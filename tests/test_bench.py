@@ -263,7 +263,8 @@ class NumpyForced(OneAlgorithm, Numpy):
     """The same by one algorithm."""
 
 
-FORCED = contenders.forced(NumpyForced)
+FORCED = contenders.forced(NumpyForced, "mec")
+ON_CUPY = tuple(contenders.forced(NumpyForced, "implicit", "cudnn"))
 ALGORITHMS = tuple(FORCED)
 
 
@@ -341,11 +342,11 @@ def test_contenders_of_a_process_share_a_job(gpu_cases, monkeypatch):
 
 
 def test_every_algorithm_is_a_contender_by_itself(gpu_cases):
-    from xconv.algorithms import ALGORITHMS as known
+    from xconv.backends.numpy import NumpyBackend
 
-    assert tuple(name.removeprefix("xconv-") for name in ALGORITHMS) == tuple(known)
-    assert tuple(devices.DEVICES) == ("xconv", "torch", "jax", *ALGORITHMS)
-    assert {devices.DEVICES[name].library for name in ("xconv", *ALGORITHMS)} == {"cupy"}
+    assert {name.removeprefix("xconv-") for name in ALGORITHMS} == set(NumpyBackend.algorithms)
+    assert tuple(devices.DEVICES) == ("xconv", "torch", "jax", *ON_CUPY)
+    assert {devices.DEVICES[name].library for name in ("xconv", *ON_CUPY)} == {"cupy"}
     worker = GpuWorker({"xconv": Numpy} | FORCED)
     worker.start()
     serve = {}

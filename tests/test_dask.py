@@ -17,7 +17,7 @@ from oracle import Oracle
 from strategies import cases
 
 import xconv
-from xconv.algorithms import Tiled
+from xconv.backends import Backend
 
 dask = pytest.importorskip("dask")
 da = pytest.importorskip("dask.array")
@@ -439,7 +439,7 @@ def test_settings_are_those_of_the_call(rng, monkeypatch):
     with pytest.raises(ValueError, match="`workspace` must be at least"):
         y.compute()
     seen = []
-    monkeypatch.setattr(Tiled, "__call__", lambda *_: seen.append(xconv._config.current().precision) or np.ones(0))
+    monkeypatch.setattr(Backend, "call", lambda *_: seen.append(xconv._config.current().precision) or np.ones(0))
     with xconv.config(precision="tf32"):
         y = xconv.conv(lazy, w)
     y.to_delayed().ravel()[0].compute()

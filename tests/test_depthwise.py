@@ -7,7 +7,7 @@ import pytest
 from oracle import Oracle
 
 import xconv
-from xconv.backends import _numpy_depthwise
+from xconv.backends.numpy import _depthwise
 
 SHAPES = ((2, 3, 7, 6), (6, 1, 3, 4))
 
@@ -92,7 +92,7 @@ def test_auto_takes_it():
 def test_the_longest_axis_goes_into_the_product(kernel):
     """As sums of shifted lines, 17 taps of the first axis took five times as long."""
     p = xconv.plan(np.ones((2, 3, 40, 40)), np.ones((3, 1, *kernel)), groups=3, algorithm="depthwise")
-    line = _numpy_depthwise.line(p.schedule.geometry)
+    line = _depthwise.line(p.schedule.geometry)
     assert (len(line.inner), len(line.outer)) == (17, max(1, min(kernel)))
 
 

@@ -24,7 +24,7 @@ from xconv._planner import scheduled
 from xconv._ranking import plans
 from xconv.algorithms import _fourier
 from xconv.algorithms._fourier import best_lengths, smooth
-from xconv.backends import _numpy
+from xconv.backends.numpy import _backend
 
 #: Error of a sum of products of numbers of size 1, by dtype.
 UNIT = {"float32": 1e-6, "float64": 1e-13}
@@ -202,6 +202,6 @@ def test_filters_in_parts(rng, monkeypatch, dtype, few):
         return y, xconv.conv_input_grad(y, w, x.shape, **options), xconv.conv_weight_grad(y, x, w.shape, **options)
 
     whole = results()
-    monkeypatch.setattr(_numpy, "FEW_FILTERS", few)
+    monkeypatch.setattr(_backend, "FEW_FILTERS", few)
     for found, expected in zip(results(), whole, strict=True):
         assert np.array_equal(found, expected)

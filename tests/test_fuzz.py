@@ -11,7 +11,7 @@ from strategies import cases
 
 import xconv
 from xconv import _geometry
-from xconv.backends import _numpy_windows
+from xconv.backends.numpy import _windows
 
 pytestmark = pytest.mark.usefixtures("exact")
 
@@ -91,8 +91,8 @@ def test_any_geometry_by_row(lib, compared):
 @pytest.mark.numpy_only
 def test_any_geometry_by_phase(lib, compared, monkeypatch):
     """As wide kernels with a stride are unfolded."""
-    monkeypatch.setattr(_numpy_windows, "WORTH_SORTING", 1)
-    _numpy_windows._images.cache_clear()
+    monkeypatch.setattr(_windows, "WORTH_SORTING", 1)
+    _windows._images.cache_clear()
 
     @lib.examples(4)
     @given(case=cases())
@@ -101,13 +101,13 @@ def test_any_geometry_by_phase(lib, compared, monkeypatch):
         compared[kind("by phase", lib, case)] += 1
 
     check()
-    _numpy_windows._images.cache_clear()
+    _windows._images.cache_clear()
 
 
 def test_any_geometry_of_far_taps(lib, compared, monkeypatch):
     """Where every tap that shares nothing with the next one is far from it."""
     monkeypatch.setattr(_geometry, "FAR", 1e-9)
-    _numpy_windows._images.cache_clear()
+    _windows._images.cache_clear()
 
     @lib.examples(4)
     @given(case=cases(), far=integers(4, 9))
@@ -119,7 +119,7 @@ def test_any_geometry_of_far_taps(lib, compared, monkeypatch):
         compared[kind("far taps", lib, case)] += 1
 
     check()
-    _numpy_windows._images.cache_clear()
+    _windows._images.cache_clear()
 
 
 def least_workspace(lib, case):

@@ -13,8 +13,8 @@ from libraries import Backend
 from oracle import Oracle
 
 import xconv
-from xconv.algorithms import ALGORITHMS
-from xconv.backends import RefusedError
+from xconv.algorithms import PORTABLE, RefusedError
+from xconv.backends import backend_of
 
 LAYER = (8, 16, 30, 28), (32, 16, 3, 3), {"padding": 1}
 GEOMETRIES = {
@@ -260,13 +260,13 @@ LARGE = (2, 3, 60, 57), (4, 3, 17, 15), {"padding": 8}
 
 
 def served():
-    """Every algorithm with the geometries that it serves on some array library, and one of large kernels."""
+    """Every algorithm with the geometries that it may serve, and one of large kernels."""
     found = []
     for key, (x_shape, w_shape, options) in {**GEOMETRIES, "large": LARGE}.items():
         g = xconv.plan(np.zeros(x_shape), np.zeros(w_shape), **options).schedule.geometry
-        for name, algorithm in ALGORITHMS.items():
-            if algorithm.refusal(g, "real") is None:
-                found.append(pytest.param(name, (x_shape, w_shape, options), id=f"{name}-{key}"))
+        names = [name for name, algorithm in PORTABLE.items() if algorithm.refusal(g, "real") is None]
+        for name in (*names, "implicit", "cudnn"):
+            found.append(pytest.param(name, (x_shape, w_shape, options), id=f"{name}-{key}"))  # noqa: PERF401
     return found
 
 
@@ -280,7 +280,8 @@ def test_every_algorithm_by_its_name(cupy, rng, name, served_geometry, function,
     """Also those that `auto` does not choose on a device."""
     x_shape, w_shape, options = served_geometry
     x, w, dy, _ = draw(cupy, rng, x_shape, w_shape, options, dtype)
-    if reason := ALGORITHMS[name].lack(xconv.plan(x, w, **options).schedule.backend, x.dtype, "ieee"):
+    algorithm, g = backend_of({"x": x}).algorithms[name], xconv.plan(x, w, **options).schedule.geometry
+    if reason := algorithm.refusal(g, "real") or algorithm.lack(backend_of({"x": x}), x.dtype, "ieee"):
         pytest.skip(f"{name}: {reason}")
     options = {**options, "algorithm": name}
     on_host = [array.get() for array in (x, w, dy)]
@@ -289,7 +290,7 @@ def test_every_algorithm_by_its_name(cupy, rng, name, served_geometry, function,
     one, terms, transformed = ERRORS[dtype]
     spatial = dy.size // w_shape[0]
     products = {"conv": w[0].size, "input_grad": w[0].size * w_shape[0] // w_shape[1], "weight_grad": spatial}[function]
-    bound = products * terms * size if ALGORITHMS[name].componentwise else transformed * np.max(abs(exact))
+    bound = products * terms * size if algorithm.componentwise else transformed * np.max(abs(exact))
     run = functions(x, w, dy, options)[function]
     for _ in range(4):
         assert np.all(abs(run().get() - exact) <= bound + one * abs(exact) + 2.0**-25 * (dtype == "float16"))

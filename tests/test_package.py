@@ -37,7 +37,7 @@ def test_import_loads_no_array_library():
 
 def test_cupy_has_a_backend(monkeypatch):
     """It is looked for as array-api-compat finds CuPy's arrays, with whatever goes by that name."""
-    cupy, backend = ModuleType("cupy"), ModuleType("xconv.backends._cupy")
+    cupy, backend = ModuleType("cupy"), ModuleType("xconv.backends.cupy")
     cupy.ndarray, backend.CupyBackend = type("ndarray", (), {}), SimpleNamespace
     monkeypatch.setitem(sys.modules, "cupy", cupy)
     monkeypatch.setitem(sys.modules, backend.__name__, backend)

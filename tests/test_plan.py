@@ -1,7 +1,6 @@
 """Plans: what they say, and that they run."""
 
 import contextlib
-import re
 import sys
 import threading
 import time
@@ -14,11 +13,11 @@ import pytest
 import xconv
 from xconv._planner import scheduled
 from xconv._ranking import plans
-from xconv.algorithms import ALGORITHMS
+from xconv.algorithms import PORTABLE, RefusedError
 from xconv.algorithms._fourier import best_lengths, sides
 from xconv.algorithms._gemm import Gemm
-from xconv.backends import RefusedError, backend_of
-from xconv.backends._numpy_spectra import layout
+from xconv.backends import Backend, backend_of
+from xconv.backends.numpy._spectra import layout
 
 
 @pytest.fixture
@@ -183,13 +182,14 @@ def test_a_new_algorithm_is_one_entry(monkeypatch, lib, arrays):
     x, w, _ = arrays
     with xconv.config(numerics="strict"):
         cheapest = xconv.plan(x, w).algorithm
-    monkeypatch.setitem(ALGORITHMS, "rounded", Rounded())
+    algorithms = backend_of({"x": x}).algorithms
+    monkeypatch.setitem(algorithms, "rounded", Rounded())
     scheduled.cache_clear()
     assert xconv.plan(x, w).algorithm == "rounded"
     with xconv.config(numerics="strict"):
         p = xconv.plan(x, w)
         assert p.algorithm == cheapest
-        assert ALGORITHMS[cheapest].componentwise
+        assert algorithms[cheapest].componentwise
         assert '`numerics` is "strict"' in repr(p)
         assert xconv.plan(x, w, algorithm="rounded").algorithm == "rounded"
     lib.check(xconv.conv(x, w), lib.numpy(xconv.conv(x, w, algorithm="gemm")))
@@ -211,16 +211,17 @@ class Foreign(Rounded):
 
     def input_grad(self, backend, g, *arrays):
         reason = "there are no gradients"
-        raise RefusedError(reason)
+        raise RefusedError(self.name, reason)
 
     weight_grad = input_grad
 
 
 @pytest.fixture
-def foreign(monkeypatch):
+def foreign(monkeypatch, arrays):
     scheduled.cache_clear()
-    monkeypatch.setitem(ALGORITHMS, "foreign", Foreign())
-    yield ALGORITHMS["foreign"]
+    foreign = Foreign()
+    monkeypatch.setitem(backend_of({"x": arrays[0]}).algorithms, "foreign", foreign)
+    yield foreign
     scheduled.cache_clear()
 
 
@@ -256,8 +257,9 @@ def test_what_another_library_refuses_is_done_by_the_next_best(foreign, lib, arr
 def test_every_refusal_has_a_next_best(foreign, monkeypatch, lib, arrays):
     """As many as there are."""
     x, w, _ = arrays
-    monkeypatch.setitem(ALGORITHMS, "other", Foreign())
-    monkeypatch.setattr(ALGORITHMS["other"], "name", "other", raising=False)
+    other = Foreign()
+    monkeypatch.setattr(other, "name", "other", raising=False)
+    monkeypatch.setitem(backend_of({"x": x}).algorithms, "other", other)
     plan, gemm = (xconv.plan(x, w, stride=2, algorithm=name) for name in ("auto", "gemm"))
     assert set(serving(plan.weight_grad)[:2]) == {"foreign", "other"}
     y = gemm.conv(x, w)
@@ -290,19 +292,16 @@ def test_a_workspace_with_room_for_another_library_alone(foreign, arrays):
     assert found.refusal == f"`workspace` must be at least {least} bytes for this convolution, got {least - 1}"
 
 
-def test_cudnn_is_for_cupy(arrays):
-    """Every other library says so, when it is planned with."""
+def test_a_library_has_its_own_algorithms(lib, arrays):
+    """Every other library knows nothing of them."""
     x, w, _ = arrays
-    reason = "it takes arrays of CuPy, and needs the extra `xconv[cudnn]`"
-    p = xconv.plan(x, w)
-    (found,) = (candidate for candidate in p.candidates if candidate.name == "cudnn")
-    if p.schedule.backend.name == "cupy":
-        pytest.skip("has cuDNN, or an extra that is missing")
-    assert found.refusal == reason
-    with pytest.raises(ValueError, match=re.escape(f"`algorithm` 'cudnn' cannot serve this convolution: {reason}")):
-        xconv.conv(x, w, algorithm="cudnn")
-    with pytest.raises(RefusedError, match="it takes arrays of CuPy"):
-        p.schedule.backend.cudnn("conv", p.schedule.geometry, x, w, None, 0)
+    own = {"numpy": {"mec"}, "cupy": {"implicit", "cudnn"}}.get(backend_of({"x": x}).name, set())
+    known = {*PORTABLE, *own}
+    assert {c.name for c in xconv.plan(x, w).candidates} == known
+    for name in {"mec", "implicit", "cudnn"} - own:
+        with pytest.raises(ValueError, match=rf"^`algorithm` must be one of .* on \w+, got '{name}'$") as caught:
+            xconv.conv(x, w, algorithm=name)
+        assert all(repr(other) in str(caught.value) for other in known)
 
 
 @pytest.mark.numpy_only
@@ -338,10 +337,12 @@ def test_every_tile_fits_into_its_memory(name, options, lib):
     for workspace in (None, 3 * 2**19):
         with xconv.config(workspace=workspace):
             p = xconv.plan(x, w, **options, algorithm=name)
-            every = [s for f in ("forward", "input_grad", "weight_grad") for s in plans(p.schedule.problem, f)]
+            problem = p.schedule.problem
+            every = [s for f in ("forward", "input_grad", "weight_grad") for s in plans(problem, f)]
+        costs = problem.costs
         assert len(every) == (3 if "stride" in options else 4)
         for s in every:
-            needed = max(4 * s.scratch(s.algorithm, tile.geometry, s.backend, casts=False) for tile in s.tiles)
+            needed = max(4 * s.scratch(s.algorithm, tile.geometry, costs, casts=False) for tile in s.tiles)
             assert needed <= s.team.memory, s.name
             assert s.team.memory <= 2 * needed, s.name
 
@@ -453,13 +454,12 @@ def test_a_large_kernel_gets_large_tiles(rng):
 
 def test_runs_with_the_settings_it_was_made_with(monkeypatch):
     from xconv import _config
-    from xconv.algorithms import Tiled
 
     x, w = np.ones((1, 1, 4)), np.ones((1, 1, 2))
     with xconv.config(precision="tf32"):
         p = xconv.plan(x, w)
     seen = []
-    monkeypatch.setattr(Tiled, "__call__", lambda *_, **options: seen.append(_config.current().precision))
+    monkeypatch.setattr(Backend, "call", lambda *_, **options: seen.append(_config.current().precision))
     dy = np.ones(p.y_shape)
     p.conv(x, w), p.input_grad(dy, w), p.weight_grad(dy, x)
     assert seen == ["tf32"] * 3
@@ -492,16 +492,6 @@ def test_few_pixels_of_many_images_make_one_product(rng):
             one = slice(i, i + 1)
             np.testing.assert_array_equal(y[one], xconv.conv(x[one], w, **options))
             np.testing.assert_array_equal(dx[one], xconv.conv_input_grad(dy[one], w, (1, 64, 3, 2), **options))
-
-
-def test_rows_that_overlap_are_for_libraries_that_say_so(lib, monkeypatch):
-    x, w = lib.array(np.zeros((2, 3, 9, 9))), lib.array(np.zeros((4, 3, 3, 3)))
-    for overlap in (True, False):
-        monkeypatch.setattr(type(backend_of({"x": x})), "views_overlap", overlap)
-        scheduled.cache_clear()
-        (found,) = (candidate for candidate in xconv.plan(x, w).candidates if candidate.name == "mec")
-        assert (found.cost > 2 * 4 * 49 * 27) if overlap else ("views that overlap" in found.refusal)
-    scheduled.cache_clear()
 
 
 def like(*shape, dtype="float32"):
@@ -584,7 +574,7 @@ def extreme(rng):
     options |= {
         "pad_mode": one_of("constant", "constant", "edge", "reflect", "wrap"),
         "layout": one_of("channels_first", "channels_last"),
-        "algorithm": one_of("auto", "auto", "auto", "gemm", "fft", *ALGORITHMS),
+        "algorithm": one_of("auto", "auto", "auto", "gemm", "fft", *PORTABLE),
     }
     settings = {"numerics": one_of("fast", "strict"), "workspace": one_of(None, None, 1000 + up_to(10**15))}
     c_in, c_out = groups * c_group, groups * one_of(1, up_to(10**3))

@@ -9,7 +9,7 @@ from test_fuzz import check_geometry
 
 import xconv
 from xconv._planner import scheduled
-from xconv.backends import _numpy_products as products
+from xconv.backends.numpy import _products as products
 
 
 @pytest.fixture

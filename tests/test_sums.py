@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 import xconv
-from xconv.backends import _numpy, _scratch
-from xconv.backends._scratch import _Lease
+from xconv.backends.numpy import _memory, _scratch
+from xconv.backends.numpy._scratch import _Lease
 
 pytestmark = pytest.mark.numpy_only
 
@@ -54,7 +54,7 @@ def test_tiles_of_one_pixel(rng):
 @pytest.mark.parametrize("algorithm", ["gemm", "mec"])
 def test_all_parts_of_all_lanes(rng, monkeypatch, joined, shape, algorithm):
     """However long the sums are, and whether they can be cut evenly."""
-    monkeypatch.setattr(_numpy, "JOINED", joined)
+    monkeypatch.setattr(_memory, "JOINED", joined)
     x, dy = integers(rng, (6, shape[1], 9, 8)), integers(rng, (6, shape[0], 9, 8))
     expected = sum(xconv.conv_weight_grad(dy[i : i + 1], x[i : i + 1], shape, padding=1) for i in range(6))
     with xconv.config(workspace=xconv.plan(x, np.ones(shape, np.float32), padding=1, algorithm="gemm").workspace * 3):

@@ -13,7 +13,8 @@ import pytest
 from threadpoolctl import threadpool_limits
 
 import xconv
-from xconv.backends import Team, _numpy, _scratch, _threads
+from xconv.backends.numpy import NumpyBackend, _scratch, _threads
+from xconv.primitives import Team
 
 pytestmark = pytest.mark.numpy_only
 
@@ -167,7 +168,7 @@ def test_errstate_of_the_caller_holds_in_every_tile():
 FORK = """
 import contextlib, os, sys
 import numpy as np, xconv
-from xconv.backends import _threads
+from xconv.backends.numpy import _threads
 x, w = np.ones((4, 32, 40, 40), np.float32), np.ones((48, 32, 3, 3), np.float32)
 before = xconv.conv(x, w)
 with _threads._hold if "held" in sys.argv else contextlib.nullcontext():
@@ -289,7 +290,7 @@ def test_a_call_that_is_broken_off(layer, monkeypatch, error, algorithm):
     """In the middle of its tiles, in any thread: settings, threads and memory are as before, and so are results."""
     x, w, dy = layer
     options = {"padding": 1, "algorithm": algorithm}
-    product, before = _numpy.NumpyBackend.product, blas_threads()
+    product, before = NumpyBackend.product, blas_threads()
     calls = []
 
     def break_off(*args, **more):
@@ -306,7 +307,7 @@ def test_a_call_that_is_broken_off(layer, monkeypatch, error, algorithm):
             expected = function()
             calls.clear()
             with monkeypatch.context() as patch:
-                patch.setattr(_numpy.NumpyBackend, "product", break_off)
+                patch.setattr(NumpyBackend, "product", break_off)
                 with pytest.raises(error):
                     function()
             assert np.array_equal(function(), expected)

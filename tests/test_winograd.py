@@ -14,7 +14,7 @@ import xconv
 from xconv._ranking import plans
 from xconv.algorithms import _winograd
 from xconv.algorithms._winograd import MOST_TAPS, bank, outputs
-from xconv.backends import _numpy_spectra
+from xconv.backends.numpy import _spectra
 
 #: Error of a sum of products of numbers of size 1, by dtype.
 UNIT = {"float32": 1e-5, "float64": 1e-12}
@@ -132,7 +132,7 @@ def test_filters_are_transformed_in_large_parts(c_out):
     """Each in as much temporary memory as the spectra take that it is for, but no more than a cache holds."""
     g = xconv.plan(np.ones((1, 64, 8, 8)), np.ones((c_out, 64, 3, 3)), algorithm="winograd").schedule.geometry
     side = _winograd.sides(g).filters
-    beside, within = (_numpy_spectra.layout(*side, np.dtype(np.float64), lasting=lasting) for lasting in (True, False))
+    beside, within = (_spectra.layout(*side, np.dtype(np.float64), lasting=lasting) for lasting in (True, False))
     assert (len(beside.parts) < len(within.parts)) == (c_out > 64)
     assert len(beside.parts) <= max(5, c_out // 50)
     assert beside.spare <= max(2**17, min(2**21, math.prod(beside.spectra)))

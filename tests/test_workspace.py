@@ -11,7 +11,9 @@ import pytest
 
 import xconv
 from xconv._arguments import geometry
-from xconv.backends import _numpy_windows, _windows, backend_of
+from xconv.backends import backend_of
+from xconv.backends.numpy import _windows as of_numpy
+from xconv.primitives import _windows
 
 pytestmark = pytest.mark.numpy_only
 
@@ -100,7 +102,7 @@ def test_bound(rng, options, dtype, workspace):
 def test_columns_of_far_taps(rng, library, padding):
     """Nothing between the taps of a tile takes memory."""
     xp = pytest.importorskip(library)
-    windows = _numpy_windows if library == "numpy" else _windows
+    windows = of_numpy if library == "numpy" else _windows
     signal = rng.standard_normal((1, 1, 10**6))
     x, padded = xp.asarray(signal), np.pad(signal[0, 0], padding)
     g = geometry(x.shape, (1, 1, 3), dilation=300_000, padding=padding)

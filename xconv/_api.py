@@ -9,8 +9,8 @@ from ._arguments import MOST_BYTES, WIDEST, check_memory, frozen, integer, per_a
 from ._plan import Plan
 from ._planner import Options, Planned, scheduled
 from ._typing import Array, DType, Ints, Layout, Padding, PadMode, Shape
-from .algorithms import Schedule
 from .backends import Backend, backend_of
+from .schedules import Schedule
 
 
 def conv(
@@ -116,7 +116,7 @@ def conv(
     _check_bias(b, tuple(w.shape[:1]))
     options = _options(backend, stride, padding, dilation, groups, pad_mode, layout, dtype, algorithm)
     schedule = _schedule(backend, given, tuple(x.shape), tuple(w.shape), options)
-    _check_memory(schedule, schedule.y_shape)
+    _check_memory(backend, schedule, schedule.y_shape)
     return schedule.forward(x, w, b)
 
 
@@ -183,7 +183,7 @@ def conv_input_grad(
     options = _options(backend, stride, padding, dilation, groups, pad_mode, layout, dtype, algorithm)
     schedule = _schedule(backend, given, x_shape, tuple(w.shape), options)
     _check_result(dy, schedule)
-    _check_memory(schedule, x_shape)
+    _check_memory(backend, schedule, x_shape)
     return schedule.input_grad(dy, w)
 
 
@@ -248,7 +248,7 @@ def conv_weight_grad(
     options = _options(backend, stride, padding, dilation, groups, pad_mode, layout, dtype, algorithm)
     schedule = _schedule(backend, given, tuple(x.shape), w_shape, options)
     _check_result(dy, schedule)
-    _check_memory(schedule, w_shape)
+    _check_memory(backend, schedule, w_shape)
     return schedule.weight_grad(dy, x)
 
 
@@ -314,7 +314,7 @@ def conv_transpose(
     options = options._replace(output_padding=frozen("output_padding", output_padding))
     schedule = _schedule(backend, given, tuple(x.shape), tuple(w.shape), options)
     _check_bias(b, (schedule.geometry.c_in,))
-    _check_memory(schedule, schedule.x_shape)
+    _check_memory(backend, schedule, schedule.x_shape)
     return schedule.input_grad(x, w, b, conjugate=False)
 
 
@@ -386,7 +386,7 @@ def unfolded(
     kernel = per_axis("kernel_size", frozen("kernel_size", kernel_size), max(1, len(x_shape) - 2), least=1)
     options = _options(backend, stride, padding, dilation, 1, pad_mode, "channels_first", None, "gemm")
     schedule = _schedule(backend, given, x_shape, (1, *x_shape[1:2], *kernel), options)
-    _check_memory(schedule, schedule.geometry.columns_shape)
+    _check_memory(backend, schedule, schedule.geometry.columns_shape)
     return schedule.im2col(x, images_last=images_last)
 
 
@@ -449,7 +449,7 @@ def col2im(
     if out != cols_shape[2 + rank :]:
         msg = f"`cols` must have the output size {out} that size {sizes} leads to, got shape {cols_shape}"
         raise ValueError(msg)
-    _check_memory(schedule, schedule.x_shape)
+    _check_memory(backend, schedule, schedule.x_shape)
     return schedule.col2im(cols)
 
 
@@ -553,7 +553,7 @@ def _check_result(dy: Array, schedule: Schedule) -> None:
         raise ValueError(msg)
 
 
-def _check_memory(schedule: Schedule, result: Shape) -> None:
+def _check_memory(backend: Backend, schedule: Schedule, result: Shape) -> None:
     """MemoryError where no memory holds the result; arrays in chunks need not fit into one."""
-    if math.prod(result) > MOST_BYTES // WIDEST and not schedule.backend.chunked:
-        check_memory(result, schedule.backend.itemsize(schedule.dtype), schedule.dtype)
+    if math.prod(result) > MOST_BYTES // WIDEST and backend.chunked is None:
+        check_memory(result, backend.itemsize(schedule.dtype), schedule.dtype)

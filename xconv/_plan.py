@@ -7,8 +7,8 @@ from ._config import Settings, applied
 from ._planner import Planned
 from ._ranking import Candidate, candidates
 from ._typing import Array, DType, Function, Shape
-from .algorithms import Tiled
 from .backends import backend_of
+from .schedules import Tiled
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,8 +167,8 @@ class FunctionPlan:
 
     @property
     def bytes(self) -> int:
-        tiled = self.tiled
-        return tiled.backend.itemsize(tiled.accumulator) * tiled.algorithm.traffic(tiled.geometry)
+        tiled, backend = self.tiled, self.plan.schedule.problem.backend
+        return backend.itemsize(tiled.accumulator) * tiled.algorithm.traffic(tiled.geometry)
 
     @property
     def workspace(self) -> int:
@@ -218,7 +218,7 @@ class FunctionPlan:
         tiled = self.tiled
         team = tiled.team
         seconds = self.plan.schedule.seconds(self.function, self.plan.place)
-        parallel = team.heavy and team.limit > 1 and tiled.backend.parallel
+        parallel = team.heavy and team.limit > 1 and self.plan.schedule.problem.backend.parallel
         lines = [
             f"  {self.function}: {tiled.name}",
             f"    work     {_metric(self.flops, 'FLOP')}, {_metric(self.bytes, 'B')} moved",

@@ -17,8 +17,9 @@ from ._geometry import Geometry
 from ._measuring import measured
 from ._ranking import Problem, able, plans
 from ._typing import Array, DType, Function, Shape
-from .algorithms import Chunked, Schedule, Tiled
-from .backends import Backend, RefusedError, backend_of
+from .algorithms import RefusedError
+from .backends import Backend, backend_of
+from .schedules import Schedule, Tiled
 
 #: What is predicted to take so many times as long as the best is not worth a measurement.
 PROMISING = 16
@@ -88,12 +89,13 @@ class Planned(Schedule):
         else:
             seconds = self._measured(function, *arrays, **options)
             plan = next(self._ranked(function, seconds))
+        call = self.problem.backend.call
         try:
-            return plan(*arrays, **options)
+            return call(plan, *arrays, **options)
         except RefusedError:
             for other in islice(self._ranked(function, seconds), 1, None):
                 with suppress(RefusedError):
-                    return other(*arrays, **options)
+                    return call(other, *arrays, **options)
             raise
 
     def _ranked(self, function: Function, seconds: dict[str, float]) -> Iterator[Tiled]:
@@ -119,11 +121,11 @@ class Planned(Schedule):
     def _measured(self, function: Function, *arrays: Array | None, **options: bool) -> dict[str, float]:
         """The times of the plans that are worth it; measured now, if nobody has."""
         promising = self._promising(function)
-        if len(promising) < 2 or self.problem.tuning is None:
+        backend, tuning = self.problem.backend, self.problem.tuning
+        if len(promising) < 2 or tuning is None:
             return {}
-        runs = {plan.name: partial(plan, *arrays, **options) for plan in promising}
-        call = self.problem.call(function, self.backend.place(arrays[0]))
-        return measured(self.problem.tuning, call, runs, self.backend.seconds)
+        runs = {plan.name: partial(backend.call, plan, *arrays, **options) for plan in promising}
+        return measured(tuning, self.problem.call(function, backend.place(arrays[0])), runs, backend.seconds)
 
 
 @lru_cache(maxsize=1024)
@@ -168,13 +170,13 @@ def computed(
 def _scheduled(problem: Problem) -> Schedule:
     backend, g, dtype, settings, algorithm = problem
     accumulator = backend.accumulator(dtype)
-    if not backend.chunked:
+    if backend.chunked is None:
         return Planned(backend, g, dtype, accumulator, problem)
     able(problem, "forward")
     settings = settings._replace(tuning=None)  # a task on another machine does not measure
     run = partial(computed, algorithm, settings)
     identity = (algorithm, settings._replace(threads=None))  # threads change no result
-    return Chunked(backend, g, dtype, accumulator, run, identity)
+    return backend.chunked(backend, g, dtype, accumulator, run, identity)
 
 
 #: The same, remembered for the parts of arrays in chunks.

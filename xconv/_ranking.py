@@ -15,8 +15,10 @@ from ._config import Settings
 from ._geometry import Geometry, Tile, Tiling
 from ._tuning import Tuning
 from ._typing import DType, Function
-from .algorithms import ALGORITHMS, WAYS, Algorithm, Tiled
-from .backends import MIB, Backend, Costs, Team
+from .algorithms import Algorithm
+from .backends import MIB, Backend
+from .primitives import Costs, Team
+from .schedules import WAYS, Tiled
 
 #: Multiply-adds of a call that is worth a hold on the BLAS.
 HEAVY = 2**19
@@ -142,7 +144,7 @@ def _choices(problem: Problem, function: Function) -> Iterator[Choice]:
         g = way.geometry_of(whole)
         if g is None:
             continue
-        for name, algorithm in ALGORITHMS.items():
+        for name, algorithm in backend.algorithms.items():
             refusal = algorithm.refusal(g, kind) or algorithm.lack(backend, dtype, settings.precision)
             if refusal and way is not WAYS[function][-1]:
                 continue  # the last way says why
@@ -158,8 +160,9 @@ def _choices(problem: Problem, function: Function) -> Iterator[Choice]:
 def able(problem: Problem, function: Function) -> list[Choice]:
     """The choices that may serve, as they were asked for; ValueError where there are none."""
     asked = problem.algorithm
-    if asked not in {"auto", *ALGORITHMS}:
-        msg = f"`algorithm` must be one of {('auto', *ALGORITHMS)}, got {asked!r}"
+    known = ("auto", *problem.backend.algorithms)
+    if asked not in known:
+        msg = f"`algorithm` must be one of {known} on {problem.backend.name}, got {asked!r}"
         raise ValueError(msg)
     found = [choice for choice in _choices(problem, function) if asked in {"auto", choice.algorithm.name}]
     able = [c for c in found if c.refusal is None and (c.note is None or asked != "auto")]
@@ -185,26 +188,28 @@ class WorkspaceError(ValueError):
 class Memory(NamedTuple):
     """Bytes that the parts of a plan take."""
 
-    problem: Problem
     choice: Choice
-    operand: DType
-    accumulator: DType
-    #: Bytes of an element of these two.
+    costs: Costs
+    #: Whether tiles are cast to another dtype, to be multiplied.
+    casts: bool
+    #: Whether sums have another dtype than the result.
+    widens: bool
+    #: Bytes of what is multiplied, and of a sum.
     narrow: int
     itemsize: int
 
     def tile(self, part: Geometry) -> int:
         """Temporary memory of a tile."""
-        backend, way, algorithm = self.problem.backend, self.choice.way, self.choice.algorithm
+        way, algorithm = self.choice.way, self.choice.algorithm
         written_out = 0
         if part.pad_mode != "constant":
             part = part.extended()
             written_out = 3 * math.prod(part.x_shape)
-        scratch = way.scratch(algorithm, part, backend, casts=self.operand != self.problem.dtype)
-        if self.operand != self.problem.dtype:
+        scratch = way.scratch(algorithm, part, self.costs, casts=self.casts)
+        if self.casts:
             written_out += math.prod(part.x_shape)
         narrower = self.itemsize - self.narrow
-        halves = algorithm.halves(way.function, part, backend)
+        halves = algorithm.halves(way.function, part, self.costs)
         return self.itemsize * (scratch + written_out) - narrower * halves
 
     def border(self, part: Geometry) -> int:
@@ -219,7 +224,7 @@ class Memory(NamedTuple):
     def fixed(self) -> int:
         """What is there for as long as a call: a weight gradient's tile holds its own result and adds it to a sum."""
         g, fixed = self.choice.geometry, 2 * self.filters
-        if g.pad_mode != "constant" and self.accumulator != self.problem.dtype:
+        if g.pad_mode != "constant" and self.widens:
             fixed += self.itemsize * math.prod(g.x_shape)  # of which the padding's gradient is added in the wider dtype
         return fixed
 
@@ -230,12 +235,12 @@ def cut(problem: Problem, choice: Choice) -> Tiled:
     way, algorithm, g = choice.way, choice.algorithm, choice.geometry
     accumulator = backend.accumulator(dtype)
     operand = backend.operand(dtype) if algorithm.takes_half else accumulator
-    memory = Memory(problem, choice, operand, accumulator, backend.itemsize(operand), backend.itemsize(accumulator))
-    costs = problem.costs
+    costs, sizes = problem.costs, (backend.itemsize(operand), backend.itemsize(accumulator))
+    memory = Memory(choice, costs, operand != dtype, accumulator != dtype, *sizes)
     shared = choice.whole(costs) >= SHARED
     whole = g.largest("outputs", (g.batch, *g.out))  # as the tiler judges it
     target = backend.tile_size(algorithm.name, g, dtype, memory.tile(whole), shared=shared)
-    target = max(target, memory.itemsize * algorithm.least_tile(whole, backend))
+    target = max(target, memory.itemsize * algorithm.least_tile(whole, costs))
     fixed, filters = memory.fixed, memory.filters
     room = (MOST_BYTES if settings.workspace is None else settings.workspace) - fixed
     tiling, cost = _tiling(choice, costs, memory, min(target, room), room)

@@ -11,7 +11,8 @@ from oracle import Oracle
 
 from xconv._axis import Axis
 from xconv._geometry import Geometry
-from xconv.backends import _kernels as texts
+from xconv.backends.cupy import _kernels as texts
+from xconv.backends.cupy import _lines
 
 DTYPES = ("float32", "float64", "float16", "bfloat16", "complex64", "complex128")
 DTYPES += ("int8", "int16", "int32", "int64", "uint8")
@@ -38,8 +39,8 @@ class Placed:
         self.view = np.lib.stride_tricks.as_strided(
             self.flat[start:], shape, [step * dtype.itemsize for step in strides]
         )
-        aligned = self.flat.ctypes.data % texts.WIDEST == 0
-        self.memory = texts.Memory(dtype.name, dtype.itemsize, tuple(shape), tuple(strides), start, aligned)
+        aligned = self.flat.ctypes.data % _lines.WIDEST == 0
+        self.memory = _lines.Memory(dtype.name, dtype.itemsize, tuple(shape), tuple(strides), start, aligned)
 
     def fill(self, values):
         self.view[...] = values.astype(self.flat.dtype)
@@ -50,7 +51,7 @@ class Placed:
 class Case:
     """One kernel, its arrays, and what it must write into the last of them."""
 
-    kernel: texts.Kernel
+    kernel: _lines.Kernel
     arrays: tuple[Placed, ...]
     expected: np.ndarray
     geometry: Geometry
@@ -125,7 +126,7 @@ def _case(verb, g, dtype, *, literal=True, seed=0, values=None, scattered=True, 
         if even and made:
             order = (*rng.permutation(len(shape) - 1).tolist(), len(shape) - 1)
             steps = (*(int(s) for s in rng.choice([1, 1, 2, -1], len(shape) - 1)), 1)
-            return Placed(shape, dtype, order=order, steps=steps, shift=int(rng.choice([0, 0, texts.WIDEST])))
+            return Placed(shape, dtype, order=order, steps=steps, shift=int(rng.choice([0, 0, _lines.WIDEST])))
         made.append(shape)
         if scattered:
             axes = tuple(range(len(shape)))

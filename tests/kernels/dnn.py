@@ -53,7 +53,7 @@ class HostDnn:
 
     @contextlib.contextmanager
     def installed(self):
-        from xconv.backends import _cudnn
+        from xconv.backends.cupy import _graphs
 
         def made(**options):
             graph = HostGraph(**options)
@@ -66,7 +66,7 @@ class HostDnn:
             monkeypatch.setattr(cudnn, "create_handle", self.create_handle)
             monkeypatch.setattr(cudnn, "set_stream", lambda handle, stream: setattr(handle, "stream", stream))
             monkeypatch.setattr(cupy.cuda, "get_current_stream", lambda: SimpleNamespace(ptr=self.stream))
-            monkeypatch.setattr(_cudnn, "_own", _cudnn._Own())
+            monkeypatch.setattr(_graphs, "_own", _graphs._Own())
             yield self
 
     def create_handle(self):

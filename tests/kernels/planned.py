@@ -11,8 +11,7 @@ import numpy as np
 
 from xconv._axis import Axis
 from xconv._geometry import Geometry
-from xconv.algorithms import ALGORITHMS
-from xconv.backends import _cudnn
+from xconv.backends.cupy import CupyBackend, _graphs
 
 #: An H100 in cuDNN's words.
 DEVICE = {
@@ -54,12 +53,12 @@ def anything(count):
 
 def answer(device, function, g, dtype, tf32, *, bounded=True):
     """The engine that cuDNN chooses, with the memory that it takes and may take; or why there is none."""
-    inner, _ = _cudnn._inner(g)
-    most = ALGORITHMS["cudnn"]._workspace(g) * (8 if dtype == "float64" else 4)
-    task = _cudnn.Task(function, inner, dtype, tf32, most if bounded else 2**40)
-    graph = _cudnn.describe(task, device_property=device, sm_version=90).graph
+    inner, _ = _graphs._inner(g)
+    most = CupyBackend.algorithms["cudnn"]._workspace(g) * (8 if dtype == "float64" else 4)
+    task = _graphs.Task(function, inner, dtype, tf32, most if bounded else 2**40)
+    graph = _graphs.describe(task, device_property=device, sm_version=90).graph
     try:
-        _cudnn.build(graph, task)
+        _graphs.build(graph, task)
     except (cudnn.cudnnGraphNotSupportedError, RuntimeError, ValueError) as error:
         return str(error)
     return graph.get_plan_name_at_index(graph._plan_index), graph.get_workspace_size(), most
@@ -71,7 +70,7 @@ def main():
     arithmetic = (("float32", False), ("float32", True), ("float16", False), ("bfloat16", False), ("float64", False))
     for name, geometries in (("layer", layers()), ("any", anything(40))):
         for g in geometries:
-            for function in _cudnn.FUNCTIONS:
+            for function in _graphs.FUNCTIONS:
                 for dtype, tf32 in arithmetic:
                     if function == "weight_grad" and "float16" in dtype:
                         continue  # is computed as float32

@@ -8,14 +8,14 @@ from oracle import Oracle
 
 from kernels.cases import WIDE, Placed, geometries
 from xconv._geometry import Geometry
-from xconv.backends import _implicit
+from xconv.backends.cupy import _implicit_kernel
 
 DTYPES = ("float16", "bfloat16", "float32")
 
 
 @dataclass(frozen=True)
 class Case:
-    product: _implicit.Product
+    product: _implicit_kernel.Product
     source: Placed
     filters: np.ndarray
     result: Placed
@@ -38,7 +38,7 @@ class Case:
 def packed(w, *, adjoint):
     """What `packed_filters` does, on NumPy."""
     w = w.swapaxes(0, 1) if adjoint else w
-    width = _implicit.chunks(w.shape[1], w.itemsize) * 16 // w.itemsize
+    width = _implicit_kernel.chunks(w.shape[1], w.itemsize) * 16 // w.itemsize
     u = np.zeros((w.shape[0], *w.shape[2:], width), w.dtype)
     u[..., : w.shape[1]] = np.moveaxis(w, 1, -1)
     return u
@@ -66,7 +66,7 @@ def case(g, dtype="float16", *, adjoint=False, seed=0, scattered=False, wide=Fal
         values.reshape(*shapes[0][:2], -1)[-1, -1, -1] = np.nan
     beside = 1 + 2**-12 * (dtype == "float32")
     source.fill(values * beside)
-    product = _implicit.product(g, source.memory, result.memory, adjoint=adjoint)
+    product = _implicit_kernel.product(g, source.memory, result.memory, adjoint=adjoint)
     expected = (oracle.input_grad if adjoint else oracle.conv)(values, w)
     return Case(product, source, packed((w * beside).astype(dtype), adjoint=adjoint), result, expected)
 

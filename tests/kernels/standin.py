@@ -29,7 +29,7 @@ from kernels.blas import HostBlas
 from kernels.cpu import harness
 from kernels.warps import warps
 from xconv._planner import _of_part, scheduled
-from xconv.backends import _cublas, _cupy, _implicit, _texts
+from xconv.backends.cupy import _backend, _cublas, _implicit, _implicit_kernel, _texts
 
 
 class HostPointer(memory.MemoryPointer):
@@ -164,7 +164,7 @@ class StandIn:
         monkeypatch.setattr(_texts, "_texts", _texts.Texts())
         monkeypatch.setattr(cupy.ndarray, "__cupy_override_elementwise_kernel__", launch, raising=False)
         monkeypatch.setattr(cupy.ndarray, "device", property(self.device_of))
-        monkeypatch.setattr(_cupy, "_available", lambda: True)
+        monkeypatch.setattr(_backend, "_available", lambda: True)
         monkeypatch.setattr(cupy.ndarray, "get", lambda a, *_: host(a).copy())
         monkeypatch.setattr(namespace, "asarray", lambda a, dtype=None, **_: device(np.asarray(a, dtype)))
         monkeypatch.setattr(cupy.ndarray, "copy", lambda a, order="C": device(host(a).copy(order)))
@@ -178,7 +178,7 @@ class StandIn:
     def _forget(self):
         """Empty the caches that hold what is replaced."""
         kernels = (_texts._general, _texts._elementwise, _implicit.ready)
-        for cached in (*kernels, _cupy._constant, _cublas._cublas, scheduled, _of_part):
+        for cached in (*kernels, _backend._constant, _cublas._cublas, scheduled, _of_part):
             cached.cache_clear()
 
     def launch(self, kernel, *arguments, out=None, dtype=None):
@@ -202,11 +202,11 @@ class StandIn:
 
     def launch_blocks(self, code, name, grid, threads, arguments):
         """A kernel of blocks of threads: CuPy's `RawKernel`."""
-        assert threads == (_implicit.THREADS,)
+        assert threads == (_implicit_kernel.THREADS,)
         assert {self.device_of(a) for a in arguments} == {self.entered[-1]}
         self.launches.append((name, arguments))
-        head, kernel = code.split(_implicit.INSTRUCTIONS)
-        warps().launch(_implicit.Product(name, head, *grid, kernel), *map(host, arguments))
+        head, kernel = code.split(_implicit_kernel.INSTRUCTIONS)
+        warps().launch(_implicit_kernel.Product(name, head, *grid, kernel), *map(host, arguments))
 
     @property
     def names(self):

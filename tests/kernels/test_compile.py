@@ -13,7 +13,8 @@ from kernels import cuda
 from kernels.cases import DTYPES, VERBS, case
 from xconv._axis import Axis
 from xconv._geometry import Geometry
-from xconv.backends import _kernels as texts
+from xconv.backends.cupy import _kernels as texts
+from xconv.backends.cupy import _lines
 
 #: A layer of a network; and one with steps, of 1 to 3 axes.
 LAYER = Geometry(2, 16, 16, 1, (Axis(20, 3, 1, 1, 1, 1), Axis(24, 3, 1, 1, 1, 1)))
@@ -160,11 +161,11 @@ def test_neighbours_are_written_at_once(architecture):
 class Bare:
     """A kernel between images and columns that are contiguous, and not there."""
 
-    def __init__(self, verb, g, dtype, threads=texts.THREADS):
+    def __init__(self, verb, g, dtype, threads=_lines.THREADS):
         memories = []
         for shape in (g.x_shape, g.columns_shape):
             steps = tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
-            memories.append(texts.Memory(dtype, np.dtype(dtype).itemsize, shape, steps, aligned=True))
+            memories.append(_lines.Memory(dtype, np.dtype(dtype).itemsize, shape, steps, aligned=True))
         if verb == "col2im":
             memories.reverse()
         self.arrays = [SimpleNamespace(memory=memory) for memory in memories]

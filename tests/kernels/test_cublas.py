@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from kernels.blas import HostBlas
-from xconv.backends import _cublas
-from xconv.backends._steps import CLEAR, COPY, SUM, Each, Now
+from xconv.backends.cupy import _cublas
+from xconv.backends.cupy._steps import CLEAR, COPY, SUM, Each, Now
 
 
 class HostArray(np.ndarray):

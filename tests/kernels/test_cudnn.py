@@ -17,8 +17,8 @@ from xconv import _planner
 from xconv._axis import Axis
 from xconv._geometry import Geometry
 from xconv._ranking import plans
-from xconv.algorithms import ALGORITHMS
-from xconv.backends import _cudnn, _cupy, backend_of
+from xconv.backends import backend_of
+from xconv.backends.cupy import CupyBackend, _cudnn
 
 ALWAYS = {"NONDETERMINISTIC", "DOWN_CONVERT_INPUTS", "REDUCED_PRECISION_REDUCTION", "FFT", "WINOGRAD"}
 LAYER = (2, 4, 9, 8), (6, 4, 3, 3), {"padding": 1}
@@ -37,7 +37,7 @@ def proven(monkeypatch):
     caches = (_planner.scheduled, _planner._of_part)
     for cache in caches:
         cache.cache_clear()
-    monkeypatch.setattr(_cupy.CupyBackend, "unproven", frozenset({"winograd", "fft"}))
+    monkeypatch.setattr(CupyBackend, "unproven", frozenset({"winograd", "fft"}))
     yield
     for cache in caches:
         cache.cache_clear()
@@ -296,7 +296,7 @@ def test_the_device_and_the_stream(dnn):
 
 def test_without_the_extra(dnn, monkeypatch):
     x, w = device(numbers((1, 2, 5, 5))), device(numbers((3, 2, 3, 3)))
-    monkeypatch.setattr(_cupy, "find_spec", lambda name: None)
+    monkeypatch.setattr(_cudnn, "find_spec", lambda name: None)
     _planner.scheduled.cache_clear()
     with pytest.raises(ValueError, match=r"^`algorithm` 'cudnn' cannot serve .*: it needs the extra `xconv\[cudnn\]`"):
         xconv.conv(x, w, algorithm="cudnn")
@@ -306,8 +306,8 @@ def test_without_the_extra(dnn, monkeypatch):
 
 def test_a_frontend_that_cannot_be_imported(dnn, monkeypatch):
     x, w = device(numbers((1, 2, 5, 5))), device(numbers((3, 2, 3, 3)))
-    monkeypatch.setitem(sys.modules, "xconv.backends._cudnn", None)
-    monkeypatch.delattr("xconv.backends._cudnn")
+    monkeypatch.setitem(sys.modules, "xconv.backends.cupy._graphs", None)
+    monkeypatch.delattr("xconv.backends.cupy._graphs")
     with pytest.raises(ValueError, match=r"^`algorithm` 'cudnn' cannot serve .*: its frontend cannot be imported"):
         xconv.conv(x, w, algorithm="cudnn")
 
@@ -329,7 +329,7 @@ def test_what_is_refused_beforehand(dnn, shapes, dtype, reason):
 
 
 def test_more_elements_than_32_bits_count():
-    cudnn_ = ALGORITHMS["cudnn"]
+    cudnn_ = CupyBackend.algorithms["cudnn"]
     for length, words in ((2**31 - 1, None), (2**31, "it counts elements in 32 bits, and there are more")):
         assert cudnn_.refusal(Geometry(1, 1, 1, 1, (Axis(length, 3),)), "real") == words
 

@@ -9,7 +9,8 @@ import xconv
 from kernels.standin import StandIn, device, host
 from xconv._axis import Axis
 from xconv._geometry import Geometry
-from xconv.backends import _texts, backend_of
+from xconv.backends import backend_of
+from xconv.backends.cupy import _texts
 
 OPTIONS = {"stride": (2, 1), "padding": ((1, 2), 0), "dilation": (1, 2)}
 

@@ -20,9 +20,9 @@ from kernels.test_sanitizers import run as run_sanitized
 from kernels.warps import warps
 from xconv._axis import Axis
 from xconv._ranking import plans
-from xconv.backends import _implicit
+from xconv.backends.cupy import _implicit, _implicit_kernel
 
-ARCHITECTURES = [a for a in cuda.ARCHITECTURES if a >= _implicit.LEAST_CAPABILITY]
+ARCHITECTURES = [a for a in cuda.ARCHITECTURES if a >= _implicit_kernel.LEAST_CAPABILITY]
 LAYER, STEPS = (Axis(24, 3, 1, 1, 1, 1),) * 2, (Axis(17, 4, 3, 2, 0, 1), Axis(6, 2, 1, 1, 1, 0))
 #: Channels in and out, axes, and whether it is the input gradient.
 COMPILED = {
@@ -52,7 +52,7 @@ def product_of(channels, filters, axes, dtype, *, adjoint=False):
     g = geometry(channels, filters, *axes, batch=8)
     shapes = (g.y_shape, g.x_shape) if adjoint else (g.x_shape, g.y_shape)
     order = (0, *range(2, 2 + len(axes)), 1)
-    return _implicit.product(g, *(Placed(shape, dtype, order=order).memory for shape in shapes), adjoint=adjoint)
+    return _implicit_kernel.product(g, *(Placed(shape, dtype, order=order).memory for shape in shapes), adjoint=adjoint)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_compiled(name, dtype, architecture):
     # Each half of a slice takes a warp `high` matrices of pixels, 2 of filters and 4 products of each of the former;
     # the compiler may write out more than one slice.
     tile = 128 if (channels if adjoint else filters) > 64 else filters
-    high = _implicit.ROWS * tile // _implicit.THREADS // 16
+    high = _implicit_kernel.ROWS * tile // _implicit_kernel.THREADS // 16
     products, matrices = made.count("HMMA"), made.count("LDSM")
     assert products % (2 * high * 4) == 0 < products
     assert matrices * high * 4 == products * (high + 2)

@@ -12,10 +12,10 @@ from kernels import standin as module
 from kernels.standin import Meter, StandIn, device, host
 from xconv import _config
 from xconv._planner import Options, computed, scheduled
-from xconv.backends import _cupy, _implicit
-from xconv.backends._cublas import Product
-from xconv.backends._program import Block, Program, Symbol
-from xconv.backends._steps import Blocks, Each, Launch, Total, flat
+from xconv.backends.cupy import _backend, _implicit_kernel
+from xconv.backends.cupy._cublas import Product
+from xconv.backends.cupy._program import Block, Program, Symbol
+from xconv.backends.cupy._steps import Blocks, Each, Launch, Total, flat
 
 OPERANDS = {"forward": ("x", "w"), "input_grad": ("dy", "w"), "weight_grad": ("dy", "x")}
 
@@ -42,9 +42,9 @@ def written(shapes, function, dtype="float32", *, workspace=None, precision="iee
     dtype = np.dtype(dtype)
     settings = _config.current()._replace(workspace=workspace, precision=precision)
     dtypes = (("x", dtype), ("w", dtype))
-    schedule = scheduled(_cupy.CupyBackend(), shapes["x"], shapes["w"], dtypes, Options(**options), settings)
+    schedule = scheduled(_backend.CupyBackend(), shapes["x"], shapes["w"], dtypes, Options(**options), settings)
     arrays = [Symbol.described(Block(0, 0), shapes[name], dtype) for name in OPERANDS[function]]
-    program = _cupy._written(schedule.predicted(function), arrays, {}, 0, literal=True)
+    program = _backend._written(schedule.predicted(function), arrays, {}, 0, literal=True)
     found = Counter(KINDS[type(step)] for step, _ in program.steps if type(step) in KINDS)
     return " ".join(f"{count}{kind}" for kind, count in sorted(found.items()))
 
@@ -198,7 +198,7 @@ def test_a_program_gives_the_same_bits(standin, monkeypatch, dtype, options):
         for arrays in (plain, mirrored, shifted):
             taken = [[function() for _ in range(4)] for function in functions(arrays, options)]
             with monkeypatch.context() as patch:
-                patch.setattr(_cupy, "PROGRAMMED", set())
+                patch.setattr(_backend, "PROGRAMMED", set())
                 standin._forget()
                 expected = [function() for function in functions(arrays, options)]
                 standin._forget()
@@ -234,7 +234,7 @@ def test_a_program_is_kept(standin):
 
 
 def test_only_so_many_programs_are_kept(standin, monkeypatch):
-    monkeypatch.setattr(_cupy, "MOST_PROGRAMS", 3)
+    monkeypatch.setattr(_backend, "MOST_PROGRAMS", 3)
     w = device(numbers((4, 3, 3, 3)))
     for shift in range(8):
         x = device(np.zeros((2, 3, 8, 8 + shift), "float32"))[..., :8]
@@ -256,7 +256,7 @@ def test_what_is_no_program(standin):
     with xconv.config(workspace=5000):
         x, w = device(numbers((4, 2, 30, 30))), device(numbers((2, 2, 3, 3)))
         plan = xconv.plan(x, w)
-        assert plan.tiles > _cupy.MOST_PROGRAMMED_TILES
+        assert plan.tiles > _backend.MOST_PROGRAMMED_TILES
         expected = xconv.conv(host(x), host(w), algorithm="gemm")
         assert np.array_equal(host(plan.conv(x, w)), expected)
         assert not programs_of(plan)
@@ -313,7 +313,7 @@ def test_one_schedule_for_several_kinds_of_calls(standin):
 
 def test_programs_settle(standin, monkeypatch):
     """As many ways to lie as are kept, one after the other: nothing is written anew once all have their kernels."""
-    monkeypatch.setattr(_cupy, "MOST_PROGRAMS", 4)
+    monkeypatch.setattr(_backend, "MOST_PROGRAMS", 4)
     w = device(numbers((4, 2, 3, 3), "float16"))
     whole = device(numbers((2, 2, 6, 20), "float16"))
     plan = xconv.plan(whole[..., :6], w)
@@ -356,7 +356,7 @@ def peak(monkeypatch, function):
 def test_memory_is_given_back_as_it_is_without_a_program(standin, monkeypatch, programmed):
     """Tile after tile: the next begins when the one before has left its memory."""
     if not programmed:
-        monkeypatch.setattr(_cupy, "PROGRAMMED", set())
+        monkeypatch.setattr(_backend, "PROGRAMMED", set())
     standin.launches = Names()
     x, w = device(numbers((8, 8, 20, 20))), device(numbers((8, 8, 3, 3)))
     dy = device(numbers((8, 8, 20, 20), seed=1))
@@ -431,7 +431,7 @@ def test_an_older_device_is_found_by_every_call(standin, monkeypatch):
     plan = xconv.plan(x, w, algorithm="implicit", layout="channels_last")
     for _ in range(4):
         plan.conv(x, w)
-    monkeypatch.setattr(_implicit, "LEAST_CAPABILITY", 1000)
+    monkeypatch.setattr(_implicit_kernel, "LEAST_CAPABILITY", 1000)
     with pytest.raises(ValueError, match="takes a device of compute capability"):
         plan.conv(x, w)
 

@@ -11,7 +11,8 @@ from kernels.cases import DTYPES, VERBS, Placed, case, even_geometries, geometri
 from kernels.cpu import KernelError, harness
 from xconv._axis import Axis
 from xconv._geometry import Geometry
-from xconv.backends import _kernels as texts
+from xconv.backends.cupy import _kernels as texts
+from xconv.backends.cupy import _lines
 
 
 def check(cases):
@@ -188,7 +189,7 @@ def test_where_neighbours_share_a_thread():
 
     def pack(verb="im2col", dtype="float16", *, g=g, literal=True, threads=0, **lie):
         size = np.dtype(dtype).itemsize
-        x, cols = (texts.Memory(dtype, size, s, _contiguous(s), 0, True) for s in (g.x_shape, g.columns_shape))
+        x, cols = (_lines.Memory(dtype, size, s, _contiguous(s), 0, True) for s in (g.x_shape, g.columns_shape))
         source, result = (x, cols) if verb == "im2col" else (cols, x)
         with patch.object(texts, "THREADS", threads):
             name = getattr(texts, verb)(g, source, result._replace(**lie), literal=literal).name
@@ -217,8 +218,8 @@ def test_indices_are_as_wide_as_they_must_be():
     """Offsets beyond the array count where padding leads there, and nowhere else."""
 
     def bits(g, *steps):
-        x = texts.Memory("int8", 1, g.x_shape, steps or _contiguous(g.x_shape), 0)
-        cols = texts.Memory("int8", 1, g.columns_shape, _contiguous(g.columns_shape), 0)
+        x = _lines.Memory("int8", 1, g.x_shape, steps or _contiguous(g.x_shape), 0)
+        cols = _lines.Memory("int8", 1, g.columns_shape, _contiguous(g.columns_shape), 0)
         (name,) = {texts.im2col(g, x, cols, literal=literal).name.split("_")[-2] for literal in (False,)}
         return name
 

@@ -1,21 +1,15 @@
-"""Every algorithm by its name, in the order in which ``"auto"`` considers them."""
+"""What is computed, in the array-API standard and the primitives: algorithms for every library."""
 
-from ._algorithm import Algorithm
-from ._chunked import Chunked
-from ._cudnn import Cudnn
+from ._algorithm import Algorithm, RefusedError
 from ._depthwise import Depthwise
 from ._fourier import Fourier
 from ._gemm import Gemm
-from ._implicit import Implicit
-from ._mec import Mec
 from ._pointwise import Pointwise
-from ._schedule import Schedule
-from ._tiled import WAYS, Tiled
 from ._winograd import Winograd
 
-__all__ = ["ALGORITHMS", "WAYS", "Algorithm", "Chunked", "Schedule", "Tiled"]
+__all__ = ["PORTABLE", "Algorithm", "Gemm", "RefusedError"]
 
-ALGORITHMS: dict[str, Algorithm] = {
-    algorithm.name: algorithm
-    for algorithm in (Pointwise(), Depthwise(), Winograd(), Gemm(), Mec(), Fourier(), Implicit(), Cudnn())
+#: By name, in the order in which ``"auto"`` considers them.
+PORTABLE: dict[str, Algorithm] = {
+    algorithm.name: algorithm for algorithm in (Pointwise(), Depthwise(), Winograd(), Gemm(), Fourier())
 }

@@ -6,7 +6,14 @@ from typing import ClassVar
 
 from .._geometry import Geometry
 from .._typing import Array, DType, Function, Kind, Shape
-from ..backends import Backend, Costs
+from ..primitives import Costs, Primitives
+
+
+class RefusedError(ValueError):
+    """An algorithm turns a convolution down when it is about to run."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"`algorithm` {name!r} cannot serve this convolution: {reason}")
 
 
 class Algorithm(ABC):
@@ -22,7 +29,7 @@ class Algorithm(ABC):
     def refusal(self, g: Geometry, kind: Kind) -> str | None:
         """Why this algorithm cannot serve the geometry, or a dtype of this kind; None where it can."""
 
-    def lack(self, backend: Backend, dtype: DType, precision: str) -> str | None:
+    def lack(self, backend: Primitives, dtype: DType, precision: str) -> str | None:
         """What this algorithm needs and the array library has not, for this dtype; None where it has all."""
         del backend, dtype, precision
         return None
@@ -33,12 +40,12 @@ class Algorithm(ABC):
         return self
 
     @abstractmethod
-    def scratch(self, function: Function, g: Geometry, backend: Backend) -> int:
+    def scratch(self, function: Function, g: Geometry, costs: Costs) -> int:
         """Elements of temporary memory that a function takes for `g`, at most."""
 
-    def halves(self, function: Function, g: Geometry, backend: Backend) -> int:
+    def halves(self, function: Function, g: Geometry, costs: Costs) -> int:
         """Elements among these that have the operand's dtype, where that is a half type."""
-        del function, g, backend
+        del function, g, costs
         return 0
 
     def filters(self, g: Geometry) -> int:
@@ -46,7 +53,7 @@ class Algorithm(ABC):
         return math.prod(g.w_shape)
 
     @abstractmethod
-    def least_tile(self, g: Geometry, backend: Backend) -> int:
+    def least_tile(self, g: Geometry, costs: Costs) -> int:
         """Elements of temporary memory under which a tile is too small to be worth its calls and what they share."""
 
     def grain(self, g: Geometry) -> Shape | None:
@@ -72,26 +79,26 @@ class Algorithm(ABC):
         return costs.moved(math.prod(g.w_shape), 3)
 
     @abstractmethod
-    def transform(self, backend: Backend, g: Geometry, w: Array) -> Array:
+    def transform(self, backend: Primitives, g: Geometry, w: Array) -> Array:
         """The filters as `forward` takes them; made once for all tiles."""
 
     @abstractmethod
-    def adjoint_operand(self, backend: Backend, g: Geometry, w: Array) -> Array:
+    def adjoint_operand(self, backend: Primitives, g: Geometry, w: Array) -> Array:
         """The filters as `input_grad` takes them, which does not conjugate: `w` has been, where it must be."""
 
     @abstractmethod
-    def forward(self, backend: Backend, g: Geometry, x: Array, u: Array, out: Array | None) -> Array:
+    def forward(self, backend: Primitives, g: Geometry, x: Array, u: Array, out: Array | None) -> Array:
         """``conv(x, w)``, written into `out` where that saves a copy."""
 
     @abstractmethod
-    def input_grad(self, backend: Backend, g: Geometry, dy: Array, u: Array, out: Array | None) -> Array:
+    def input_grad(self, backend: Primitives, g: Geometry, dy: Array, u: Array, out: Array | None) -> Array:
         """The transpose of `forward` in x, written into `out` where that saves a copy."""
 
     @abstractmethod
-    def weight_grad(self, backend: Backend, g: Geometry, dy: Array, x: Array) -> Array:
+    def weight_grad(self, backend: Primitives, g: Geometry, dy: Array, x: Array) -> Array:
         """The adjoint in what `transform` makes of w: x is conjugated."""
 
-    def transform_adjoint(self, backend: Backend, g: Geometry, u: Array) -> Array:
+    def transform_adjoint(self, backend: Primitives, g: Geometry, u: Array) -> Array:
         """The adjoint of `transform`, for the sum of `weight_grad` over all tiles."""
         del backend, g
         return u

@@ -12,7 +12,7 @@ product in the middle is one batched matrix product that contracts the channels.
 so nothing is left to derive for an algorithm but the adjoints of its three maps: that of im2col is col2im. (For
 bilinear algorithms see S. Winograd, *Arithmetic Complexity of Computations*, 1980, ch. II and III.)
 
-The shapes of U(w), V(x) and the product are in `backends.Backend`: ``u (blocks, rows, depth)``,
+The shapes of U(w), V(x) and the product are in `primitives.Primitives`: ``u (blocks, rows, depth)``,
 ``v (n, blocks, depth, pixels)`` and ``p (n, blocks, rows, pixels)``.
 """
 
@@ -20,7 +20,7 @@ from abc import abstractmethod
 
 from .._geometry import Geometry
 from .._typing import Array, Function, Shape
-from ..backends import Backend, Costs, Product
+from ..primitives import Costs, Primitives, Product
 from ._algorithm import Algorithm
 
 
@@ -28,27 +28,27 @@ class Bilinear(Algorithm):
     """An algorithm that is three linear maps."""
 
     @abstractmethod
-    def transform(self, backend: Backend, g: Geometry, w: Array) -> Array:
+    def transform(self, backend: Primitives, g: Geometry, w: Array) -> Array:
         """U: the filters as the left operand of the product."""
 
     @abstractmethod
-    def transform_adjoint(self, backend: Backend, g: Geometry, u: Array) -> Array:
+    def transform_adjoint(self, backend: Primitives, g: Geometry, u: Array) -> Array:
         """Its adjoint."""
 
     @abstractmethod
-    def analysis(self, backend: Backend, g: Geometry, x: Array) -> Array:
+    def analysis(self, backend: Primitives, g: Geometry, x: Array) -> Array:
         """V: the image as the right operand of the product."""
 
     @abstractmethod
-    def analysis_adjoint(self, backend: Backend, g: Geometry, v: Array, out: Array | None) -> Array:
+    def analysis_adjoint(self, backend: Primitives, g: Geometry, v: Array, out: Array | None) -> Array:
         """Its adjoint, written into `out` where that saves a copy."""
 
     @abstractmethod
-    def synthesis(self, backend: Backend, g: Geometry, p: Array, out: Array | None) -> Array:
+    def synthesis(self, backend: Primitives, g: Geometry, p: Array, out: Array | None) -> Array:
         """S: the result from the product, written into `out` where that saves a copy."""
 
     @abstractmethod
-    def synthesis_adjoint(self, backend: Backend, g: Geometry, dy: Array) -> Array:
+    def synthesis_adjoint(self, backend: Primitives, g: Geometry, dy: Array) -> Array:
         """Its adjoint."""
 
     def product_shape(self, g: Geometry) -> Shape | None:
@@ -87,21 +87,21 @@ class Bilinear(Algorithm):
             p = p._replace(rows=p.depth, depth=p.rows)
         return cost + of_product.product(p)
 
-    def adjoint_operand(self, backend: Backend, g: Geometry, w: Array) -> Array:
+    def adjoint_operand(self, backend: Primitives, g: Geometry, w: Array) -> Array:
         """``U(conj(w))^H``, which is ``U(w)^T`` where U has real coefficients."""
         return backend.xp.matrix_transpose(self.transform(backend, g, w))
 
-    def forward(self, backend: Backend, g: Geometry, x: Array, u: Array, out: Array | None) -> Array:
+    def forward(self, backend: Primitives, g: Geometry, x: Array, u: Array, out: Array | None) -> Array:
         shape = self.product_shape(g)
         landing = None if shape is None else backend.view(out, shape, u.dtype)
         p = backend.product(u, self.analysis(backend, g, x), landing)
         return out if p is landing else self.synthesis(backend, g, p, out)
 
-    def input_grad(self, backend: Backend, g: Geometry, dy: Array, u: Array, out: Array | None) -> Array:
+    def input_grad(self, backend: Primitives, g: Geometry, dy: Array, u: Array, out: Array | None) -> Array:
         p = self.synthesis_adjoint(backend, g, dy)
         return self.analysis_adjoint(backend, g, backend.product(u, p), out)
 
-    def weight_grad(self, backend: Backend, g: Geometry, dy: Array, x: Array) -> Array:
+    def weight_grad(self, backend: Primitives, g: Geometry, dy: Array, x: Array) -> Array:
         """The adjoint in ``U(w)``, whose sum over all tiles is brought back to w by `transform_adjoint`."""
         p = self.synthesis_adjoint(backend, g, dy)
         return backend.outer(p, self.analysis(backend, g, x))

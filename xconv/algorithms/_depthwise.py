@@ -11,7 +11,7 @@ import math
 
 from .._geometry import Geometry
 from .._typing import Array, Function, Kind
-from ..backends import Backend, Costs
+from ..primitives import Costs, Primitives
 from ._algorithm import Algorithm
 
 #: Elements of temporary memory for a tile: the longer its lines are, the less is lost between them.
@@ -28,12 +28,12 @@ class Depthwise(Algorithm):
             return f"it takes one input channel per group, and there are {g.c_in} in {g.groups}"
         return None
 
-    def scratch(self, function: Function, g: Geometry, backend: Backend) -> int:
+    def scratch(self, function: Function, g: Geometry, costs: Costs) -> int:
         del function
-        return math.prod(g.x_shape) + math.prod(g.y_shape) + backend.depthwise_spare(g)
+        return math.prod(g.x_shape) + math.prod(g.y_shape) + costs.depthwise_spare(g)
 
-    def least_tile(self, g: Geometry, backend: Backend) -> int:
-        del g, backend
+    def least_tile(self, g: Geometry, costs: Costs) -> int:
+        del g, costs
         return LEAST_TILE
 
     def traffic(self, g: Geometry) -> int:
@@ -45,18 +45,18 @@ class Depthwise(Algorithm):
     def cost(self, function: Function, g: Geometry, costs: Costs) -> float:
         return costs.depthwise(function, g)
 
-    def transform(self, backend: Backend, g: Geometry, w: Array) -> Array:
+    def transform(self, backend: Primitives, g: Geometry, w: Array) -> Array:
         del backend, g
         return w
 
-    def adjoint_operand(self, backend: Backend, g: Geometry, w: Array) -> Array:
+    def adjoint_operand(self, backend: Primitives, g: Geometry, w: Array) -> Array:
         return self.transform(backend, g, w)
 
-    def forward(self, backend: Backend, g: Geometry, x: Array, u: Array, out: Array | None) -> Array:
+    def forward(self, backend: Primitives, g: Geometry, x: Array, u: Array, out: Array | None) -> Array:
         return backend.depthwise(x, u, g, out)
 
-    def input_grad(self, backend: Backend, g: Geometry, dy: Array, u: Array, out: Array | None) -> Array:
+    def input_grad(self, backend: Primitives, g: Geometry, dy: Array, u: Array, out: Array | None) -> Array:
         return backend.depthwise_input_grad(dy, u, g, out)
 
-    def weight_grad(self, backend: Backend, g: Geometry, dy: Array, x: Array) -> Array:
+    def weight_grad(self, backend: Primitives, g: Geometry, dy: Array, x: Array) -> Array:
         return backend.depthwise_weight_grad(dy, x, g)

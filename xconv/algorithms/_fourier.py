@@ -26,7 +26,7 @@ from typing import NamedTuple
 from .._axis import Axis
 from .._geometry import Geometry
 from .._typing import Array, DType, Function, Kind, Shape
-from ..backends import Backend, Costs, Grid, Product
+from ..primitives import Costs, Grid, Primitives, Product
 from ._bilinear import Bilinear
 
 #: As many as fit into the 64 axes of an array, two each.
@@ -210,25 +210,25 @@ class Fourier(Bilinear):
             return f"its spectra of {len(g.axes)} spatial axes have more than the 64 axes of an array"
         return None
 
-    def lack(self, backend: Backend, dtype: DType, precision: str) -> str | None:
+    def lack(self, backend: Primitives, dtype: DType, precision: str) -> str | None:
         del dtype, precision
         return None if hasattr(backend.xp, "fft") else f"{backend.name} has no `fft` extension"
 
-    def scratch(self, function: Function, g: Geometry, backend: Backend) -> int:
+    def scratch(self, function: Function, g: Geometry, costs: Costs) -> int:
         del function
         image, result, _ = self.sides(g)
-        spare = backend.fourier_spare(*image) + backend.fourier_spare(*result)
+        spare = costs.fourier_spare(*image) + costs.fourier_spare(*result)
         return image.numbers + 2 * result.numbers + spare + math.prod(g.x_shape) + math.prod(g.y_shape)
 
     def filters(self, g: Geometry) -> int:
         return 2 * self.sides(g).filters.numbers + math.prod(g.w_shape)
 
-    def least_tile(self, g: Geometry, backend: Backend) -> int:
+    def least_tile(self, g: Geometry, costs: Costs) -> int:
         """One row of blocks of one image: a part of a block would cost as much as all of it."""
         outputs = self.sides(g).result.geometry.kernel
         row = g.largest("outputs", [min(1, g.batch), min(outputs[0], g.out[0]), *g.out[1:]])
-        shared = max(min(LEAST_TILE, self.scratch("forward", g, backend) // 2), 3 * self.sides(g).filters.numbers // 2)
-        return max(shared, self.scratch("forward", row, backend))
+        shared = max(min(LEAST_TILE, self.scratch("forward", g, costs) // 2), 3 * self.sides(g).filters.numbers // 2)
+        return max(shared, self.scratch("forward", row, costs))
 
     def grain(self, g: Geometry) -> Shape | None:
         return self.sides(g).result.geometry.kernel
@@ -259,35 +259,35 @@ class Fourier(Bilinear):
         del function
         return costs.fourier(*self.sides(g).filters)
 
-    def transform(self, backend: Backend, g: Geometry, w: Array) -> Array:
+    def transform(self, backend: Primitives, g: Geometry, w: Array) -> Array:
         return self._left(backend, g, backend.conj(self._spectra(backend, g, backend.conj(w))))
 
-    def adjoint_operand(self, backend: Backend, g: Geometry, w: Array) -> Array:
+    def adjoint_operand(self, backend: Primitives, g: Geometry, w: Array) -> Array:
         return backend.xp.matrix_transpose(self._left(backend, g, self._spectra(backend, g, w)))
 
-    def transform_adjoint(self, backend: Backend, g: Geometry, u: Array) -> Array:
+    def transform_adjoint(self, backend: Primitives, g: Geometry, u: Array) -> Array:
         xp, (side, grid) = backend.xp, self.sides(g).filters
         frequencies = math.prod(grid.frequencies)
         v = xp.matrix_transpose(xp.reshape(backend.conj(u), (1, frequencies, g.c_out, side.c_in)))
         return backend.conj(backend.fourier_inverse(v, side, grid, lasting=True)) * math.sqrt(math.prod(grid.lengths))
 
-    def _spectra(self, backend: Backend, g: Geometry, w: Array) -> Array:
+    def _spectra(self, backend: Primitives, g: Geometry, w: Array) -> Array:
         side, grid = self.sides(g).filters
         return backend.fourier(w * math.sqrt(math.prod(grid.lengths)), side, grid, lasting=True)
 
-    def _left(self, backend: Backend, g: Geometry, v: Array) -> Array:
+    def _left(self, backend: Primitives, g: Geometry, v: Array) -> Array:
         """The spectra of the filters, ``(1, frequencies, depth, c_out)``, as the left side of a product."""
         shape = (v.shape[1] * g.groups, g.c_out // g.groups, g.c_in // g.groups)
         return backend.xp.reshape(backend.xp.matrix_transpose(v), shape)
 
-    def analysis(self, backend: Backend, g: Geometry, x: Array) -> Array:
+    def analysis(self, backend: Primitives, g: Geometry, x: Array) -> Array:
         return backend.fourier(x, *self.sides(g).image)
 
-    def analysis_adjoint(self, backend: Backend, g: Geometry, v: Array, out: Array | None) -> Array:
+    def analysis_adjoint(self, backend: Primitives, g: Geometry, v: Array, out: Array | None) -> Array:
         return backend.fourier_inverse(v, *self.sides(g).image, out)
 
-    def synthesis(self, backend: Backend, g: Geometry, p: Array, out: Array | None) -> Array:
+    def synthesis(self, backend: Primitives, g: Geometry, p: Array, out: Array | None) -> Array:
         return backend.fourier_inverse(p, *self.sides(g).result, out)
 
-    def synthesis_adjoint(self, backend: Backend, g: Geometry, dy: Array) -> Array:
+    def synthesis_adjoint(self, backend: Primitives, g: Geometry, dy: Array) -> Array:
         return backend.fourier(dy, *self.sides(g).result)

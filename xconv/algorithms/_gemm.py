@@ -9,7 +9,7 @@ import math
 
 from .._geometry import Geometry
 from .._typing import Array, Function, Kind, Shape
-from ..backends import Backend, Costs, Product
+from ..primitives import Costs, Primitives, Product
 from ._bilinear import Bilinear
 
 #: Elements of temporary memory for a tile, if the filters have as many: every product reads all of them.
@@ -28,17 +28,17 @@ class Gemm(Bilinear):
             else None
         )
 
-    def scratch(self, function: Function, g: Geometry, backend: Backend) -> int:
+    def scratch(self, function: Function, g: Geometry, costs: Costs) -> int:
         outputs = 2 * math.prod(g.y_shape)
         if function == "input_grad":
-            return backend.columns(g) + backend.spare(g) + outputs + math.prod(g.x_shape)
-        return backend.columns(g) + backend.columns_spare(g) + outputs
+            return costs.columns(g) + costs.spare(g) + outputs + math.prod(g.x_shape)
+        return costs.columns(g) + costs.columns_spare(g) + outputs
 
-    def halves(self, function: Function, g: Geometry, backend: Backend) -> int:
-        return 0 if function == "input_grad" else backend.columns(g)
+    def halves(self, function: Function, g: Geometry, costs: Costs) -> int:
+        return 0 if function == "input_grad" else costs.columns(g)
 
-    def least_tile(self, g: Geometry, backend: Backend) -> int:
-        del backend
+    def least_tile(self, g: Geometry, costs: Costs) -> int:
+        del costs
         return min(LEAST_TILE, math.prod(g.w_shape))
 
     def traffic(self, g: Geometry) -> int:
@@ -54,33 +54,33 @@ class Gemm(Bilinear):
         groups = max(1, g.groups)
         return Product(g.batch, groups, g.c_out // groups, g.c_in // groups * g.taps, g.pixels)
 
-    def transform(self, backend: Backend, g: Geometry, w: Array) -> Array:
+    def transform(self, backend: Primitives, g: Geometry, w: Array) -> Array:
         if backend.taps_first(g):
             w = backend.xp.moveaxis(w, 1, -1)
         return backend.xp.reshape(w, (g.groups, g.c_out // g.groups, g.c_in // g.groups * g.taps))
 
-    def transform_adjoint(self, backend: Backend, g: Geometry, u: Array) -> Array:
+    def transform_adjoint(self, backend: Primitives, g: Geometry, u: Array) -> Array:
         if backend.taps_first(g):
             return backend.xp.moveaxis(backend.xp.reshape(u, (g.c_out, *g.kernel, g.c_in)), -1, 1)
         return backend.xp.reshape(u, g.w_shape)
 
-    def analysis(self, backend: Backend, g: Geometry, x: Array) -> Array:
+    def analysis(self, backend: Primitives, g: Geometry, x: Array) -> Array:
         cols = backend.im2col(x, g)
         if backend.taps_first(g):
             cols = backend.xp.moveaxis(cols, 1, 1 + len(g.kernel))
         return backend.xp.reshape(cols, (g.batch, g.groups, g.c_in // g.groups * g.taps, g.pixels))
 
-    def analysis_adjoint(self, backend: Backend, g: Geometry, v: Array, out: Array | None) -> Array:
+    def analysis_adjoint(self, backend: Primitives, g: Geometry, v: Array, out: Array | None) -> Array:
         if backend.taps_first(g):
             cols = backend.xp.reshape(v, (g.batch, *g.kernel, g.c_in, *g.out))
             return backend.col2im(backend.xp.moveaxis(cols, 1 + len(g.kernel), 1), g, out)
         return backend.col2im(backend.xp.reshape(v, g.columns_shape), g, out)
 
-    def synthesis(self, backend: Backend, g: Geometry, p: Array, out: Array | None) -> Array:
+    def synthesis(self, backend: Primitives, g: Geometry, p: Array, out: Array | None) -> Array:
         del out
         return backend.xp.reshape(p, g.y_shape)
 
-    def synthesis_adjoint(self, backend: Backend, g: Geometry, dy: Array) -> Array:
+    def synthesis_adjoint(self, backend: Primitives, g: Geometry, dy: Array) -> Array:
         return backend.reshape(dy, self.product_shape(g))
 
     def product_shape(self, g: Geometry) -> Shape:

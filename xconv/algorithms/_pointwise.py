@@ -2,7 +2,7 @@
 
 from .._geometry import Geometry
 from .._typing import Array, Function, Kind
-from ..backends import Backend, Costs
+from ..primitives import Costs, Primitives
 from ._gemm import Gemm
 
 
@@ -19,12 +19,12 @@ class Pointwise(Gemm):
             return "it takes no padding"
         return None
 
-    def scratch(self, function: Function, g: Geometry, backend: Backend) -> int:
-        del function, backend
+    def scratch(self, function: Function, g: Geometry, costs: Costs) -> int:
+        del function, costs
         return 2 * g.batch * (g.c_in + g.c_out) * g.pixels
 
-    def halves(self, function: Function, g: Geometry, backend: Backend) -> int:
-        del function, g, backend
+    def halves(self, function: Function, g: Geometry, costs: Costs) -> int:
+        del function, g, costs
         return 0  # there are no columns
 
     def traffic(self, g: Geometry) -> int:
@@ -34,14 +34,14 @@ class Pointwise(Gemm):
         del g, costs, adjoint
         return 0
 
-    def analysis(self, backend: Backend, g: Geometry, x: Array) -> Array:
+    def analysis(self, backend: Primitives, g: Geometry, x: Array) -> Array:
         return backend.reshape(x, (g.batch, g.groups, g.c_in // g.groups, g.pixels))
 
-    def input_grad(self, backend: Backend, g: Geometry, dy: Array, u: Array, out: Array | None) -> Array:
+    def input_grad(self, backend: Primitives, g: Geometry, dy: Array, u: Array, out: Array | None) -> Array:
         landing = backend.view(out, (g.batch, g.groups, g.c_in // g.groups, g.pixels), u.dtype)
         v = backend.product(u, self.synthesis_adjoint(backend, g, dy), landing)
         return out if v is landing else self.analysis_adjoint(backend, g, v, out)
 
-    def analysis_adjoint(self, backend: Backend, g: Geometry, v: Array, out: Array | None) -> Array:
+    def analysis_adjoint(self, backend: Primitives, g: Geometry, v: Array, out: Array | None) -> Array:
         del out
         return backend.xp.reshape(v, g.x_shape)

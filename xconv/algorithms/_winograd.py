@@ -24,7 +24,7 @@ from typing import NamedTuple
 from .._axis import Axis
 from .._geometry import Geometry
 from .._typing import Array, Function, Kind, Shape
-from ..backends import Backend, Costs, Product
+from ..primitives import Costs, Primitives, Product, Rows
 from ._bilinear import Bilinear
 
 POINTS = tuple(Fraction(*ratio) for ratio in ((0, 1), (1, 1), (-1, 1), (1, 2), (-2, 1), (-1, 2), (2, 1)))
@@ -40,8 +40,6 @@ MORE_GROWTH = {7: 1.5}
 #: the first number on, there are two tiles; from twice the second one on, more.
 WHOLE_TILE, LEAST_TILE = 2**21, 2**22
 Matrix = tuple[tuple[Fraction, ...], ...]
-#: A small matrix in plain numbers, that a backend makes an array of.
-Rows = tuple[tuple[float, ...], ...]
 
 
 class Bank(NamedTuple):
@@ -172,19 +170,19 @@ class Winograd(Bilinear):
             return f"its error would be too large for a kernel {g.kernel}"
         return None
 
-    def scratch(self, function: Function, g: Geometry, backend: Backend) -> int:
+    def scratch(self, function: Function, g: Geometry, costs: Costs) -> int:
         del function
         image, result, _ = sides(g)
-        spare = backend.spectra_spare(*image) + backend.spectra_spare(*result)
+        spare = costs.spectra_spare(*image) + costs.spectra_spare(*result)
         # The weight gradient of complex numbers takes a conjugate of the image's spectra.
         return 2 * image.elements + result.elements + spare + math.prod(g.x_shape) + math.prod(g.y_shape)
 
     def filters(self, g: Geometry) -> int:
         return 2 * sides(g).filters.elements
 
-    def least_tile(self, g: Geometry, backend: Backend) -> int:
+    def least_tile(self, g: Geometry, costs: Costs) -> int:
         half = max(
-            WHOLE_TILE, 2 * self.scratch("forward", g, backend) // 3
+            WHOLE_TILE, 2 * self.scratch("forward", g, costs) // 3
         )  # two tiles have more in all, for what they share
         return max(min(LEAST_TILE, half), 3 * sides(g).filters.elements // 2)
 
@@ -218,32 +216,32 @@ class Winograd(Bilinear):
     # Products whose columns have their channels behind read the transpose of what these two make, so both make it so
     # that its transpose is what lies in order.
 
-    def transform(self, backend: Backend, g: Geometry, w: Array) -> Array:
+    def transform(self, backend: Primitives, g: Geometry, w: Array) -> Array:
         exchanged = backend.xp.permute_dims(w, (1, 0, *range(2, w.ndim)))
         return backend.spectra(exchanged, *sides(g).exchanged, lasting=True)[0, ...]
 
-    def adjoint_operand(self, backend: Backend, g: Geometry, w: Array) -> Array:
+    def adjoint_operand(self, backend: Primitives, g: Geometry, w: Array) -> Array:
         """``U(conj(w))^H``, which is ``U(w)^T`` since the matrices are real."""
         xp, everything = backend.xp, sides(g)
         u = backend.spectra(w, *everything.filters, lasting=True)  # (1, frequencies, depth, c_out)
         shape = (everything.frequencies * g.groups, g.c_out // g.groups, g.c_in // g.groups)
         return xp.matrix_transpose(xp.reshape(xp.matrix_transpose(u), shape))
 
-    def transform_adjoint(self, backend: Backend, g: Geometry, u: Array) -> Array:
+    def transform_adjoint(self, backend: Primitives, g: Geometry, u: Array) -> Array:
         xp, everything = backend.xp, sides(g)
         u = xp.reshape(u, (1, everything.frequencies, g.c_out, g.c_in // g.groups))
         return backend.spectra_adjoint(xp.matrix_transpose(u), *everything.filters, lasting=True)
 
-    def analysis(self, backend: Backend, g: Geometry, x: Array) -> Array:
+    def analysis(self, backend: Primitives, g: Geometry, x: Array) -> Array:
         return backend.spectra(x, *sides(g).image)
 
-    def analysis_adjoint(self, backend: Backend, g: Geometry, v: Array, out: Array | None) -> Array:
+    def analysis_adjoint(self, backend: Primitives, g: Geometry, v: Array, out: Array | None) -> Array:
         return backend.spectra_adjoint(v, *sides(g).image, out)
 
-    def synthesis(self, backend: Backend, g: Geometry, p: Array, out: Array | None) -> Array:
+    def synthesis(self, backend: Primitives, g: Geometry, p: Array, out: Array | None) -> Array:
         return backend.spectra_adjoint(p, *sides(g).result, out)
 
-    def synthesis_adjoint(self, backend: Backend, g: Geometry, dy: Array) -> Array:
+    def synthesis_adjoint(self, backend: Primitives, g: Geometry, dy: Array) -> Array:
         return backend.spectra(dy, *sides(g).result)
 
 

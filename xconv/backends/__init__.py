@@ -1,4 +1,4 @@
-"""What the array-API standard lacks, one file per library; `backend_of` finds the file for an array.
+"""A room for each array library, with all that the library brings; `backend_of` finds the one for an array.
 
 Nothing outside this folder asks which library an array is from.
 """
@@ -9,12 +9,9 @@ from functools import partial
 import array_api_compat
 
 from .._typing import Array
-from ._costs import Costs, Product
-from ._fourier import Grid
-from ._generic import MIB, Backend, Piece, RefusedError
-from ._threads import Team
+from ._backend import MIB, Backend
 
-__all__ = ["MIB", "Backend", "Costs", "Grid", "Piece", "Product", "RefusedError", "Team", "backend_of"]
+__all__ = ["MIB", "Backend", "backend_of"]
 
 _by_type: dict[type, Backend] = {}
 _by_namespace: dict[object, Backend] = {}
@@ -25,9 +22,7 @@ def backend_of(arrays: dict[str, Array]) -> Backend:
     kind, *others = map(type, arrays.values())
     known = _by_type.get(kind)
     if known is not None and others.count(kind) == len(others):
-        if known.has_devices:
-            known.check_arrays(arrays)
-        return known
+        return known.of(arrays)
     backends = [_by_type.get(type(array)) or _discover(name, array) for name, array in arrays.items()]
     backend = backends[0]
     if any(found.chunked for found in backends):
@@ -38,9 +33,7 @@ def backend_of(arrays: dict[str, Array]) -> Backend:
             here, there = _type(arrays[first]), _type(arrays[name])
             msg = f"`{first}` and `{name}` must be of one array library, got {here} and {there}"
             raise TypeError(msg)
-    if backend.has_devices:
-        backend.check_arrays(arrays)
-    return backend
+    return backend.of(arrays)
 
 
 def _discover(name: str, array: Array) -> Backend:
@@ -51,16 +44,16 @@ def _discover(name: str, array: Array) -> Backend:
     namespace: object
     make: Callable[[], Backend]
     if array_api_compat.is_numpy_array(array):
-        from ._numpy import NumpyBackend, check_type
+        from .numpy import NumpyBackend, check_type
 
         check_type(name, array)
         namespace, make = "numpy", NumpyBackend
     elif array_api_compat.is_cupy_array(array):
-        from ._cupy import CupyBackend
+        from .cupy import CupyBackend
 
         namespace, make = "cupy", CupyBackend
     elif array_api_compat.is_dask_array(array):
-        from ._dask import DaskBackend
+        from .dask import DaskBackend
 
         namespace, make = "dask", DaskBackend
     elif array_api_compat.is_jax_array(array):

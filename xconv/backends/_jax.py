@@ -6,25 +6,30 @@ from collections.abc import Callable, Sequence
 from .. import _config
 from .._geometry import Geometry, Tile
 from .._typing import Array, DType, Index, Shape
-from ._generic import Backend, Piece
-from ._pieces import joined, pad
-from ._threads import Team
+from ..primitives import Costs, Piece, Team, device, joined, pad
+from ._backend import Backend
 
 #: What JAX calls our precisions. Its own default on a GPU is TF32.
 PRECISIONS = {"ieee": "highest", "tf32": "tensorfloat32"}
 
 
+class JaxCosts(Costs):
+    """XLA's."""
+
+    def columns_spare(self, g: Geometry) -> int:
+        return super().columns_spare(g) + math.prod(g.x_shape)  # to cut a tile out is to copy it
+
+
 class JaxBackend(Backend):
     """JAX arrays and tracers."""
+
+    costs_of = JaxCosts
 
     def place(self, x: Array) -> str:
         """The kind of device: a tracer does not tell which, and is most likely to end on the default one."""
         import jax
 
-        return str(getattr(self.device(x), "platform", jax.default_backend()))
-
-    def columns_spare(self, g: Geometry) -> int:
-        return super().columns_spare(g) + math.prod(g.x_shape)  # to cut a tile out is to copy it
+        return str(getattr(device(x), "platform", jax.default_backend()))
 
     def product(self, u: Array, v: Array, out: Array | None = None) -> Array:
         del out

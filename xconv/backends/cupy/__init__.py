@@ -1,0 +1,5 @@
+"""CuPy."""
+
+from ._backend import CupyBackend
+
+__all__ = ["CupyBackend"]

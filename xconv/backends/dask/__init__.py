@@ -1,0 +1,5 @@
+"""Dask."""
+
+from ._backend import DaskBackend
+
+__all__ = ["DaskBackend"]

@@ -1,0 +1,214 @@
+"""NumPy: strided windows, products, depthwise convolution and transforms, all in kept memory."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+
+from ..._geometry import Geometry
+from ..._typing import Array, DType
+from ...algorithms import PORTABLE
+from ...primitives import Costs, Grid, Matrices
+from ...primitives._fourier import block_order, spare
+from .._backend import MIB, Backend
+from . import _depthwise, _fourier, _spectra, _windows
+from ._costs import numpy_costs
+from ._mec import Mec
+from ._memory import KeptMemory
+from ._products import multiply
+
+#: Elements of temporary memory that the Fourier transforms of some filters may take at a time.
+FEW_FILTERS = 2**18
+#: Rows so few that the sum over all pixels is faster with the other operand in front, and the result turned around.
+FEW_ROWS = 128
+
+
+class NumpyBackend(KeptMemory):
+    """NumPy arrays. The tiles' size is that of the second-level caches of today's processors."""
+
+    tile_bytes = 4 * MIB
+    algorithms = PORTABLE | {"mec": Mec()}
+
+    def of(self, arrays: dict[str, Array]) -> Backend:
+        del arrays
+        return self
+
+    def tile_size(self, algorithm: str, g: Geometry, dtype: DType, whole: float, *, shared: bool) -> float:
+        del algorithm, g, dtype
+        return min(self.tile_bytes, max(self.least_tile, whole // self.shares)) if shared else self.tile_bytes
+
+    def costs(self, dtype: DType, precision: str) -> Costs:
+        del precision
+        return numpy_costs(np.dtype(self.accumulator(dtype)))
+
+    # windows
+
+    def im2col(self, x: Array, g: Geometry, out: Array | None = None) -> Array:
+        return _windows.columns(self.scratch.take, x, g, out)
+
+    def col2im(self, cols: Array, g: Geometry, out: Array | None = None) -> Array:
+        del out
+        return _windows.folded_columns(self.scratch.take, cols, g)
+
+    def extend(self, x: Array, g: Geometry) -> Array:
+        made = self.scratch.take((*x.shape[:2], *g.padded), x.dtype)
+        _windows.extend(made, x, g)
+        return made
+
+    # depthwise
+
+    def depthwise(self, x: Array, w: Array, g: Geometry, out: Array | None = None) -> Array:
+        y = self.view(out, g.y_shape, x.dtype)
+        y = self.scratch.take(g.y_shape, x.dtype) if y is None else y
+        if y.size:
+            _depthwise.forward(self.scratch.take, x, w, g, y)
+        return y
+
+    def depthwise_input_grad(self, dy: Array, w: Array, g: Geometry, out: Array | None = None) -> Array:
+        if dy.size == 0 or not np.isfinite(w).all():  # zeros between the outputs are multiplied below
+            return _depthwise.input_grad_by_tap(self.scratch.take, dy, w, g)
+        dx = self.view(out, g.x_shape, dy.dtype)
+        dx = self.scratch.take(g.x_shape, dy.dtype) if dx is None else dx
+        _depthwise.input_grad(self.scratch.take, dy, w, g, dx)
+        return dx
+
+    def depthwise_weight_grad(self, dy: Array, x: Array, g: Geometry) -> Array:
+        if dy.size == 0:
+            return np.zeros(g.w_shape, dy.dtype)
+        mark = self.scratch.used
+        with np.errstate(invalid="ignore"):
+            dw = _depthwise.weight_grad(self.scratch.take, dy, x, g)
+        if np.isfinite(dw).all():
+            return dw
+        self.scratch.used = mark  # zero times infinity may be in sums where it does not belong
+        return super().depthwise_weight_grad(dy, x, g)
+
+    # spectra
+
+    def spectra(self, x: Array, g: Geometry, matrices: Matrices, *, lasting: bool = False) -> Array:
+        layout = _spectra.layout(g, matrices, x.dtype, lasting=lasting)
+        if lasting:
+            self.scratch.reset(layout.spare * x.itemsize)
+        v = (self.reserve if lasting else self.scratch).take(layout.spectra, x.dtype)
+        if x.size == 0:
+            v.fill(0)
+        else:
+            images, mark = _channels_behind(x, g), self.scratch.used
+            for part in layout.parts:
+                self.scratch.used = mark
+                _spectra.spread(self.scratch.take, images[:, part], g, layout, layout.images_of(v, part))
+        return v.reshape(1, layout.blocks, g.batch * g.pixels, layout.spectra[-1]).transpose(0, 1, 3, 2)
+
+    def spectra_adjoint(
+        self, v: Array, g: Geometry, matrices: Matrices, out: Array | None = None, *, lasting: bool = False
+    ) -> Array:
+        layout = _spectra.layout(g, matrices, v.dtype, lasting=lasting)
+        if lasting:
+            self.scratch.reset(layout.spare * v.itemsize)
+        x = (np.empty if lasting else self.scratch.take)(g.x_shape, v.dtype) if out is None else out
+        if x.size:
+            v = v.transpose(0, 1, 3, 2).reshape(layout.spectra)
+            images, mark = _channels_behind(x, g), self.scratch.used
+            for part in layout.parts:
+                self.scratch.used = mark
+                _spectra.gather(self.scratch.take, layout.images_of(v, part), g, layout, images[:, part])
+        return x
+
+    # blocks
+
+    def fourier(self, x: Array, g: Geometry, grid: Grid, *, lasting: bool = False) -> Array:
+        dtype = np.result_type(x.dtype, np.complex64)
+        parts, size = self._fourier_parts(g, grid, lasting=lasting)
+        if lasting:
+            self.scratch.reset(size * x.itemsize)
+        v = (self.reserve if lasting else self.scratch).take((*grid.frequencies, g.c_in, g.batch, *g.out), dtype)
+        mark, blocks = self.scratch.used, v.transpose(block_order(len(g.axes)))
+        for part, smaller in parts if v.size else ():
+            self.scratch.used = mark
+            _fourier.transform(self.scratch.take, x[part], smaller, grid, blocks[part])
+        self.scratch.used = mark
+        return v.reshape(1, math.prod(grid.frequencies) * g.groups, g.c_in // g.groups, g.batch * g.pixels)
+
+    def fourier_inverse(
+        self, v: Array, g: Geometry, grid: Grid, out: Array | None = None, *, lasting: bool = False
+    ) -> Array:
+        dtype = np.empty(0, v.dtype).real.dtype if grid.real else v.dtype
+        parts, size = self._fourier_parts(g, grid, lasting=lasting)
+        if lasting:
+            self.scratch.reset(size * dtype.itemsize)
+        x = (np.empty if lasting else self.scratch.take)(g.x_shape, dtype) if out is None else out
+        if v.size:
+            v = v.reshape(*grid.frequencies, g.c_in, g.batch, *g.out)
+            v, mark = v.transpose(block_order(len(g.axes))), self.scratch.used
+            for part, smaller in parts:
+                self.scratch.used = mark
+                _fourier.inverse(self.scratch.take, v[part], smaller, grid, x[part])
+        return x
+
+    def _fourier_parts(self, g: Geometry, grid: Grid, *, lasting: bool) -> tuple[list[tuple[slice, Geometry]], int]:
+        """The images that are transformed at a time, and the temporary memory for that: all, or of filters a few."""
+        whole = spare(g, grid)
+        if not lasting or whole <= FEW_FILTERS:
+            return [(slice(None), g)], whole
+        each = whole // g.batch
+        step = max(1, FEW_FILTERS // each)
+        cuts = [slice(first, min(first + step, g.batch)) for first in range(0, g.batch, step)]
+        return [(cut, replace(g, batch=cut.stop - cut.start)) for cut in cuts], step * each
+
+    # products
+
+    def product(self, u: Array, v: Array, out: Array | None = None) -> Array:
+        (n, blocks, depth, pixels), rows = v.shape, u.shape[-2]
+        if v.strides[2] <= v.strides[3] and out is None:  # channels last, and so is the result
+            together = self.scratch.take((blocks, n * pixels, rows), v.dtype)
+            multiply(np.matrix_transpose(self._images_last(v)), np.matrix_transpose(u), together)
+            return together.reshape(blocks, n, pixels, rows).transpose(1, 0, 3, 2)
+        if depth == 1 and out is None:  # a call of the BLAS for every block would take longer than its work
+            return np.multiply(u, v, out=self.scratch.take((n, blocks, rows, pixels), v.dtype))
+        if n > 1 and v.strides[0] == pixels * v.strides[3]:  # the images lie next to each other: one product
+            together = self.scratch.take((blocks, rows, n * pixels), v.dtype)
+            multiply(u, self._images_last(v), together)
+            return together.reshape(blocks, rows, n, pixels).transpose(2, 0, 1, 3)
+        if n > 1 and rows * depth > 2 * (rows + depth) * pixels:  # to pack `u` for every image would take longer
+            return self._pixels_together(u, v)
+        if out is None:
+            out = self.scratch.take((n, blocks, rows, pixels), v.dtype)
+        return multiply(u, v, out)
+
+    def _pixels_together(self, u: Array, v: Array) -> Array:
+        """One product for all images, whose pixels lie beside each other: few pixels make long lines that way."""
+        (n, blocks, depth, pixels), rows = v.shape, u.shape[-2]
+        memory = self.scratch.take((blocks, depth, pixels, n), v.dtype)
+        for i, image in enumerate(v):  # for all at once, NumPy would copy in runs of n
+            memory[..., i] = image
+        together = self.scratch.take((blocks, rows, pixels * n), v.dtype)
+        multiply(u, memory.reshape(blocks, depth, pixels * n), together)
+        return together.reshape(blocks, rows, pixels, n).transpose(3, 0, 1, 2)
+
+    def _images_last(self, a: Array) -> Array:
+        n, blocks, rows, pixels = a.shape
+        if n == 1:
+            return a[0]
+        if a.strides[0] != pixels * a.strides[3]:
+            memory = self.scratch.take((blocks, rows, n, pixels), a.dtype)
+            memory[...] = a.transpose(1, 2, 0, 3)
+            return memory.reshape(blocks, rows, n * pixels)
+        return a.transpose(1, 2, 0, 3).reshape(blocks, rows, n * pixels)
+
+    def outer(self, s: Array, v: Array) -> Array:
+        s, v = self._images_last(s), self._images_last(v)
+        (blocks, rows, _), depth = s.shape, v.shape[1]
+        if rows <= FEW_ROWS and rows < depth and v.dtype.kind != "c" and v.strides[2] < v.strides[1]:
+            return np.matmul(v, s.mT, out=self.scratch.take((blocks, depth, rows), v.dtype)).mT
+        out = self.scratch.take((blocks, rows, depth), v.dtype)
+        if v.dtype.kind != "c":
+            return np.matmul(s, v.mT, out=out)
+        # s @ v^H is the conjugate of conj(s) @ v^T, and s is the smaller one
+        conjugate = np.conj(s, out=self.scratch.take(s.shape, s.dtype))
+        return np.conj(np.matmul(conjugate, v.mT, out=out), out=out)
+
+
+def _channels_behind(x: Array, g: Geometry) -> Array:
+    """Images ``(n, c, *size)`` as ``(groups, n, *size, channels of a group)``."""
+    x = x.reshape(g.batch, g.groups, g.c_in // g.groups, *g.size)
+    return x.transpose(1, 0, *range(3, x.ndim), 2)

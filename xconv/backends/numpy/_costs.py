@@ -1,0 +1,129 @@
+"""What the primitives of the NumPy backend cost, measured on one thread of processors with AVX-512."""
+
+import math
+from functools import cache
+
+from ..._geometry import Geometry
+from ..._typing import DType, Function
+from ...primitives import Costs, Grid, Matrices, Product
+from ...primitives._fourier import spare
+from . import _depthwise, _products, _spectra, _windows
+
+#: A multiply-add of a large product, in those of one of usual size.
+PRODUCT = 0.45
+#: Products with fewer rows take as long as with so many; twice as many where they are not small ones.
+FULL = 4
+#: The product with a small matrix takes as much time as one with so many columns, at least.
+NARROW = 96
+
+
+class NumpyCosts(Costs):
+    """Columns and products in kept memory."""
+
+    #: To copy an element of a window, and to begin a row of these.
+    window, row = 12.0, 75.0
+    #: To add an element back, more for one between others of its row's neighbours, and to begin a row of these.
+    folding, between, folded_row = 4.5, 8.0, 350.0
+    #: To put an element of an operand in order for a product, for the sum of an outer one, and to write a result; and
+    #: each product of a stack.
+    packing, summing, writing, stacked, single = 7.0, 10.0, 22.0, 400.0, 10.0
+    #: A number in a transform of a small matrix, the multiply-adds that it takes, and how much longer the adjoint does.
+    tile, small, back = 20.0, 1.0, 1.25
+    #: An element of a depthwise convolution that is shifted, and the multiply-adds.
+    shifted, thin = 15.0, 0.6
+    #: A product for each row of outputs: its call, its multiply-adds, and these where the BLAS copies every operand.
+    row_call, row_product, copied = 3000.0, 1.7, 1.3
+    page = 10.0
+    #: Operations of the library.
+    fourier_calls, spectra_calls, depthwise_calls, product_calls = 11.0, 18.0, 15.0, 1.0
+
+    def __init__(self, multiply: float, move: float, call: float, *, is_complex: bool = False) -> None:
+        super().__init__(multiply, move, call, is_complex=is_complex)
+        self.width = move / 12
+
+    def im2col(self, g: Geometry) -> float:
+        columns = math.prod(g.columns_shape)
+        cost = self.width * self.window * columns + self.row * columns / _run(g)
+        return cost + self.moved(math.prod(g.x_shape), 6)
+
+    def col2im(self, g: Geometry) -> float:
+        columns = math.prod(g.columns_shape)
+        folding = self.folding + (self.between if len(g.axes) > 1 else 0)
+        row = g.kernel[-1] if g.pixels < g.taps else g.out[-1]  # whichever are fewer are added one by one
+        cost = self.width * folding * columns + self.folded_row * columns / max(1, row)
+        return cost + self.moved(math.prod(g.x_shape), 6 + min(g.taps, g.pixels))
+
+    def spare(self, g: Geometry) -> int:
+        return _windows.spare(g)
+
+    def columns_spare(self, g: Geometry) -> int:
+        return _windows.columns_spare(g)
+
+    def product(self, p: Product) -> float:
+        """Each operand is put in order for it; a sum of one number is none, and made without the BLAS."""
+        if p.depth == 1:
+            return self.width * self.single * p.multiply_adds + 2 * self.call
+        packed = p.n * p.blocks * p.depth * p.pixels + p.blocks * p.rows * p.depth
+        moved = self.packing * packed + self.writing * p.n * p.blocks * p.rows * p.pixels
+        calls = self.stacked * p.n * p.blocks + self.product_calls * self.call
+        return self.multiply * p.multiply_adds + self.width * moved + calls
+
+    def outer(self, p: Product) -> float:
+        packed = p.n * p.blocks * (p.depth + p.rows) * p.pixels + 2 * p.blocks * p.rows * p.depth
+        calls = self.stacked * p.blocks + self.product_calls * self.call
+        return self.multiply * p.multiply_adds + self.width * self.summing * packed + calls
+
+    def by_row(self, g: Geometry, unfolded: int) -> float:
+        """A row of outputs may end in the middle of a register; for products that are not small, filters are copied."""
+        filters, row = max(1, g.c_out // g.groups), max(1, math.prod(g.out[1:]))
+        is_small = _products.in_pieces() and g.w_shape[1] * g.taps * filters * row <= _products.SMALL
+        work = g.macs * max(filters, FULL if is_small else 2 * FULL) / filters
+        copies = 0 if is_small else self.packing * work / row
+        slower = 1 if _products.in_pieces() else self.copied
+        products = slower * self.row_product * work + copies + self.row_call * g.batch * g.groups * g.out[0]
+        columns = self.width * self.window * unfolded + self.row * unfolded / _run(g)
+        return self.multiply * products + columns + 16 * self.call
+
+    def depthwise(self, function: Function, g: Geometry) -> float:
+        del function
+        size, taps, rows = _depthwise.sizes(g)
+        products = self.multiply * self.thin * size * (55 + 12 * taps + 2 * rows + 3 * rows * taps)
+        return products + self.width * self.shifted * size * (taps + rows + 2) + self.depthwise_calls * self.call
+
+    def depthwise_spare(self, g: Geometry) -> int:
+        return _depthwise.spare(g)
+
+    def spectra(self, g: Geometry, matrices: Matrices, *, adjoint: bool) -> float:
+        """Axis by axis with the channels behind, in products of a few rows."""
+        cost, behind = 0.0, 1
+        for i, rows in reversed(list(enumerate(matrices))):
+            axis = g.axes[i]
+            before = math.prod(a.padded for a in g.axes[:i])
+            tail = math.prod(a.out for a in g.axes[i + 1 :]) * (g.c_in // max(1, g.groups))
+            cost += self.small * before * behind * max(NARROW, tail) * axis.out * len(rows) * len(rows[0])
+            behind *= len(rows)
+        elements = g.batch * g.c_in * g.pixels * behind + math.prod(g.x_shape)
+        products = self.multiply * g.batch * g.groups * cost
+        once = products + self.width * self.tile * elements + self.spectra_calls * self.call
+        return once * self.back if adjoint else once
+
+    def spectra_spare(self, g: Geometry, matrices: Matrices) -> int:
+        return _spectra.spare(g, matrices)
+
+    def fourier(self, g: Geometry, grid: Grid) -> float:
+        return super().fourier(g, grid) + self.fourier_calls * len(g.axes) * self.call
+
+    def fourier_spare(self, g: Geometry, grid: Grid) -> int:
+        return spare(g, grid)
+
+
+def _run(g: Geometry) -> int:
+    """Elements of a window that are copied in a row: of one output, taps are neighbours."""
+    return max(1, g.out[-1] if g.out[-1] > 1 else g.kernel[-1])
+
+
+@cache
+def numpy_costs(dtype: DType) -> Costs:
+    width = dtype.itemsize / 4
+    slower = {"i": 40.0, "u": 40.0, "c": Costs.complex_multiply / 2}  # the BLAS multiplies no integers
+    return NumpyCosts(PRODUCT * slower.get(dtype.kind, 1) * width, 12 * width, 50_000, is_complex=dtype.kind == "c")

@@ -1,0 +1,151 @@
+"""Windows under small matrices on NumPy: channels last, axis by axis, in memory that stays in the cache.
+
+With the channels behind the pixels, one axis of a window is a few rows of neighbours, and the matrix of the axis times
+those rows is a product that BLAS runs without a copy of either side. What comes out lies as the product reads it.
+"""
+
+import math
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+from ..._geometry import Geometry
+from ..._typing import Array, DType, Shape
+from ...primitives import Matrices
+from ._scratch import Take
+
+#: Elements of temporary memory that are worth one more image at a time: they fit into a second-level cache.
+NEAR = 2**17
+#: The same for filters. They are small, so more of them go through each call, by way of the cache behind that one.
+NEXT = 2**21
+
+
+class Layout(NamedTuple):
+    """How windows and their spectra lie in memory; the last axis counts real numbers."""
+
+    #: (*frequencies, groups, n, *pixels, channels of a group).
+    spectra: Shape
+    #: Frequencies times groups.
+    blocks: int
+    #: Images that are worked on at a time.
+    parts: tuple[slice, ...]
+    #: Elements of temporary memory for that.
+    spare: int
+    #: The dtype of the real and the imaginary parts.
+    real: DType
+    #: The matrices, and their transposes cut into steps.
+    matrices: tuple[Array, ...]
+    transposes: tuple[tuple[Array, ...], ...]
+
+    def images_of(self, v: Array, part: slice) -> Array:
+        """Some images of the spectra."""
+        return v[(*(slice(None),) * (1 + len(self.matrices)), part)]
+
+
+@lru_cache(maxsize=1024)
+def layout(g: Geometry, matrices: Matrices, dtype: DType, *, lasting: bool = False) -> Layout:
+    real = np.empty(0, dtype).real.dtype
+    frequencies = tuple(len(rows) for rows in matrices)
+    spectra = (*frequencies, g.groups, g.batch, *g.out, g.c_in // g.groups)
+    images, memory = _together(g, matrices, max(NEAR, min(NEXT, math.prod(spectra))) if lasting else NEAR)
+    arrays = tuple(np.asarray(rows, real) for rows in matrices)
+    transposes = []
+    for axis, array in zip(g.axes, arrays, strict=True):
+        cuts = range(0, axis.kernel, axis.stride)
+        transposes.append(tuple(array[:, cut : cut + axis.stride].T.copy() for cut in cuts))
+    return Layout(
+        spectra=spectra,
+        blocks=math.prod(frequencies) * g.groups,
+        parts=tuple(slice(first, min(first + images, g.batch)) for first in range(0, g.batch, images)),
+        spare=memory,
+        real=real,
+        matrices=arrays,
+        transposes=tuple(transposes),
+    )
+
+
+def spare(g: Geometry, matrices: Matrices) -> int:
+    """Elements of temporary memory for the images of a tile that are worked on at a time."""
+    return _together(g, matrices, NEAR)[1]
+
+
+def _together(g: Geometry, matrices: Matrices, most: int) -> tuple[int, int]:
+    """How many images are worked on at a time, in about `most` elements, and what that takes."""
+    each = _each(g, matrices)
+    images = max(1, min(g.batch, most // max(1, each)))
+    return images, images * each
+
+
+def _each(g: Geometry, matrices: Matrices) -> int:
+    """Elements of temporary memory for an image: the padded one, and those between two axes."""
+    lines = [a.out * a.stride + a.kernel for a in g.axes]
+    total, behind = math.prod(lines), 1
+    for i in reversed(range(1, len(lines))):
+        behind *= len(matrices[i]) * g.axes[i].out
+        total += math.prod(lines[:i]) * behind
+    # The adjoint has lines instead, and what it adds to them.
+    return g.c_in * 2 * total
+
+
+def spread(take: Take, x: Array, g: Geometry, lay: Layout, v: Array) -> None:
+    """The spectra of all windows of ``x (groups, n, *size, channels)``, into `v` in the order of `Layout.spectra`."""
+    n, rank = x.shape[1], len(g.axes)
+    padded = take((g.groups, n, *g.padded, x.shape[-1]), x.dtype)
+    outer, inner = g.kept
+    if g.is_padded:
+        padded.fill(0)
+    padded[:, :, *outer[2:]] = x[:, :, *inner[2:]]
+    cur, v = padded.view(lay.real), v.view(lay.real)
+    done, tail = 1, cur.shape[-1]
+    item = lay.real.itemsize
+    first = next(i for i, axis in enumerate(g.axes) if axis.kernel > 1)
+    for i in reversed(range(first, rank)):
+        axis, matrix = g.axes[i], lay.matrices[i]
+        if axis.kernel == 1:  # the identity
+            tail *= axis.out
+            continue
+        rest = n * math.prod(g.padded[:i])
+        row = tail * item
+        line = axis.padded * row
+        windows = np.ndarray(
+            (done, g.groups, rest, axis.out, axis.kernel, tail),
+            lay.real,
+            cur,
+            0,
+            (g.groups * rest * line, rest * line, line, axis.stride * row, row, item),
+        )
+        shape = (len(matrix), done, g.groups, rest, axis.out, tail)
+        target = take(shape, lay.real) if i > first else v.reshape(shape, copy=False)
+        np.matmul(matrix, windows, out=target.transpose(1, 2, 3, 4, 0, 5))
+        cur, done, tail = target, done * len(matrix), tail * axis.out
+
+
+def gather(take: Take, v: Array, g: Geometry, lay: Layout, x: Array) -> None:
+    """The adjoint of `spread`, into the images `x`."""
+    n = x.shape[1]
+    cur = v.view(lay.real)
+    done, rest = math.prod(len(matrix) for matrix in lay.matrices), n
+    tail = cur.shape[-1] * g.pixels
+    for axis, steps in zip(g.axes, lay.transposes, strict=True):
+        frequencies = steps[0].shape[1]
+        done, tail = done // frequencies, tail // axis.out
+        if axis.kernel == 1:
+            rest *= axis.out
+            continue
+        spectra = cur.reshape(frequencies, done, g.groups, rest, axis.out, tail).transpose(1, 2, 3, 4, 0, 5)
+        blocks = axis.out + len(steps) - 1
+        line = take((done, g.groups, rest, blocks, axis.stride, tail), lay.real)
+        np.matmul(steps[0], spectra, out=line[:, :, :, : axis.out])
+        line[:, :, :, axis.out :] = 0
+        more = take((done, g.groups, rest, axis.out, axis.stride if len(steps) > 1 else 0, tail), lay.real)
+        for k, step in enumerate(steps[1:], start=1):
+            added = np.matmul(step, spectra, out=more[..., : len(step), :])
+            line[:, :, :, k : k + axis.out, : len(step)] += added
+        cur, rest = line, rest * blocks * axis.stride
+    lines = tuple((a.out + len(s) - 1) * a.stride for a, s in zip(g.axes, lay.transposes, strict=True))
+    images = cur.reshape(g.groups, n, *lines, -1).view(v.dtype)
+    outer, inner = g.kept
+    if g.is_cropped:
+        x[...] = 0
+    x[:, :, *inner[2:]] = images[:, :, *outer[2:]]

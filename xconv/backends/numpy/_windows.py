@@ -1,0 +1,222 @@
+"""The windows of images on NumPy arrays, and their adjoint, in kept memory."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache, lru_cache
+from itertools import product
+from typing import NamedTuple
+
+import numpy as np
+
+from ..._geometry import Geometry
+from ..._typing import Array, DType, Index, Shape
+from ...primitives import along, inverse
+from ...primitives._windows import follow
+from ._scratch import Take
+
+#: Kernels with no more taps have theirs remembered: to name a tap takes longer than to add a small image.
+FEW_TAPS = 64
+#: Rows are worth sorting for taps that are so many times as many as the stride.
+WORTH_SORTING = 3
+
+
+def columns(take: Take, x: Array, g: Geometry, out: Array | None) -> Array:
+    """Every window of the zero-padded `x`, ``(n, c, *kernel, *out)``; in `out` if that is handed over."""
+    images = _images(g, x.itemsize)
+    padded = _padded(take, x, g, images.padded)
+    if images.phases > 1:
+        by_phase = padded.reshape(*padded.shape[:-1], padded.shape[-1] // images.phases, images.phases).swapaxes(-1, -2)
+        padded = take(by_phase.shape, x.dtype)
+        padded[...] = by_phase
+    memory = take(images.windows, x.dtype) if out is None else out.transpose(images.order)
+    for phase in range(images.phases):
+        taps = memory[images.taps[phase]]
+        taps[...] = np.ndarray(taps.shape, x.dtype, padded, phase * padded.strides[-2], images.strides)
+    return memory.transpose(images.back) if out is None else out
+
+
+def spare(g: Geometry) -> int:
+    """Elements that `columns` and `folded` need at once beside the columns they make or take, at most."""
+    padded = math.prod(_rows_by_phase(g)[0])
+    return padded + max(padded, math.prod(g.x_shape))
+
+
+def columns_spare(g: Geometry) -> int:
+    """Elements that `columns` alone needs at once beside those it makes, at most."""
+    padded, phases = _rows_by_phase(g.gathered())
+    return math.prod(padded) * min(2, phases)
+
+
+def rows(take: Take, x: Array, g: Geometry) -> Array:
+    """The columns of every row of outputs, ``(n, groups, out[0], depth, pixels of the row)``; they overlap in memory.
+
+    In a row's columns, the taps of the first axis come before the channels.
+    """
+    gathered = g.gathered()  # not along the first axis, whose taps are neighbours
+    first, behind, channels = g.axes[0], gathered.axes[1:], g.c_in // g.groups
+    padded = _padded(take, x, g, (g.batch, g.c_in, *gathered.padded))
+    plane, *steps = padded.strides[1:]
+    image = (g.batch, g.groups, (first.out - 1) * first.stride + first.kernel, channels)
+    windows = np.ndarray(
+        (*image, *g.kernel[1:], *g.out[1:]),
+        x.dtype,
+        padded,
+        0,
+        (
+            *(padded.strides[0], channels * plane, steps[0], plane),
+            *(a.dilation * step for a, step in zip(behind, steps[1:], strict=True)),
+            *(a.stride * step for a, step in zip(behind, steps[1:], strict=True)),
+        ),
+    )
+    memory = take(windows.shape, x.dtype)
+    memory[...] = windows
+    shape = (*image[:2], first.out, channels * g.taps, math.prod(g.out[1:]))
+    item, row = x.itemsize, memory.strides[2]
+    strides = (*memory.strides[:2], first.stride * row, shape[-1] * item, item)
+    return np.ndarray(shape, x.dtype, memory, 0, strides)
+
+
+def _padded(take: Take, x: Array, g: Geometry, shape: Shape) -> Array:
+    """What is gathered of images, with their padding of zeros, and with anything behind that."""
+    made = take(shape, x.dtype)
+    if g.is_padded:
+        made.fill(0)
+    for outer, inner in g.segments() if any(g.far) else (g.kept,):
+        made[outer] = x[inner]
+    return made
+
+
+def folded_columns(take: Take, cols: Array, g: Geometry) -> Array:
+    """The adjoint of `columns`: tap by tap, or output by output where these are fewer."""
+    images_last = cols.strides[0] < cols.strides[-1]
+    if g.pixels < g.taps:
+        return _added(take, g, cols.dtype, ((place, cols[(..., *o)]) for o, place in _each_output(g)), images_last)
+    by_tap = cols.transpose(_kernel_in_front(len(g.axes)))
+    return folded(take, g, cols.dtype, by_tap.__getitem__, images_last=images_last)
+
+
+@cache
+def _kernel_in_front(rank: int) -> tuple[int, ...]:
+    """The order of the axes of columns."""
+    return (*range(2, 2 + rank), 0, 1, *range(2 + rank, 2 + 2 * rank))
+
+
+def folded(
+    take: Take, g: Geometry, dtype: DType, seen: Callable[[Shape], Array], *, images_last: bool = False
+) -> Array:
+    """The adjoint: what each tap has `seen`, ``(n, c, *out)``, added to where it was read from.
+
+    The sums lie in memory as what is seen does, be that with the images first or last.
+    """
+    taps = _taps(g) if g.taps <= FEW_TAPS else _each_tap(g)
+    return _added(take, g, dtype, ((place, seen(tap)) for tap, place in taps), images_last)
+
+
+def _added(
+    take: Take,
+    g: Geometry,
+    dtype: DType,
+    parts: Iterable[tuple[Index, Array]],
+    images_last: bool,  # noqa: FBT001
+) -> Array:
+    """Parts of padded images added up, and what of these is no padding."""
+    padded = take((g.c_in, *g.padded, g.batch) if images_last else (g.batch, g.c_in, *g.padded), dtype)
+    if images_last:
+        padded = padded.transpose(padded.ndim - 1, *range(padded.ndim - 1))
+    padded.fill(0)
+    for place, added in parts:
+        part = padded[place]
+        np.add(part, added, out=part)
+    outer, inner = g.kept
+    if not g.is_cropped:
+        return padded[outer]
+    dx = take(g.x_shape, dtype)
+    dx.fill(0)
+    dx[inner] = padded[outer]
+    return dx
+
+
+def extend(made: Array, x: Array, g: Geometry, at: int = 2) -> None:
+    """Write `x` with its padding from the axis `at` on into `made`, run by run; the axes before have theirs."""
+    if at == x.ndim:
+        made[...] = x
+        return
+    axis, end = g.axes[at - 2], 0
+    for run in axis.runs(g.pad_mode, slice(0, axis.padded)):
+        begin, middle = end, end + run.period
+        end += run.repeats * run.period
+        once = made[along(at, slice(begin, middle))]
+        extend(once, follow(np, x[along(at, run.source)], run._replace(repeats=1), at), g, at + 1)
+        if run.repeats > 1:
+            again = made[along(at, slice(middle, end))]
+            shape = (*made.shape[:at], run.repeats - 1, run.period, *made.shape[at + 1 :])
+            again.reshape(shape, copy=False)[...] = np.expand_dims(once, at)
+
+
+def _each_tap(g: Geometry) -> Iterator[tuple[Shape, Index]]:
+    """Every tap, and what it sees in the padded images."""
+    for tap in product(*(range(a.kernel) for a in g.axes)):
+        starts = (t * a.dilation for t, a in zip(tap, g.axes, strict=True))
+        places = (slice(s, s + (a.out - 1) * a.stride + 1, a.stride) for s, a in zip(starts, g.axes, strict=True))
+        yield tap, (slice(None), slice(None), *places)
+
+
+def _each_output(g: Geometry) -> Iterator[tuple[Shape, Index]]:
+    """Every output, and its window of the padded images."""
+    for output in product(*(range(a.out) for a in g.axes)):
+        starts = (o * a.stride for o, a in zip(output, g.axes, strict=True))
+        places = (slice(s, s + a.extent, a.dilation) for s, a in zip(starts, g.axes, strict=True))
+        yield output, (slice(None), slice(None), *places)
+
+
+@lru_cache(maxsize=256)
+def _taps(g: Geometry) -> tuple[tuple[Shape, Index], ...]:
+    return tuple(_each_tap(g))
+
+
+class _Images(NamedTuple):
+    """How the windows of padded images lie in memory, with the images behind the channels and the kernel.
+
+    So all images of a tile share one product. A row of outputs with a stride reads every so many elements. Where many
+    taps do, the rows are first sorted by phase, after which a tap reads elements that follow one another.
+    """
+
+    #: The padded images, or what is gathered of them, with rows that are a multiple of the phases long.
+    padded: Shape
+    phases: int
+    #: The taps of each phase, as an index of the windows.
+    taps: tuple[Index, ...]
+    windows: Shape
+    strides: tuple[int, ...]
+    #: The order of axes that leads there, and the one that leads back.
+    order: tuple[int, ...]
+    back: tuple[int, ...]
+
+
+def _rows_by_phase(g: Geometry) -> tuple[Shape, int]:
+    """The shape of the padded images, with rows that are a multiple of the phases long, and how many these are."""
+    last = g.axes[-1]
+    sorts = last.dilation == 1 and last.kernel >= WORTH_SORTING * last.stride and not g.is_empty
+    phases = last.stride if sorts else 1
+    return (g.batch, g.c_in, *g.padded[:-1], -(-last.padded // phases) * phases), phases
+
+
+@lru_cache(maxsize=1024)
+def _images(g: Geometry, itemsize: int) -> _Images:
+    g = g.gathered()
+    rank = len(g.axes)
+    padded, phases = _rows_by_phase(g)
+    steps = [itemsize * math.prod(padded[i + 1 :]) for i in range(len(padded))]
+    strides = [*steps[:2], *(a.dilation * s for a, s in zip(g.axes, steps[2:], strict=True))]
+    strides += [a.stride * s for a, s in zip(g.axes, steps[2:], strict=True)]
+    strides[-1] //= phases
+    order = (*range(1, 2 + rank), 0, *range(2 + rank, 2 + 2 * rank))
+    return _Images(
+        padded,
+        phases,
+        tuple((slice(None),) * rank + (slice(phase, None, phases),) for phase in range(phases)),
+        tuple(g.columns_shape[i] for i in order),
+        tuple(strides[i] for i in order),
+        order,
+        inverse(order),
+    )

@@ -1,0 +1,27 @@
+"""What algorithms ask of an array library beyond the array-API standard, made of what is in the standard.
+
+Every library can do with it; nothing here knows of any.
+"""
+
+from ._costs import Costs, Product
+from ._fourier import Grid
+from ._pieces import along, device, inverse, joined, pad, zeros
+from ._primitives import Piece, Primitives, Team
+from ._spectra import Matrices, Rows
+
+__all__ = [
+    "Costs",
+    "Grid",
+    "Matrices",
+    "Piece",
+    "Primitives",
+    "Product",
+    "Rows",
+    "Team",
+    "along",
+    "device",
+    "inverse",
+    "joined",
+    "pad",
+    "zeros",
+]

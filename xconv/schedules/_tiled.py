@@ -1,0 +1,319 @@
+"""One function of a convolution over tiles: cut the arrays, run an algorithm on each piece, put the pieces together.
+
+Tiles of the forward pass and of the weight gradient cut the outputs, those of the input gradient cut the inputs, so
+no two of them write to one place. Padding that is read from the array itself is written out tile by tile on the way
+in; on the way back its gradient is computed like that of any other part of the input, and added where it was read.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, ClassVar
+
+from .._geometry import Border, Geometry, Side, Tile
+from .._typing import Array, DType, Function, Index, Shape
+from ..algorithms import Algorithm
+from ..primitives import Costs, Piece, Primitives, Team
+
+
+@dataclass(frozen=True, eq=False)
+class Tiled:
+    """By which algorithm, with what arithmetic, in which pieces."""
+
+    #: What the algorithm is asked for, and the side of the convolution that the tiles cut.
+    function: ClassVar[Function]
+    over: ClassVar[Side]
+    #: The function itself, of arrays in the caller's layout; it checks nothing.
+    run: ClassVar[Callable[..., Array]]
+
+    backend: Primitives
+    geometry: Geometry
+    algorithm: Algorithm
+    #: The dtype of the result, of what is multiplied, and the one in which products are summed.
+    dtype: DType
+    operand: DType
+    accumulator: DType
+    tiles: Sequence[Tile]
+    team: Team
+    #: Partial sums that may grow side by side.
+    lanes: int
+    #: Bytes of temporary memory on one thread, at most.
+    workspace: int
+    #: The predicted time, in multiply-adds of float32.
+    cost: float
+    #: Makes the parts of a padding that is not zeros.
+    find_borders: Callable[[], Iterator[Border]]
+    #: What the backend remembers of calls.
+    remembered: dict[Any, Any] = field(default_factory=dict, init=False)
+
+    # What the planner asks.
+
+    @classmethod
+    def geometry_of(cls, g: Geometry) -> Geometry | None:
+        """The convolution that is computed where `g` is asked for; None where there is none."""
+        return g
+
+    @classmethod
+    def label(cls, algorithm: Algorithm) -> str:
+        return algorithm.name
+
+    @classmethod
+    def scratch(cls, algorithm: Algorithm, g: Geometry, costs: Costs, *, casts: bool) -> int:
+        """Elements of temporary memory for a tile, and for what of it `casts` to another dtype."""
+        del casts
+        return algorithm.scratch(cls.function, g, costs)
+
+    @classmethod
+    def filters(cls, algorithm: Algorithm, g: Geometry) -> int:
+        """Elements of the filters as they are taken, and of what else it takes to make these."""
+        return algorithm.filters(g)
+
+    @classmethod
+    def cost_of(cls, algorithm: Algorithm, g: Geometry, costs: Costs) -> float:
+        """Predicted time of a tile."""
+        return algorithm.cost(cls.function, g, costs)
+
+    @classmethod
+    def once(cls, algorithm: Algorithm, g: Geometry, costs: Costs) -> float:
+        """Predicted time of what is done once for all tiles."""
+        return algorithm.once(cls.function, g, costs)
+
+    @property
+    def name(self) -> str:
+        """The algorithm, and the way to it."""
+        return self.label(self.algorithm)
+
+    # What a call runs.
+
+    def _bias(self, b: Array | None) -> Array | None:
+        if b is None:
+            return None
+        b = self.backend.astype(b, self.accumulator)
+        return self.backend.xp.reshape(b, (1, -1, *(1 for _ in self.geometry.axes)))
+
+    def _operand(self, a: Array) -> Array:
+        """What a tile reads of `a`, as its algorithm multiplies it."""
+        return self.backend.cast(a, self.operand)
+
+    def _read(self, tile: Tile, x: Array) -> tuple[Geometry, Array]:
+        """The input of a tile, with no padding left but zeros."""
+        g, part = tile.geometry, x[tile.x]
+        if g.pad_mode != "constant" and g.is_padded:
+            return g.extended(), self.backend.extend(part, g)
+        return g.zero_padded(), part
+
+    def _assembled(
+        self,
+        shape: Shape,
+        place: Callable[[Tile], Index],
+        piece: Piece,
+        dtype: DType,
+        order: tuple[int, ...],
+    ) -> Array:
+        return self.backend.assemble(shape, dtype, self.tiles, place, piece, team=self.team, order=order)
+
+    @cached_property
+    def _order(self) -> tuple[int, ...]:
+        """The axes of an image in the order in which they lie in the caller's memory."""
+        return self.geometry.in_layout(tuple(range(2 + len(self.geometry.axes))))
+
+    def _channels_first(self, a: Array) -> Array:
+        return self.backend.xp.moveaxis(a, -1, 1) if self.geometry.channels_last else a
+
+    def _callers_layout(self, a: Array) -> Array:
+        return self.backend.xp.moveaxis(a, 1, -1) if self.geometry.channels_last else a
+
+
+class Forward(Tiled):
+    """The convolution, plus `b`."""
+
+    function = "forward"
+    over = "outputs"
+
+    def run(self, x: Array, w: Array, b: Array | None = None) -> Array:
+        backend, x = self.backend, self._channels_first(x)
+        u, bias = self.algorithm.transform(backend, self.geometry, backend.astype(w, self.operand)), self._bias(b)
+        rounded_once = bias is None or self.dtype == self.accumulator
+
+        def piece(tile: Tile, out: Array | None) -> Array:
+            g, part = self._read(tile, x)
+            y = self.algorithm.forward(backend, g, self._operand(part), u, out if rounded_once else None)
+            return y if bias is None else backend.add(y, bias, out)
+
+        result = self._assembled(self.geometry.y_shape, _output, piece, self.dtype, self._order)
+        return self._callers_layout(result)
+
+
+class InputGrad(Tiled):
+    """The gradient; plus `b`, and without conjugation, for the transposed convolution."""
+
+    function = "input_grad"
+    over = "inputs"
+
+    def run(self, dy: Array, w: Array, b: Array | None = None, *, conjugate: bool = True) -> Array:
+        backend, dy = self.backend, self._channels_first(dy)
+        w = backend.astype(backend.conj(w) if conjugate else w, self.operand)
+        u, bias = self.algorithm.adjoint_operand(backend, self.geometry, w), self._bias(b)
+
+        rounded_once = bias is None or self.dtype == self.accumulator
+
+        def part(tile: Tile, out: Array | None) -> Array:
+            g = tile.geometry.zero_padded()
+            if g.pixels == 0:  # a gap that no window sees
+                return backend.zeros(g.x_shape, self.accumulator, dy, out)
+            return self.algorithm.input_grad(backend, g, self._operand(dy[tile.y]), u, out)
+
+        def retracted(tile: Tile) -> Iterator[tuple[Index, Array]]:
+            strip = part(tile, None)
+            for block, runs, source in g.reads(tile.x[2:]):
+                yield (*tile.x[:2], *source), backend.retract(strip[block], runs)
+
+        def piece(tile: Tile, out: Array | None) -> Array:
+            dx = part(tile, out if rounded_once else None)
+            return dx if bias is None else backend.add(dx, bias, out)
+
+        # What is added to later is not rounded before.
+        g = self.geometry
+        dtype = self.dtype if g.pad_mode == "constant" else self.accumulator
+        dx = self._assembled(g.x_shape, _input, piece, dtype, self._order)
+        if g.pad_mode != "constant":
+            for border in self._borders:
+                for tile in border.parts():
+                    dx = backend.add_at(dx, retracted(tile))
+        return self._callers_layout(backend.astype(dx, self.dtype))
+
+    @property
+    def _borders(self) -> Iterable[Border]:
+        return self._few_borders if len(self.geometry.axes) <= 3 else self.find_borders()
+
+    @cached_property
+    def _few_borders(self) -> tuple[Border, ...]:
+        return tuple(self.find_borders())
+
+
+class Reflected(Forward):
+    """The input gradient of stride 1 and zero padding, as the convolution with reflected filters that it is."""
+
+    #: To reflect an element of a filter takes as much time as to copy so many.
+    reflecting = 6
+
+    @classmethod
+    def geometry_of(cls, g: Geometry) -> Geometry | None:
+        return None if g.is_empty else g.reflected()
+
+    @classmethod
+    def label(cls, algorithm: Algorithm) -> str:
+        return f"{algorithm.name}, reflected"
+
+    @classmethod
+    def filters(cls, algorithm: Algorithm, g: Geometry) -> int:
+        return super().filters(algorithm, g) + math.prod(g.w_shape)
+
+    @classmethod
+    def once(cls, algorithm: Algorithm, g: Geometry, costs: Costs) -> float:
+        return super().once(algorithm, g, costs) + costs.moved(cls.reflecting * math.prod(g.w_shape), 4)
+
+    def run(self, dy: Array, w: Array, b: Array | None = None, *, conjugate: bool = True) -> Array:
+        return super().run(dy, self._reflected(w, conjugate=conjugate), b)
+
+    def _reflected(self, w: Array, *, conjugate: bool) -> Array:
+        g, xp = self.geometry, self.backend.xp
+        w = xp.reshape(xp.flip(w, axis=tuple(range(2, w.ndim))), (g.groups, g.c_in // g.groups, *w.shape[1:]))
+        w = xp.reshape(xp.moveaxis(w, 2, 1), g.w_shape)
+        return self.backend.conj(w) if conjugate else w
+
+
+class WeightGrad(Tiled):
+    """The filters' gradient."""
+
+    function = "weight_grad"
+    over = "outputs"
+
+    def run(self, dy: Array, x: Array) -> Array:
+        backend, dy, x = self.backend, self._channels_first(dy), self._channels_first(x)
+
+        def piece(tile: Tile, _: Array | None) -> Array:
+            g, part = self._read(tile, x)
+            return self.algorithm.weight_grad(backend, g, self._operand(dy[tile.y]), self._operand(part))
+
+        total = backend.total(self.tiles, piece, team=self.team, lanes=self.lanes)
+        return backend.astype(self.algorithm.transform_adjoint(backend, self.geometry, total), self.dtype)
+
+
+class Im2col(Tiled):
+    """All windows, ``(n, c, *kernel, *out)``; with `images_last`, in memory that has the images behind the rest."""
+
+    function = "im2col"
+    over = "outputs"
+
+    @classmethod
+    def scratch(cls, algorithm: Algorithm, g: Geometry, costs: Costs, *, casts: bool) -> int:
+        del algorithm, casts
+        return costs.columns_spare(g)
+
+    @classmethod
+    def cost_of(cls, algorithm: Algorithm, g: Geometry, costs: Costs) -> float:
+        del algorithm
+        return costs.im2col(g)
+
+    def run(self, x: Array, *, images_last: bool) -> Array:
+        def piece(tile: Tile, out: Array | None) -> Array:
+            g, part = self._read(tile, x)
+            return self.backend.im2col(part, g, out)
+
+        g = self.geometry
+        order = tuple(range(len(g.columns_shape)))
+        order = (*order[1:], 0) if images_last else order
+        return self._assembled(g.columns_shape, _columns, piece, self.dtype, order)
+
+
+class Col2im(Tiled):
+    """The adjoint of that."""
+
+    function = "col2im"
+    over = "inputs"
+
+    @classmethod
+    def scratch(cls, algorithm: Algorithm, g: Geometry, costs: Costs, *, casts: bool) -> int:
+        del algorithm
+        return costs.spare(g) + (math.prod(g.columns_shape) if casts else 0)
+
+    @classmethod
+    def cost_of(cls, algorithm: Algorithm, g: Geometry, costs: Costs) -> float:
+        del algorithm
+        return costs.col2im(g)
+
+    def run(self, cols: Array) -> Array:
+        def piece(tile: Tile, out: Array | None) -> Array:
+            g = tile.geometry
+            if g.pixels == 0:
+                return self.backend.zeros(g.x_shape, self.accumulator, cols, out)
+            return self.backend.col2im(self._operand(cols[_columns(tile)]), g, out)
+
+        g = self.geometry
+        order = tuple(range(len(g.x_shape)))
+        return self._assembled(g.x_shape, _input, piece, self.dtype, order)
+
+
+#: The ways to compute each function.
+WAYS: dict[Function, tuple[type[Tiled], ...]] = {
+    "forward": (Forward,),
+    "input_grad": (Reflected, InputGrad),
+    "weight_grad": (WeightGrad,),
+    "im2col": (Im2col,),
+    "col2im": (Col2im,),
+}
+
+
+def _input(tile: Tile) -> Index:
+    return tile.x
+
+
+def _output(tile: Tile) -> Index:
+    return tile.y
+
+
+def _columns(tile: Tile) -> Index:
+    """Where the windows of a tile lie among all, ``(n, c, *kernel, *out)``."""
+    return (tile.y[0], slice(None), *(slice(None) for _ in tile.geometry.axes), *tile.y[2:])
