@@ -14,7 +14,7 @@ nox.options.default_venv_backend = "virtualenv"
 
 PROJECT = nox.project.load_toml("pyproject.toml")
 #: What CUDA is for: run by `kernels` and `gpu`, and not by `tests`.
-CUDA = "xconv/backends/cupy/*"
+CUDA = "xconv/backends/cupy"
 #: Makes cuDNN's graphs. What it depends on are kernels of its own, which nothing here runs.
 FRONTEND = "nvidia-cudnn-frontend==1.32.*"
 #: The bridges to PyTorch, JAX and autograd: run by `interop`, and not by `tests`.
@@ -58,7 +58,7 @@ def away(session: nox.Session, *options: str) -> None:
 def tests(session: nox.Session) -> None:
     """The test suite with NumPy and array-api-strict, and the coverage of it."""
     session.install("-e", ".", *nox.project.dependency_groups(PROJECT, "test"))
-    covered(session, "--numprocesses=auto", what=f"--omit={CUDA},{JAX},{BRIDGES}/*")
+    covered(session, "--numprocesses=auto", what=f"--omit={CUDA}/*,{JAX},{BRIDGES}/*")
 
 
 @nox.session
@@ -69,7 +69,7 @@ def kernels(session: nox.Session) -> None:
     names = ("fuzz", "conv", "classic", "plan", "winograd", "algorithms", "tuning")
     files = [f"tests/test_{name}.py" for name in names]
     options = ("--backend=cupy-on-host", "--numprocesses=auto")
-    covered(session, "tests/kernels", *files, *options, what=f"--include={CUDA}")
+    covered(session, "tests/kernels", *files, *options, what=f"--include={CUDA}/*")
 
 
 @nox.session(default=False)
@@ -115,7 +115,7 @@ def doctests(session: nox.Session) -> None:
     """The examples in the docstrings, in the README and in the documentation."""
     install(session, "test")
     # They cannot be imported without CuPy, PyTorch, JAX and autograd.
-    without = [f"--ignore={file}" for file in (*CUDA.split(","), BRIDGES)]
+    without = [f"--ignore={file}" for file in (CUDA, BRIDGES)]
     session.run("pytest", "--doctest-modules", "--doctest-glob=*.md", *without, "xconv", "README.md", *session.posargs)
     pages = [str(page) for page in Path("docs").glob("*.md") if page.name != WITH_TORCH]
     session.run("pytest", "--doctest-glob=*.md", *pages, *session.posargs)

@@ -18,7 +18,7 @@ from xconv._axis import Axis
 from xconv._geometry import Geometry
 from xconv._ranking import plans
 from xconv.backends import backend_of
-from xconv.backends.cupy import CupyBackend, _cudnn
+from xconv.backends.cupy import CupyBackend, _cudnn, _graphs
 
 ALWAYS = {"NONDETERMINISTIC", "DOWN_CONVERT_INPUTS", "REDUCED_PRECISION_REDUCTION", "FFT", "WINOGRAD"}
 LAYER = (2, 4, 9, 8), (6, 4, 3, 3), {"padding": 1}
@@ -406,9 +406,9 @@ def test_negative_padding_of_operands(dnn):
     g = Geometry(2, 3, 4, 1, (Axis(8, 3, 1, 1, -2, 1), Axis(9, 2, 1, 1, 1, -3)))
     oracle = Oracle(g.x_shape, g.w_shape, padding=((-2, 1), (1, -3)))
     x, w, dy = (numbers(shape, seed=seed) for seed, shape in enumerate((g.x_shape, g.w_shape, g.y_shape)))
-    run = backend_of({"x": device(x)}).cudnn
-    same(run("conv", g, device(x), device(w), None, 2**16), oracle.conv(x, w))
-    same(run("weight_grad", g, device(dy), device(x), None, 2**16), oracle.weight_grad(dy, x))
+    backend, algorithm = CupyBackend(), CupyBackend.algorithms["cudnn"]
+    same(algorithm.forward(backend, g, device(x), device(w), None), oracle.conv(x, w))
+    same(algorithm.weight_grad(backend, g, device(dy), device(x)), oracle.weight_grad(dy, x))
 
 
 def test_it_is_not_chosen_before_it_is_measured(dnn):
@@ -435,6 +435,6 @@ def test_chunks_of_dask(dnn):
 
 def test_the_names_are_the_frontends():
     """Those of notes, dtypes and modes; the stand-in has all others from the frontend itself."""
-    assert {name for name in _cudnn.UNWANTED if name in cudnn.numerical_note.__members__} == set(_cudnn.UNWANTED)
-    used = {name for pair in _cudnn.TYPES.values() for name in pair}
+    assert {name for name in _graphs.UNWANTED if name in cudnn.numerical_note.__members__} == set(_graphs.UNWANTED)
+    used = {name for pair in _graphs.TYPES.values() for name in pair}
     assert used <= set(cudnn.data_type.__members__)
