@@ -499,8 +499,8 @@ def like(*shape, dtype="float32"):
     return np.broadcast_to(np.zeros((), dtype), shape)
 
 
-#: Twice what plans take of a processor that is not shared; more where coverage is measured.
-MOST_SECONDS = 0.1 if sys.gettrace() is None else 0.3
+#: Of a processor that is not shared; more where coverage is measured.
+MOST_SECONDS = 0.05 if sys.gettrace() is None else 0.15
 
 #: Geometries that were searched one by one: for a good Fourier length, through all taps, and through all images.
 LONG = {

@@ -1,5 +1,6 @@
 """``config(workspace=)`` bounds the temporary memory of every function, and changes no result."""
 
+import gc
 import math
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
@@ -34,17 +35,20 @@ OBJECTS = 100_000
 def temporary_peak(function):
     """Bytes that `function` takes at its peak beside its result, and the result.
 
-    It runs for the second time, in a thread that has kept no memory of an earlier call.
+    It runs for the second time, in a thread that has kept no memory of an earlier call. A collection of garbage between
+    the two would empty the interpreter's lists of free tuples, which thousands of tiles fill again.
     """
-    function()
-    backend_of({"x": np.empty(0)}).reserve.blocks.clear()
-    tracemalloc.start()
+    gc.disable()
     try:
+        function()
+        backend_of({"x": np.empty(0)}).reserve.blocks.clear()
+        tracemalloc.start()
         with ThreadPoolExecutor(1) as fresh:
             result = fresh.submit(copy_context().run, function).result()
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
+        gc.enable()
     return peak - result.nbytes, result
 
 

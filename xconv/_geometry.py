@@ -191,17 +191,12 @@ class Geometry:
             floors = [-(-short // each) for short, each in zip(shortest, grains, strict=True)]
             for i, floor in enumerate(floors):
 
-                def fits(step: int, i: int = i) -> bool:
+                def taken(step: int, i: int = i) -> float:
                     tried = zip(lengths, [*steps[:i], step, *steps[i + 1 :]], grains, strict=True)
-                    return cost(self.largest(over, [min(length, n * each) for length, n, each in tried])) <= budget
+                    return cost(self.largest(over, [min(length, n * each) for length, n, each in tried]))
 
-                if steps[i] <= floor or fits(steps[i]):
-                    continue
-                low, high = floor, steps[i]  # the longest step that fits lies in [low, high)
-                while high - low > 1:
-                    middle = (low + high) // 2
-                    low, high = (middle, high) if fits(middle) else (low, middle)
-                steps[i] = low
+                if steps[i] > floor and (most := taken(steps[i])) > budget:
+                    steps[i] = _longest(taken, budget, floor, (steps[i], most))
         counts = tuple(-(-n // step) if n else 1 for n, step in zip(whole.in_grains, steps, strict=True))
         made = replace(whole, counts=counts)
         return self.tiles(over, budget, cost) if grain and cost(made.largest) > budget else made
@@ -305,6 +300,21 @@ class Border(NamedTuple):
         """The tiles, with their places in the padded input and in the output."""
         for tile in self.tiles:
             yield Tile(tile.geometry, _within(self.strip.x, tile.x), _within(self.strip.y, tile.y))
+
+
+def _longest(taken: Callable[[int], float], budget: float, low: int, above: tuple[int, float]) -> int:
+    """The longest step from `low` on, and below that of `above`, that takes what is there; `low` if none does.
+
+    What steps take is nearly a line. So every other trial is where that meets the budget, or next to where it did.
+    """
+    (high, most), least, halved = above, taken(low), True
+    while high - low > 1 and least <= budget:
+        halved = not halved
+        share = 0.5 if halved else (budget - least) / (most - least)
+        middle = min(max(low + int(share * (high - low)), low + 1), high - 1)
+        found = taken(middle)
+        low, least, high, most = (middle, found, high, most) if found <= budget else (low, least, middle, found)
+    return low
 
 
 def _boxes(axes: tuple[Axis, ...]) -> Iterator[tuple[slice, ...]]:
