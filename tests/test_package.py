@@ -4,6 +4,7 @@ import inspect
 import re
 import subprocess
 import sys
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 import xconv
 from xconv import __main__ as program
 from xconv import backends
+from xconv.primitives import Primitives
 
 pytestmark = pytest.mark.numpy_only
 
@@ -146,3 +148,15 @@ def test_program_tells_of_a_missing_device(monkeypatch):
     monkeypatch.setattr(program, "find_spec", lambda _: True)
     monkeypatch.setattr(program.importlib, "import_module", lambda _: fake)
     assert list(program._report("cupy", "cupy")) == ["cupy             14.2, no device"]
+
+
+def test_the_house():
+    """Primitives are few, and of no library; no file is longer than what one reads at a time."""
+    root = Path(xconv.__file__).parent
+    assert len([name for name in vars(Primitives) if not name.startswith("_")]) <= 30
+    for file in root.rglob("*.py"):
+        text = file.read_text(encoding="utf-8")
+        assert file.name == "_api.py" or text.count("\n") <= 350, file
+        assert file.parent.name != "primitives" or not re.search(
+            r"cuda|cudnn|cupy|torch|jax\b(?!\.jit)", text.lower()
+        ), file

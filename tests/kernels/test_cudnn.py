@@ -17,7 +17,6 @@ from xconv import _planner
 from xconv._axis import Axis
 from xconv._geometry import Geometry
 from xconv._ranking import plans
-from xconv.backends import backend_of
 from xconv.backends.cupy import CupyBackend, _cudnn, _graphs
 
 ALWAYS = {"NONDETERMINISTIC", "DOWN_CONVERT_INPUTS", "REDUCED_PRECISION_REDUCTION", "FFT", "WINOGRAD"}
