@@ -157,6 +157,4 @@ def test_the_house():
     for file in root.rglob("*.py"):
         text = file.read_text(encoding="utf-8")
         assert file.name == "_api.py" or text.count("\n") <= 350, file
-        assert file.parent.name != "primitives" or not re.search(
-            r"cuda|cudnn|cupy|torch|jax\b(?!\.jit)", text.lower()
-        ), file
+        assert file.parent.name != "primitives" or not re.search("cuda|cudnn|cupy", text.lower()), file
