@@ -1,12 +1,12 @@
 """JAX: arrays that cannot be written to, and products whose precision has to be asked for."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from .. import _config
 from .._geometry import Geometry, Tile
-from .._typing import Array, DType, Index, Shape
-from ..primitives import Costs, Piece, Team, device, joined, pad
+from .._typing import Array
+from ..primitives import Costs, Piece, Team, Whole, device, joined, pad
 from ._backend import Backend
 
 #: What JAX calls our precisions. Its own default on a GPU is TF32.
@@ -50,17 +50,8 @@ class JaxBackend(Backend):
         made = lax.fft(self.xp.moveaxis(x, at, -1), "IRFFT" if half else "IFFT", (length,)) * math.sqrt(length)
         return self.xp.moveaxis(made, -1, at)
 
-    def assemble(
-        self,
-        shape: Shape,
-        dtype: DType,
-        tiles: Sequence[Tile],
-        place: Callable[[Tile], Index],
-        piece: Piece,
-        *,
-        team: Team,
-        order: tuple[int, ...],
-    ) -> Array:
+    def assemble(self, whole: Whole, tiles: Sequence[Tile], piece: Piece, team: Team) -> Array:
         """As there is nothing to write into, the parts are joined: each is copied once an axis, never the whole."""
-        del shape, team, order
-        return joined(self.xp, [(place(tile), self.astype(piece(tile, None), dtype)) for tile in tiles])
+        del team
+        parts = [(whole.place(tile), self.astype(piece(tile, None), whole.dtype)) for tile in tiles]
+        return joined(self.xp, parts)

@@ -6,7 +6,7 @@ Every library can do with it; nothing here knows of any.
 from ._costs import Costs, Product
 from ._fourier import Grid
 from ._pieces import along, device, inverse, joined, pad, zeros
-from ._primitives import Piece, Primitives, Team
+from ._primitives import Piece, Primitives, Team, Whole
 from ._spectra import Matrices, Rows
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "Product",
     "Rows",
     "Team",
+    "Whole",
     "along",
     "device",
     "inverse",

@@ -23,6 +23,17 @@ from ._spectra import Matrices, Rows
 Piece = Callable[[Tile, Array | None], Array]
 
 
+class Whole(NamedTuple):
+    """An array that is put together from the parts of tiles."""
+
+    shape: Shape
+    dtype: DType
+    #: Its axes in the order in which they lie in memory, where the library lets us choose.
+    order: tuple[int, ...]
+    #: Where the part of a tile is; the places cover all, and do not overlap.
+    place: Callable[[Tile], Index]
+
+
 class Team(NamedTuple):
     """Who works on the tiles of a call."""
 
@@ -208,22 +219,10 @@ class Primitives:
 
     # tiles
 
-    def assemble(
-        self,
-        shape: Shape,
-        dtype: DType,
-        tiles: Sequence[Tile],
-        place: Callable[[Tile], Index],
-        piece: Piece,
-        *,
-        team: Team,
-        order: tuple[int, ...],
-    ) -> Array:
-        """The array whose part at ``place(tile)`` is ``piece(tile, ...)``; the places cover it and do not overlap.
-
-        Its axes lie in memory in that `order`, where the library lets us choose.
-        """
+    def assemble(self, whole: Whole, tiles: Sequence[Tile], piece: Piece, team: Team) -> Array:
+        """The array whose part at ``whole.place(tile)`` is ``piece(tile, ...)``."""
         del team
+        shape, dtype, order, place = whole
         first = self.astype(piece(tiles[0], None), dtype)
         if len(tiles) == 1:
             return first

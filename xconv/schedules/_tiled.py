@@ -12,9 +12,9 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 from .._geometry import Border, Geometry, Side, Tile
-from .._typing import Array, DType, Function, Index, Shape
+from .._typing import Array, DType, Function, Index
 from ..algorithms import Algorithm
-from ..primitives import Costs, Piece, Primitives, Team
+from ..primitives import Costs, Primitives, Team, Whole
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,16 +103,6 @@ class Tiled:
             return g.extended(), self.backend.extend(part, g)
         return g.zero_padded(), part
 
-    def _assembled(
-        self,
-        shape: Shape,
-        place: Callable[[Tile], Index],
-        piece: Piece,
-        dtype: DType,
-        order: tuple[int, ...],
-    ) -> Array:
-        return self.backend.assemble(shape, dtype, self.tiles, place, piece, team=self.team, order=order)
-
     @cached_property
     def _order(self) -> tuple[int, ...]:
         """The axes of an image in the order in which they lie in the caller's memory."""
@@ -141,7 +131,8 @@ class Forward(Tiled):
             y = self.algorithm.forward(backend, g, self._operand(part), u, out if rounded_once else None)
             return y if bias is None else backend.add(y, bias, out)
 
-        result = self._assembled(self.geometry.y_shape, _output, piece, self.dtype, self._order)
+        whole = Whole(self.geometry.y_shape, self.dtype, self._order, _output)
+        result = backend.assemble(whole, self.tiles, piece, self.team)
         return self._callers_layout(result)
 
 
@@ -176,7 +167,7 @@ class InputGrad(Tiled):
         # What is added to later is not rounded before.
         g = self.geometry
         dtype = self.dtype if g.pad_mode == "constant" else self.accumulator
-        dx = self._assembled(g.x_shape, _input, piece, dtype, self._order)
+        dx = backend.assemble(Whole(g.x_shape, dtype, self._order, _input), self.tiles, piece, self.team)
         if g.pad_mode != "constant":
             for border in self._borders:
                 for tile in border.parts():
@@ -265,7 +256,8 @@ class Im2col(Tiled):
         g = self.geometry
         order = tuple(range(len(g.columns_shape)))
         order = (*order[1:], 0) if images_last else order
-        return self._assembled(g.columns_shape, _columns, piece, self.dtype, order)
+        whole = Whole(g.columns_shape, self.dtype, order, _columns)
+        return self.backend.assemble(whole, self.tiles, piece, self.team)
 
 
 class Col2im(Tiled):
@@ -293,7 +285,7 @@ class Col2im(Tiled):
 
         g = self.geometry
         order = tuple(range(len(g.x_shape)))
-        return self._assembled(g.x_shape, _input, piece, self.dtype, order)
+        return self.backend.assemble(Whole(g.x_shape, self.dtype, order, _input), self.tiles, piece, self.team)
 
 
 #: The ways to compute each function.

@@ -1,14 +1,14 @@
 """CuPy arrays on their device: copies and sums as steps, tiles one after the other."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib import import_module
 from itertools import islice
 
 import numpy as np
 
 from ..._geometry import Geometry, Tile
-from ..._typing import Array, DType, Index, Shape
-from ...primitives import Piece, Team
+from ..._typing import Array, DType, Shape
+from ...primitives import Piece, Team, Whole
 from ..numpy import DtypesOfNumpy
 from ._steps import CLEAR, CONJUGATE, COPY, SUM, Doer, Now, copied, each, ordered
 
@@ -57,21 +57,11 @@ class OnDevice(DtypesOfNumpy):
         """Memory for an image, in the caller's layout and the dtype of sums."""
         return ordered(self.do, shape, self.accumulator(like.dtype), g.in_layout(tuple(range(len(shape)))))
 
-    def assemble(
-        self,
-        shape: Shape,
-        dtype: DType,
-        tiles: Sequence[Tile],
-        place: Callable[[Tile], Index],
-        piece: Piece,
-        *,
-        team: Team,
-        order: tuple[int, ...],
-    ) -> Array:
+    def assemble(self, whole: Whole, tiles: Sequence[Tile], piece: Piece, team: Team) -> Array:
         del team
-        result = ordered(self.do, shape, dtype, order)
+        result = ordered(self.do, whole.shape, whole.dtype, whole.order)
         for tile in tiles:
-            target = result[place(tile)]
+            target = result[whole.place(tile)]
             made = piece(tile, target)
             if made is not target:
                 each(self.do, COPY, made, target)

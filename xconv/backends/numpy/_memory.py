@@ -7,7 +7,7 @@ import numpy as np
 
 from ..._geometry import Tile
 from ..._typing import Array, DType, Index, Shape
-from ...primitives import Piece, Team, along, inverse
+from ...primitives import Piece, Team, Whole, along, inverse
 from .._backend import MIB
 from . import _threads
 from ._dtypes import DtypesOfNumpy
@@ -70,23 +70,14 @@ class KeptMemory(DtypesOfNumpy):
                 x[index] += part
         return x
 
-    def assemble(
-        self,
-        shape: Shape,
-        dtype: DType,
-        tiles: Sequence[Tile],
-        place: Callable[[Tile], Index],
-        piece: Piece,
-        *,
-        team: Team,
-        order: tuple[int, ...],
-    ) -> Array:
-        result = np.empty([shape[axis] for axis in order], dtype).transpose(inverse(order))
+    def assemble(self, whole: Whole, tiles: Sequence[Tile], piece: Piece, team: Team) -> Array:
+        order = whole.order
+        result = np.empty([whole.shape[axis] for axis in order], whole.dtype).transpose(inverse(order))
 
         def fill(i: int) -> None:
             self.scratch.reset(team.memory)
             tile = tiles[i]
-            target = result[place(tile)]
+            target = result[whole.place(tile)]
             made = piece(tile, target)
             if made is not target:
                 target[...] = made
