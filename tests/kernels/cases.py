@@ -103,7 +103,7 @@ def even_geometries(count, seed=0):
 
 def case(verb, g, dtype="float32", *, threads=0, **options):
     """The case of one kernel for the geometry `g`; neighbours share a thread only if so many `threads` are left."""
-    with patch.object(texts, "THREADS", threads):
+    with patch.object(_lines, "THREADS", threads):
         return _case(verb, g, dtype, **options)
 
 

@@ -169,7 +169,7 @@ class Bare:
         if verb == "col2im":
             memories.reverse()
         self.arrays = [SimpleNamespace(memory=memory) for memory in memories]
-        with patch.object(texts, "THREADS", threads):
+        with patch.object(_lines, "THREADS", threads):
             self.kernel = getattr(texts, verb)(g, *memories, literal=True)
 
 

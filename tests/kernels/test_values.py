@@ -191,7 +191,7 @@ def test_where_neighbours_share_a_thread():
         size = np.dtype(dtype).itemsize
         x, cols = (_lines.Memory(dtype, size, s, _contiguous(s), 0, True) for s in (g.x_shape, g.columns_shape))
         source, result = (x, cols) if verb == "im2col" else (cols, x)
-        with patch.object(texts, "THREADS", threads):
+        with patch.object(_lines, "THREADS", threads):
             name = getattr(texts, verb)(g, source, result._replace(**lie), literal=literal).name
         return int(name.rpartition("_")[-1])
 

@@ -261,9 +261,6 @@ class _OnPaper(CupyBackend):
     def __init__(self, do: Recorder) -> None:
         super().__init__(do, Views(do))
 
-    def call(self, tiled: Tiled, *arrays: Array, **options: bool) -> Array:
-        return tiled.run(*arrays, **options)
-
 
 def _is_programmed(tiled: Tiled) -> bool:
     """Whether all that a function comes down to are steps: no operations of CuPy's own."""

@@ -52,11 +52,8 @@ class Text(Lines):
 
     #: How many packs were loaded.
     loads = 0
-
-    @cached_property
-    def bases(self) -> dict[str, int]:
-        """Steps from where a walk begins: the names of its places, and how far they are apart."""
-        return {}
+    #: Steps from where `read_by` begins: the names of its places, and how far they are apart.
+    bases: dict[str, int]
 
     @cached_property
     def found(self) -> dict[Place, str]:
