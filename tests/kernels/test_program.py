@@ -404,7 +404,9 @@ def test_the_workspace_is_a_bound(standin, monkeypatch, options, x, w, dtype):
         with pytest.raises(ValueError, match="`workspace` must be at least") as caught, xconv.config(workspace=1):
             function()
         least = caught.value.least
-        for workspace in (least, 3 * least):
+        for workspace in (
+            (least, 3 * least) if dy.size < 2000 else (9 * least, 27 * least)
+        ):  # in hundreds of tiles at most
             with xconv.config(workspace=workspace):
                 assert peak(monkeypatch, function) <= workspace
 
