@@ -202,6 +202,6 @@ def test_filters_in_parts(rng, monkeypatch, dtype, few):
         return y, xconv.conv_input_grad(y, w, x.shape, **options), xconv.conv_weight_grad(y, x, w.shape, **options)
 
     whole = results()
-    monkeypatch.setattr(_numpy, "FEW_FILTERS", few)
+    monkeypatch.setattr(_numpy, "AT_A_TIME", few)
     for found, expected in zip(results(), whole, strict=True):
         assert np.array_equal(found, expected)

@@ -22,8 +22,8 @@ from ._threads import Team
 
 #: Bytes of a tile beside which NumPy's buffers do not matter; with less, to make them short takes much of a small call.
 WORTH_SHORT_BUFFERS = 2**17
-#: Elements of temporary memory that the Fourier transforms of some filters may take at a time.
-FEW_FILTERS = 2**18
+#: Elements of temporary memory that the Fourier transforms of some images or filters take at a time.
+AT_A_TIME = 2**18
 #: Elements of a sum that are worth another thread's while.
 JOINED = 2**19
 #: Rows so few that the sum over all pixels is faster with the other operand in front, and the result turned around.
@@ -203,12 +203,17 @@ class NumpyBackend(DtypesOfNumpy):
     # blocks
 
     def fourier(self, x: Array, g: Geometry, grid: Grid, *, lasting: bool = False) -> Array:
-        dtype = np.result_type(x.dtype, np.complex64)
+        dtype, rank = np.result_type(x.dtype, np.complex64), len(g.axes)
         parts, spare = self._fourier_parts(g, grid, lasting=lasting)
         if lasting:
             self.scratch.reset(spare * x.itemsize)
-        v = (self.reserve if lasting else self.scratch).take((*grid.frequencies, g.c_in, g.batch, *g.out), dtype)
-        mark, blocks = self.scratch.used, v.transpose(_fourier.block_order(len(g.axes)))
+        take = (self.reserve if lasting else self.scratch).take
+        if grid.behind:
+            v = take((g.c_in, g.batch, *g.out, *grid.frequencies), dtype)
+            v = v.transpose(*range(2 + rank, v.ndim), *range(2 + rank))
+        else:
+            v = take((*grid.frequencies, g.c_in, g.batch, *g.out), dtype)
+        mark, blocks = self.scratch.used, v.transpose(_fourier.block_order(rank))
         for part, smaller in parts if v.size else ():
             self.scratch.used = mark
             _numpy_fourier.transform(self.scratch.take, x[part], smaller, grid, blocks[part])
@@ -231,23 +236,32 @@ class NumpyBackend(DtypesOfNumpy):
                 _numpy_fourier.inverse(self.scratch.take, v[part], smaller, grid, x[part])
         return x
 
-    def _fourier_parts(self, g: Geometry, grid: Grid, *, lasting: bool) -> tuple[list[tuple[slice, Geometry]], int]:
-        """The images that are transformed at a time, and the temporary memory for that: all, or of filters a few."""
-        spare = _fourier.spare(g, grid)
-        if not lasting or spare <= FEW_FILTERS:
-            return [(slice(None), g)], spare
-        each = spare // g.batch
-        step = max(1, FEW_FILTERS // each)
-        cuts = [slice(first, min(first + step, g.batch)) for first in range(0, g.batch, step)]
-        return [(cut, replace(g, batch=cut.stop - cut.start)) for cut in cuts], step * each
+    def _fourier_parts(self, g: Geometry, grid: Grid, *, lasting: bool) -> tuple[list[tuple[Index, Geometry]], int]:
+        """The images or channels that are transformed at a time, and the temporary memory for that.
+
+        A few, so that it stays in the cache; but all where those of one lie apart, unless they are filters.
+        """
+        spare, axis = _numpy_fourier.spare(g, grid), 0 if g.batch > 1 else 1
+        if spare <= AT_A_TIME or not (lasting or grid.behind):
+            return [((), g)], spare
+        parts, count = [], g.x_shape[axis]
+        step = max(1, AT_A_TIME * count // spare)
+        for first in range(0, count, step):
+            size = min(step, count - first)
+            smaller = replace(g, c_in=size) if axis else replace(g, batch=size)
+            parts.append((along(axis, slice(first, first + size)), smaller))
+        return parts, step * (spare // count)
 
     def fourier_spare(self, g: Geometry, grid: Grid) -> int:
-        return _fourier.spare(g, grid)
+        spare, count = _numpy_fourier.spare(g, grid), g.batch if g.batch > 1 else g.c_in
+        return min(spare, max(AT_A_TIME, spare // max(1, count))) if grid.behind else spare
 
     # products
 
     def product(self, u: Array, v: Array, out: Array | None = None) -> Array:
         (n, blocks, depth, pixels), rows = v.shape, u.shape[-2]
+        if _blocks_behind(v) and 1 in (rows, depth) and out is None:
+            return self._summed(u, v, self._blocks_last((n, blocks, rows, pixels), v.dtype))
         if v.strides[2] <= v.strides[3] and out is None:  # channels last, and so is the result
             together = self.scratch.take((blocks, n * pixels, rows), v.dtype)
             multiply(np.matrix_transpose(self._images_last(v)), np.matrix_transpose(u), together)
@@ -292,6 +306,10 @@ class NumpyBackend(DtypesOfNumpy):
         return a.transpose(1, 2, 0, 3).reshape(blocks, rows, n * pixels)
 
     def outer(self, s: Array, v: Array) -> Array:
+        (n, blocks, depth, _), rows = v.shape, s.shape[2]
+        if n == 1 and _blocks_behind(v) and _blocks_behind(s):
+            out = self._blocks_last((1, blocks, rows, depth), v.dtype)
+            return self._summed(s, np.matrix_transpose(np.conj(v, out=v)), out)[0]
         s, v = self._images_last(s), self._images_last(v)
         (blocks, rows, _), depth = s.shape, v.shape[1]
         if rows <= FEW_ROWS and rows < depth and v.dtype.kind != "c" and v.strides[2] < v.strides[1]:
@@ -302,6 +320,21 @@ class NumpyBackend(DtypesOfNumpy):
         # s @ v^H is the conjugate of conj(s) @ v^T, and s is the smaller one
         conjugate = np.conj(s, out=self.scratch.take(s.shape, s.dtype))
         return np.conj(np.matmul(conjugate, v.mT, out=out), out=out)
+
+    def _blocks_last(self, shape: Shape, dtype: DType) -> Array:
+        """Memory for products that are made number by number."""
+        n, blocks, rows, columns = shape
+        return self.scratch.take((n, rows, columns, blocks), dtype).transpose(0, 3, 1, 2)
+
+    def _summed(self, u: Array, v: Array, out: Array) -> Array:
+        """``u @ v``, number by number."""
+        np.multiply(u[..., :1], v[..., :1, :], out=out)
+        if u.shape[-1] > 1:
+            more = self._blocks_last(out.shape, out.dtype)
+            for i in range(1, u.shape[-1]):
+                np.multiply(u[..., i : i + 1], v[..., i : i + 1, :], out=more)
+                np.add(out, more, out=out)
+        return out
 
     def assemble(
         self,
@@ -395,6 +428,11 @@ def _short_buffers() -> Iterator[None]:
         yield
     finally:
         np.setbufsize(before)
+
+
+def _blocks_behind(v: Array) -> bool:
+    """Whether the blocks of an operand lie behind all else, as the frequencies of products of single numbers do."""
+    return bool(v.size) and v.shape[1] > 1 and bool(v.strides[1] == v.itemsize)
 
 
 def _channels_behind(x: Array, g: Geometry) -> Array:
