@@ -32,7 +32,7 @@ from ._bilinear import Bilinear
 #: As many as fit into the 64 axes of an array, two each.
 MOST_AXES = 31
 #: Elements of temporary memory for a tile: every frequency is a product of its own, and should not be a thin one.
-LEAST_TILE = 2**20
+LEAST_TILE = 2**21
 #: Odd factors of lengths are smaller: no memory holds a longer axis.
 MOST_ODD = 2**64
 #: The numbers of blocks that are tried differ by this factor.

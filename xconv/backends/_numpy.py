@@ -261,6 +261,8 @@ class NumpyBackend(DtypesOfNumpy):
     def product(self, u: Array, v: Array, out: Array | None = None) -> Array:
         (n, blocks, depth, pixels), rows = v.shape, u.shape[-2]
         if _blocks_behind(v) and 1 in (rows, depth) and out is None:
+            if rows == 1 and np.may_share_memory(v, self.scratch.block):  # it is read once, and less leaves the cache
+                return self._summed(u, v, v[:, :, :1])
             return self._summed(u, v, self._blocks_last((n, blocks, rows, pixels), v.dtype))
         if v.strides[2] <= v.strides[3] and out is None:  # channels last, and so is the result
             together = self.scratch.take((blocks, n * pixels, rows), v.dtype)
