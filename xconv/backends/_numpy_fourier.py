@@ -1,8 +1,9 @@
 """Fourier transforms of the blocks of an image on NumPy arrays, in kept memory.
 
-Every axis is padded in memory. Its overlapping windows are transformed from where they lie to the middle of the next
-axis with its padding, and NumPy itself puts zeros behind each window. It takes one loop for all lines that lie at the
-same distance from each other, and one for each where they do not, so that many short ones are copied before and behind.
+Every axis is padded in memory, and its overlapping windows are transformed to the middle of the next axis with its
+padding: from where they lie, if no zeros are between or behind their elements. (NumPy itself would put zeros behind
+them, but then transforms them one by one.) It takes one loop for all lines that lie at the same distance from each
+other, and one for each where they do not, so that many short ones are copied before and behind.
 With ``norm="ortho"`` it transforms float32 in float32; without, it would take the way through float64, whose memory is
 fresh each time.
 """
@@ -26,11 +27,11 @@ LEAST_LOOP = 1536
 def transform(take: Take, x: Array, g: Geometry, grid: Grid, v: Array) -> None:
     """The spectra of all windows of `x`, into ``v (n, c, out, frequencies, out, frequencies, ...)``."""
     rank, x, memory = len(g.axes), x[g.kept[1]], _Steps(take, g, grid, x.dtype)
-    lines, middle = _begun(memory, x.shape, 1 + rank, g.axes[-1], x.dtype)
+    lines, middle = _begun(memory, x.shape, g, grid, rank - 1, x.dtype)
     middle[...] = x
     for i in reversed(range(rank)):
         at, length = 2 + i, grid.lengths[i]
-        windows = _cut(memory, lines, at, g.axes[i], grid.spacing[i])
+        windows = _cut(memory, lines, g, grid, i)
         shape = (*windows.shape[: at + 1], grid.frequencies[i], *windows.shape[at + 2 :])
         fft = np.fft.rfft if grid.is_half(i) else np.fft.fft
         is_long = _in_a_loop(windows, windows if i else v, at + 1, at - 1) * length >= LEAST_LOOP
@@ -38,10 +39,10 @@ def transform(take: Take, x: Array, g: Geometry, grid: Grid, v: Array) -> None:
         if not (is_long and (i or _is_behind(v))):
             if _in_a_loop(windows, windows, at + 1) * length < LEAST_LOOP:
                 windows = memory.copy(windows)
-            made = fft(windows, n=length, axis=at + 1, norm="ortho", out=memory.take(shape, v.dtype))
-        lines, target = _begun(memory, shape, at - 1, g.axes[i - 1], v.dtype) if i else (v, v)
+            made = fft(windows, axis=at + 1, norm="ortho", out=memory.take(shape, v.dtype))
+        lines, target = _begun(memory, shape, g, grid, i - 1, v.dtype) if i else (v, v)
         if made is None:
-            fft(windows, n=length, axis=at + 1, norm="ortho", out=target)
+            fft(windows, axis=at + 1, norm="ortho", out=target)
         else:
             target[...] = made
 
@@ -116,25 +117,33 @@ def _is_behind(v: Array) -> bool:
     return bool(v.strides[-1] == v.itemsize)
 
 
-def _begun(memory: _Steps, shape: Shape, at: int, axis: Axis, dtype: DType) -> tuple[Array, Array]:
-    """Memory for an axis of this shape with zeros before and behind it, and what is between them."""
+def _is_whole(g: Geometry, grid: Grid, i: int) -> bool:
+    """Whether the axis `i` is one block, which is transformed where it is put together."""
+    return g.axes[i].out == 1 == grid.spacing[i]
+
+
+def _begun(memory: _Steps, shape: Shape, g: Geometry, grid: Grid, i: int, dtype: DType) -> tuple[Array, Array]:
+    """Memory for the axis `i` of this shape with zeros before and behind it, and what is between them."""
+    at, axis = 2 + i, g.axes[i]
     kept = axis.kept[0]
-    lines = memory.take((*shape[:at], axis.padded, *shape[at + 1 :]), dtype)
+    length = grid.lengths[i] if _is_whole(g, grid, i) else axis.padded
+    lines = memory.take((*shape[:at], length, *shape[at + 1 :]), dtype)
     lines[along(at, slice(kept.start))] = 0
     lines[along(at, slice(kept.stop, None))] = 0
     return lines, lines[along(at, kept)]
 
 
-def _cut(memory: _Steps, lines: Array, at: int, axis: Axis, step: int) -> Array:
-    """The windows of an axis, with the zeros between their elements."""
+def _cut(memory: _Steps, lines: Array, g: Geometry, grid: Grid, i: int) -> Array:
+    """The windows of an axis, with the zeros between and behind their elements."""
+    at, axis, length = 2 + i, g.axes[i], grid.lengths[i]
+    if _is_whole(g, grid, i):
+        return np.expand_dims(lines, at)
     windows = _windows(lines, at, axis)
-    if step == 1:
+    if axis.kernel == length:
         return windows
-    spread = memory.take(
-        (*windows.shape[: at + 1], (axis.kernel - 1) * step + 1, *windows.shape[at + 2 :]), lines.dtype
-    )
+    spread = memory.take((*windows.shape[: at + 1], length, *windows.shape[at + 2 :]), lines.dtype)
     spread.fill(0)
-    spread[_every(at + 1, axis, step)] = windows
+    spread[_every(at + 1, axis, grid.spacing[i])] = windows
     return spread
 
 
