@@ -24,7 +24,7 @@ from xconv._planner import scheduled
 from xconv._ranking import plans
 from xconv.algorithms import _fourier
 from xconv.algorithms._fourier import best_lengths, smooth
-from xconv.backends import _numpy
+from xconv.backends import _numpy, _numpy_fourier
 
 #: Error of a sum of products of numbers of size 1, by dtype.
 UNIT = {"float32": 1e-6, "float64": 1e-13}
@@ -205,3 +205,25 @@ def test_filters_in_parts(rng, monkeypatch, dtype, few):
     monkeypatch.setattr(_numpy, "AT_A_TIME", few)
     for found, expected in zip(results(), whole, strict=True):
         assert np.array_equal(found, expected)
+
+
+@pytest.mark.numpy_only
+@pytest.mark.parametrize("dtype", ["float64", "complex128"])
+@pytest.mark.parametrize("channels", [(1, 1), (1, 3), (3, 1), (4, 2)])
+def test_lines_wherever_they_lie(rng, monkeypatch, dtype, channels):
+    """Transforms from and to where the numbers are give what those of copies do, for one image and for several."""
+    c_in, c_out = channels
+    for batch in (1, 2):
+        x, w = (rng.standard_normal(shape).astype(dtype) for shape in ((batch, c_in, 30, 26), (c_out, c_in, 4, 3)))
+
+        def results(x, w, algorithm):
+            y = xconv.conv(x, w, padding=1, algorithm=algorithm)
+            dx = xconv.conv_input_grad(y, w, x.shape, padding=1, algorithm=algorithm)
+            return y, dx, xconv.conv_weight_grad(y, x, w.shape, padding=1, algorithm=algorithm)
+
+        expected = results(x, w, "gemm")
+        for least, few in product((1, 10**9), (1, 10**6)):
+            monkeypatch.setattr(_numpy_fourier, "LEAST_LOOP", least)
+            monkeypatch.setattr(_numpy, "AT_A_TIME", few)
+            for found, right in zip(results(x, w, "fft"), expected, strict=True):
+                assert np.allclose(found, right)
