@@ -24,7 +24,7 @@ from xconv._planner import scheduled
 from xconv._ranking import plans
 from xconv.algorithms import _fourier
 from xconv.algorithms._fourier import best_lengths, smooth
-from xconv.backends.numpy import _backend
+from xconv.backends.numpy import _fourier as of_numpy
 
 #: Error of a sum of products of numbers of size 1, by dtype.
 UNIT = {"float32": 1e-6, "float64": 1e-13}
@@ -202,6 +202,46 @@ def test_filters_in_parts(rng, monkeypatch, dtype, few):
         return y, xconv.conv_input_grad(y, w, x.shape, **options), xconv.conv_weight_grad(y, x, w.shape, **options)
 
     whole = results()
-    monkeypatch.setattr(_backend, "FEW_FILTERS", few)
+    monkeypatch.setattr(of_numpy, "AT_A_TIME", few)
     for found, expected in zip(results(), whole, strict=True):
         assert np.array_equal(found, expected)
+
+
+@pytest.mark.numpy_only
+@pytest.mark.parametrize("dtype", ["float64", "complex128"])
+@pytest.mark.parametrize("channels", [(1, 1), (1, 3), (3, 1), (4, 2)])
+def test_lines_wherever_they_lie(rng, monkeypatch, dtype, channels):
+    """Transforms from and to where the numbers are give what those of copies do, for one image and for several."""
+    c_in, c_out = channels
+    for batch in (1, 2):
+        x, w = (rng.standard_normal(shape).astype(dtype) for shape in ((batch, c_in, 30, 26), (c_out, c_in, 4, 3)))
+
+        def results(x, w, algorithm):
+            y = xconv.conv(x, w, padding=1, algorithm=algorithm)
+            dx = xconv.conv_input_grad(y, w, x.shape, padding=1, algorithm=algorithm)
+            return y, dx, xconv.conv_weight_grad(y, x, w.shape, padding=1, algorithm=algorithm)
+
+        expected = results(x, w, "gemm")
+        for least, few in product((1, 10**9), (1, 10**6)):
+            monkeypatch.setattr(of_numpy, "LEAST_LOOP", least)
+            monkeypatch.setattr(of_numpy, "AT_A_TIME", few)
+            for found, right in zip(results(x, w, "fft"), expected, strict=True):
+                assert np.allclose(found, right)
+
+
+@pytest.mark.numpy_only
+@pytest.mark.parametrize("dtype", ["float32", "complex64"])
+def test_nothing_is_written_to_operands(rng, dtype):
+    """Operands whose groups lie behind all else are as those of products number by number, which may be overwritten."""
+    x, dy = (rng.standard_normal((1, 9, 8, 6)).astype(dtype) for _ in range(2))
+    w = rng.standard_normal((6, 1, 1, 1)).astype(dtype)
+    for array in (x, dy, w):
+        array.flags.writeable = False
+    options = {"groups": 6, "layout": "channels_last", "algorithm": "pointwise"}
+    plain = {"groups": 6, "algorithm": "gemm"}
+    x_, dy_ = (np.moveaxis(array, -1, 1) for array in (x, dy))
+    assert np.allclose(xconv.conv(x, w, **options), np.moveaxis(xconv.conv(x_, w, **plain), 1, -1))
+    dx = np.moveaxis(xconv.conv_input_grad(dy_, w, x_.shape, **plain), 1, -1)
+    assert np.allclose(xconv.conv_input_grad(dy, w, x.shape, **options), dx)
+    dw = xconv.conv_weight_grad(dy_, x_, w.shape, **plain)
+    assert np.allclose(xconv.conv_weight_grad(dy, x, w.shape, **options), dw)

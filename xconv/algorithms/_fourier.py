@@ -32,7 +32,7 @@ from ._bilinear import Bilinear
 #: As many as fit into the 64 axes of an array, two each.
 MOST_AXES = 31
 #: Elements of temporary memory for a tile: every frequency is a product of its own, and should not be a thin one.
-LEAST_TILE = 2**20
+LEAST_TILE = 2**21
 #: Odd factors of lengths are smaller: no memory holds a longer axis.
 MOST_ODD = 2**64
 #: The numbers of blocks that are tried differ by this factor.
@@ -91,12 +91,13 @@ def sides(g: Geometry, lengths: Shape, real: bool) -> Sides:  # noqa: FBT001
         result.append(Axis(axis.out, outputs, outputs, 1, 0, blocks * outputs - axis.out))
         filters.append(Axis(axis.kernel, axis.kernel, axis.kernel))
     strides, dilations = zip(*((axis.stride, axis.dilation) for axis in g.axes), strict=True)
+    behind = g.groups == 1 and 1 in (g.c_in, g.c_out)
     return Sides(
-        Side(replace(g, axes=tuple(image)), Grid(lengths, (1,) * len(lengths), real)),
-        Side(replace(g, c_in=g.c_out, axes=tuple(result)), Grid(lengths, strides, real)),
+        Side(replace(g, axes=tuple(image)), Grid(lengths, (1,) * len(lengths), real, behind)),
+        Side(replace(g, c_in=g.c_out, axes=tuple(result)), Grid(lengths, strides, real, behind)),
         Side(
             replace(g, batch=g.c_out, c_in=g.c_in // g.groups, groups=1, axes=tuple(filters)),
-            Grid(lengths, dilations, real),
+            Grid(lengths, dilations, real, behind),
         ),
     )
 
@@ -217,7 +218,7 @@ class Fourier(Bilinear):
     def scratch(self, function: Function, g: Geometry, costs: Costs) -> int:
         del function
         image, result, _ = self.sides(g)
-        spare = costs.fourier_spare(*image) + costs.fourier_spare(*result)
+        spare = max(costs.fourier_spare(*image), costs.fourier_spare(*result))
         return image.numbers + 2 * result.numbers + spare + math.prod(g.x_shape) + math.prod(g.y_shape)
 
     def filters(self, g: Geometry) -> int:

@@ -22,6 +22,8 @@ class Grid(NamedTuple):
     spacing: Shape
     #: Whether the numbers are real, and half of the last axis' frequencies tell everything.
     real: bool
+    #: Whether products are made number by number, and the frequencies lie behind all else if the library can choose.
+    behind: bool = False
 
     @property
     def frequencies(self) -> Shape:

@@ -6,10 +6,10 @@ from dataclasses import replace
 import numpy as np
 
 from ..._geometry import Geometry
-from ..._typing import Array, DType
+from ..._typing import Array, DType, Index, Shape
 from ...algorithms import PORTABLE
-from ...primitives import Costs, Grid, Matrices
-from ...primitives._fourier import block_order, spare
+from ...primitives import Costs, Grid, Matrices, along
+from ...primitives._fourier import block_order
 from .._backend import MIB, Backend
 from . import _depthwise, _fourier, _spectra, _windows
 from ._costs import numpy_costs
@@ -17,8 +17,6 @@ from ._mec import Mec
 from ._memory import KeptMemory
 from ._products import multiply
 
-#: Elements of temporary memory that the Fourier transforms of some filters may take at a time.
-FEW_FILTERS = 2**18
 #: Rows so few that the sum over all pixels is faster with the other operand in front, and the result turned around.
 FEW_ROWS = 128
 
@@ -117,12 +115,17 @@ class NumpyBackend(KeptMemory):
     # blocks
 
     def fourier(self, x: Array, g: Geometry, grid: Grid, *, lasting: bool = False) -> Array:
-        dtype = np.result_type(x.dtype, np.complex64)
-        parts, size = self._fourier_parts(g, grid, lasting=lasting)
+        dtype, rank = np.result_type(x.dtype, np.complex64), len(g.axes)
+        parts, spare = _fourier_parts(g, grid, lasting=lasting)
         if lasting:
-            self.scratch.reset(size * x.itemsize)
-        v = (self.reserve if lasting else self.scratch).take((*grid.frequencies, g.c_in, g.batch, *g.out), dtype)
-        mark, blocks = self.scratch.used, v.transpose(block_order(len(g.axes)))
+            self.scratch.reset(spare * x.itemsize)
+        take = (self.reserve if lasting else self.scratch).take
+        if grid.behind:
+            v = take((g.c_in, g.batch, *g.out, *grid.frequencies), dtype)
+            v = v.transpose(*range(2 + rank, v.ndim), *range(2 + rank))
+        else:
+            v = take((*grid.frequencies, g.c_in, g.batch, *g.out), dtype)
+        mark, blocks = self.scratch.used, v.transpose(block_order(rank))
         for part, smaller in parts if v.size else ():
             self.scratch.used = mark
             _fourier.transform(self.scratch.take, x[part], smaller, grid, blocks[part])
@@ -133,9 +136,9 @@ class NumpyBackend(KeptMemory):
         self, v: Array, g: Geometry, grid: Grid, out: Array | None = None, *, lasting: bool = False
     ) -> Array:
         dtype = np.empty(0, v.dtype).real.dtype if grid.real else v.dtype
-        parts, size = self._fourier_parts(g, grid, lasting=lasting)
+        parts, spare = _fourier_parts(g, grid, lasting=lasting)
         if lasting:
-            self.scratch.reset(size * dtype.itemsize)
+            self.scratch.reset(spare * dtype.itemsize)
         x = (np.empty if lasting else self.scratch.take)(g.x_shape, dtype) if out is None else out
         if v.size:
             v = v.reshape(*grid.frequencies, g.c_in, g.batch, *g.out)
@@ -145,20 +148,14 @@ class NumpyBackend(KeptMemory):
                 _fourier.inverse(self.scratch.take, v[part], smaller, grid, x[part])
         return x
 
-    def _fourier_parts(self, g: Geometry, grid: Grid, *, lasting: bool) -> tuple[list[tuple[slice, Geometry]], int]:
-        """The images that are transformed at a time, and the temporary memory for that: all, or of filters a few."""
-        whole = spare(g, grid)
-        if not lasting or whole <= FEW_FILTERS:
-            return [(slice(None), g)], whole
-        each = whole // g.batch
-        step = max(1, FEW_FILTERS // each)
-        cuts = [slice(first, min(first + step, g.batch)) for first in range(0, g.batch, step)]
-        return [(cut, replace(g, batch=cut.stop - cut.start)) for cut in cuts], step * each
-
     # products
 
     def product(self, u: Array, v: Array, out: Array | None = None) -> Array:
         (n, blocks, depth, pixels), rows = v.shape, u.shape[-2]
+        if _blocks_behind(v[0]) and _blocks_behind(u) and 1 in (rows, depth) and out is None:
+            if rows == 1 and self._is_kept(v):  # it is read once, and less leaves the cache
+                return self._summed(u, v, v[:, :, :1])
+            return self._summed(u, v, self._blocks_last((n, blocks, rows, pixels), v.dtype))
         if v.strides[2] <= v.strides[3] and out is None:  # channels last, and so is the result
             together = self.scratch.take((blocks, n * pixels, rows), v.dtype)
             multiply(np.matrix_transpose(self._images_last(v)), np.matrix_transpose(u), together)
@@ -196,6 +193,12 @@ class NumpyBackend(KeptMemory):
         return a.transpose(1, 2, 0, 3).reshape(blocks, rows, n * pixels)
 
     def outer(self, s: Array, v: Array) -> Array:
+        (n, blocks, depth, _), rows = v.shape, s.shape[2]
+        if n == 1 and _blocks_behind(v[0]) and _blocks_behind(s[0]):
+            conjugate = v if v.dtype.kind != "c" or self._is_kept(v) else self._blocks_last(v.shape, v.dtype)
+            if v.dtype.kind == "c":
+                np.conj(v, out=conjugate)
+            return self._summed(s, conjugate.mT, self._blocks_last((1, blocks, rows, depth), v.dtype))[0]
         s, v = self._images_last(s), self._images_last(v)
         (blocks, rows, _), depth = s.shape, v.shape[1]
         if rows <= FEW_ROWS and rows < depth and v.dtype.kind != "c" and v.strides[2] < v.strides[1]:
@@ -206,6 +209,47 @@ class NumpyBackend(KeptMemory):
         # s @ v^H is the conjugate of conj(s) @ v^T, and s is the smaller one
         conjugate = np.conj(s, out=self.scratch.take(s.shape, s.dtype))
         return np.conj(np.matmul(conjugate, v.mT, out=out), out=out)
+
+    def _is_kept(self, a: Array) -> bool:
+        """Whether `a` lies in memory of the tile, and not of the caller."""
+        return np.may_share_memory(a, self.scratch.block)
+
+    def _blocks_last(self, shape: Shape, dtype: DType) -> Array:
+        """Memory for products that are made number by number."""
+        n, blocks, rows, columns = shape
+        return self.scratch.take((n, rows, columns, blocks), dtype).transpose(0, 3, 1, 2)
+
+    def _summed(self, u: Array, v: Array, out: Array) -> Array:
+        """``u @ v``, number by number."""
+        np.multiply(u[..., :1], v[..., :1, :], out=out)
+        if u.shape[-1] > 1:
+            more = self._blocks_last(out.shape, out.dtype)
+            for i in range(1, u.shape[-1]):
+                np.multiply(u[..., i : i + 1], v[..., i : i + 1, :], out=more)
+                np.add(out, more, out=out)
+        return out
+
+
+def _fourier_parts(g: Geometry, grid: Grid, *, lasting: bool) -> tuple[list[tuple[Index, Geometry]], int]:
+    """The images or channels that are transformed at a time, and the temporary memory for that.
+
+    A few, so that it stays in the cache; but all where those of one lie apart, unless they are filters.
+    """
+    spare, axis = _fourier.spare(g, grid), 0 if g.batch > 1 else 1
+    if spare <= _fourier.AT_A_TIME or not (lasting or grid.behind):
+        return [((), g)], spare
+    parts, count = [], g.x_shape[axis]
+    step = max(1, _fourier.AT_A_TIME * count // spare)
+    for first in range(0, count, step):
+        size = min(step, count - first)
+        smaller = replace(g, c_in=size) if axis else replace(g, batch=size)
+        parts.append((along(axis, slice(first, first + size)), smaller))
+    return parts, step * (spare // count)
+
+
+def _blocks_behind(a: Array) -> bool:
+    """Whether the blocks of an operand lie behind all else, as the frequencies of products of single numbers do."""
+    return a.size > 0 and len(a) > 1 and a.strides[0] == a.itemsize
 
 
 def _channels_behind(x: Array, g: Geometry) -> Array:

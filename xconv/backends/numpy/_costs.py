@@ -6,8 +6,7 @@ from functools import cache
 from ..._geometry import Geometry
 from ..._typing import DType, Function
 from ...primitives import Costs, Grid, Matrices, Product
-from ...primitives._fourier import spare
-from . import _depthwise, _products, _spectra, _windows
+from . import _depthwise, _fourier, _products, _spectra, _windows
 
 #: A multiply-add of a large product, in those of one of usual size.
 PRODUCT = 0.45
@@ -33,6 +32,8 @@ class NumpyCosts(Costs):
     shifted, thin = 15.0, 0.6
     #: A product for each row of outputs: its call, its multiply-adds, and these where the BLAS copies every operand.
     row_call, row_product, copied = 3000.0, 1.7, 1.3
+    #: How much of its time a Fourier transform takes whose frequencies lie behind all else.
+    behind = 0.8
     page = 10.0
     #: Operations of the library.
     fourier_calls, spectra_calls, depthwise_calls, product_calls = 11.0, 18.0, 15.0, 1.0
@@ -76,7 +77,8 @@ class NumpyCosts(Costs):
     def by_row(self, g: Geometry, unfolded: int) -> float:
         """A row of outputs may end in the middle of a register; for products that are not small, filters are copied."""
         filters, row = max(1, g.c_out // g.groups), max(1, math.prod(g.out[1:]))
-        is_small = _products.in_pieces() and g.w_shape[1] * g.taps * filters * row <= _products.SMALL
+        fits = g.w_shape[1] * g.taps * filters * row <= _products.SMALL
+        is_small = fits and _products.in_pieces() and not self.is_complex
         work = g.macs * max(filters, FULL if is_small else 2 * FULL) / filters
         copies = 0 if is_small else self.packing * work / row
         slower = 1 if _products.in_pieces() else self.copied
@@ -111,10 +113,12 @@ class NumpyCosts(Costs):
         return _spectra.spare(g, matrices)
 
     def fourier(self, g: Geometry, grid: Grid) -> float:
-        return super().fourier(g, grid) + self.fourier_calls * len(g.axes) * self.call
+        once = super().fourier(g, grid) + self.fourier_calls * len(g.axes) * self.call
+        return once * self.behind if grid.behind else once
 
     def fourier_spare(self, g: Geometry, grid: Grid) -> int:
-        return spare(g, grid)
+        spare, count = _fourier.spare(g, grid), g.batch if g.batch > 1 else g.c_in
+        return min(spare, max(_fourier.AT_A_TIME, spare // max(1, count))) if grid.behind else spare
 
 
 def _run(g: Geometry) -> int:
