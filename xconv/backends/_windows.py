@@ -10,7 +10,7 @@ from ._pieces import along, pad, zeros
 
 def columns(xp: Namespace, x: Array, g: Geometry) -> Array:
     """Every window of the zero-padded ``x (n, c, *size)``, as ``(n, c, *kernel, *out)``."""
-    x, g = _gathered(xp, x, g), g.gathered()
+    x, g = gathered(xp, x, g), g.gathered()
     for i, axis in enumerate(g.axes):  # x is (n, c, *kernel[:i], *out[:i], *size[i:])
         at = 2 + 2 * i
         x = pad(xp, x, at, axis.lo, axis.hi)
@@ -20,15 +20,15 @@ def columns(xp: Namespace, x: Array, g: Geometry) -> Array:
     return x
 
 
-def _gathered(xp: Namespace, x: Array, g: Geometry, at: int = 2) -> Array:
+def gathered(xp: Namespace, x: Array, g: Geometry, at: int = 2) -> Array:
     """What the taps read of `x` on the axes from `at` on where they lie far apart, with zeros from the padding."""
     if True not in g.far[at - 2 :]:
         return x
     if not g.far[at - 2]:
-        return _gathered(xp, x, g, at + 1)
+        return gathered(xp, x, g, at + 1)
     axis, parts = g.axes[at - 2], []
     for outputs, elements in map(axis.seen, range(axis.kernel)):
-        part = _gathered(xp, x[along(at, elements)], g, at + 1)
+        part = gathered(xp, x[along(at, elements)], g, at + 1)
         parts.append(pad(xp, part, at, outputs.start, axis.out - outputs.stop))
     return xp.concat(parts, axis=at)
 
