@@ -4,7 +4,7 @@ import math
 
 from .._geometry import Geometry
 from .._typing import Function, Kind
-from ._costs import Costs, Product
+from ._costs import KEPT, Costs, Product
 from ._fourier import Grid
 
 
@@ -26,6 +26,7 @@ class JaxCosts(Costs):
     #: A multiply-add of a depthwise convolution, one in the sum of its weight gradient, and the line for a tap.
     thin, summing, tap = 2.5, 26.0, 3600.0
     axis, doubling, line = 0.6, 0.5, 15.0
+    page = 10.0
 
     def __init__(self, multiply: float, move: float, call: float, *, is_complex: bool = False) -> None:
         super().__init__(multiply, move, call, is_complex=is_complex)
@@ -36,9 +37,18 @@ class JaxCosts(Costs):
         width = 1 if self.is_complex else 2
         return JaxCosts(self.spectral * self.complex_multiply, width * self.move, self.call, is_complex=True)
 
+    def fresh(self, size: float) -> float:
+        """Loops are joined and take far less memory than is planned for: what is written out counts its own."""
+        del size
+        return 0
+
+    def _written(self, elements: float) -> float:
+        return self.page * max(0, 4 * self.width * elements - KEPT)
+
     def im2col(self, g: Geometry) -> float:
         padded = math.prod(g.x_shape) if g.is_padded else 0
-        return self._windows(g, self.window, g.batch * g.c_in) + self.moved(padded)
+        written = self._written(math.prod(g.columns_shape))
+        return self._windows(g, self.window, g.batch * g.c_in) + written + self.moved(padded)
 
     def col2im(self, g: Geometry) -> float:
         return self._windows(g, self.folding, g.batch * g.c_in) + self._program(sum(g.kernel))
@@ -77,8 +87,9 @@ class JaxCosts(Costs):
         return self.tap * lines * (1 + lines / 64)
 
     def fourier(self, g: Geometry, grid: Grid) -> float:
-        calls = self.moved(0, 6 * len(g.axes))
-        return calls + (super().fourier(g, grid) - calls) / self.width  # numbers of any width take as long
+        calls, points = self.moved(0, 6 * len(g.axes)), g.batch * g.c_in * g.pixels * math.prod(grid.lengths)
+        numbers = (super().fourier(g, grid) - calls) / self.width  # of any width take as long
+        return calls + numbers + self._written(points)
 
 
 def jax_costs(itemsize: int, kind: Kind) -> Costs:
