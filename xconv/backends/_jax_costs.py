@@ -51,7 +51,13 @@ class JaxCosts(Costs):
         return self._windows(g, self.window, g.batch * g.c_in) + written + self.moved(padded)
 
     def col2im(self, g: Geometry) -> float:
-        return self._windows(g, self.folding, g.batch * g.c_in) + self._program(sum(g.kernel))
+        """Every tap is written as long as the axis that it is added to, be there one output of it or many."""
+        elements = 0
+        for i, axis in enumerate(g.axes):
+            done = math.prod(a.kernel * a.out for a in g.axes[:i])
+            left = math.prod(a.padded for a in g.axes[i + 1 :])
+            elements += done * axis.kernel * -(-axis.padded // axis.stride) * left
+        return self.width * self.folding * g.batch * g.c_in * elements + self._program(sum(g.kernel))
 
     def _windows(self, g: Geometry, each: float, planes: int) -> float:
         """What is done with each element of every window of so many planes."""
