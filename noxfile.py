@@ -20,7 +20,7 @@ FRONTEND = "nvidia-cudnn-frontend==1.32.*"
 #: The bridges to PyTorch, JAX and autograd: run by `interop`, and not by `tests`.
 BRIDGES = "xconv/interop"
 #: What these run of the backends, and NumPy does not.
-JAX = "xconv/backends/_jax.py"
+JAX = "xconv/backends/jax/*"
 #: A page of the documentation whose examples need PyTorch.
 WITH_TORCH = "from-torch.md"
 #: What `support` tries to install beside NumPy.

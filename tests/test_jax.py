@@ -405,6 +405,23 @@ def test_tiles_are_joined_and_never_copied_into_the_whole(jax, integers):
     assert "dynamic_update_slice" not in traced
 
 
+@pytest.mark.parametrize(
+    ("x_shape", "w_shape", "chosen"),
+    [
+        ((2, 64, 32, 32), (64, 64, 3, 3), {"gemm", "winograd"}),
+        ((1, 8, 20_000), (8, 8, 200), {"fft"}),
+        ((2, 64, 32, 32), (64, 1, 3, 3), {"depthwise", "gemm"}),
+        ((1, 4, 30, 30, 30), (4, 1, 30, 30, 30), {"gemm", "fft"}),  # a line for every tap would take minutes to compile
+    ],
+)
+@pytest.mark.parametrize("dtype", ["float32", "complex64"])
+def test_what_is_chosen(jax, x_shape, w_shape, chosen, dtype):
+    x, w = jax.numpy.zeros(x_shape, dtype), jax.numpy.zeros(w_shape, dtype)
+    with xconv.config(numerics="fast"):
+        plan = xconv.plan(x, w, groups=x_shape[1] // w_shape[1])
+        assert {plan.forward.algorithm, plan.input_grad.algorithm, plan.weight_grad.algorithm} <= chosen
+
+
 def test_tuning_follows_the_record_where_it_cannot_measure(jax, integers, monkeypatch):
     x, w = integers((1, 8, 20, 20), (8, 8, 3, 3))
     tuning = xconv.Tuning()

@@ -57,7 +57,7 @@ def _discover(name: str, array: Array) -> Backend:
 
         namespace, make = "dask", DaskBackend
     elif array_api_compat.is_jax_array(array):
-        from ._jax import JaxBackend
+        from .jax import JaxBackend
 
         namespace = array_api_compat.array_namespace(array)
         make = partial(JaxBackend, namespace)

@@ -27,8 +27,6 @@ class Backend(Primitives):
     tile_bytes = 256 * MIB
     #: Whether tiles can run in parallel.
     parallel = False
-    #: What the primitives cost.
-    costs_of = Costs
     #: How convolutions are run whose arrays lie in chunks of another library; None where they do not.
     chunked: Callable[..., Schedule] | None = None
 
@@ -120,7 +118,7 @@ class Backend(Primitives):
         width = self.itemsize(self.accumulator(dtype)) / 4
         is_complex = self.kind(dtype) == "complex"
         multiply = Costs.complex_multiply / 2 if is_complex else 1
-        return self.costs_of(multiply * width, 12 * width, 400_000, is_complex=is_complex)
+        return Costs(multiply * width, 12 * width, 400_000, is_complex=is_complex)
 
     def seconds(self, run: Callable[[], Array], calls: int) -> float | None:
         """Time of so many calls, until their results are there; None where these are only traced."""

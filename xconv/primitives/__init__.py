@@ -3,13 +3,14 @@
 Every library can do with it; nothing here knows of any.
 """
 
-from ._costs import Costs, Product
+from ._costs import KEPT, Costs, Product
 from ._fourier import Grid
 from ._pieces import along, device, inverse, joined, pad, zeros
 from ._primitives import Piece, Primitives, Team, Whole
 from ._spectra import Matrices, Rows
 
 __all__ = [
+    "KEPT",
     "Costs",
     "Grid",
     "Matrices",

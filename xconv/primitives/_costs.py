@@ -40,6 +40,8 @@ class Costs:
     spectral = 3.0
     #: A byte of fresh memory, which is a page fault every 4096.
     page = 5.0
+    #: A product of a stack, in calls of the library; and an element of a tap's product or sum, in copies of it.
+    of_stack, summand = 0.005, 1.2
     #: A number of a spectrum: on every axis, once more for each doubling of its length, and for each line.
     axis, doubling, line = 1.5, 1.3, 26.0
 
@@ -100,11 +102,14 @@ class Costs:
     def product(self, p: Product) -> float:
         """Each operand is put in order for it, and the result is read and written."""
         moved = p.n * p.blocks * (p.depth + 2 * p.rows) * p.pixels + p.blocks * p.rows * p.depth
-        return self.multiply * p.multiply_adds + self.moved(moved, 2)
+        return self.multiply * p.multiply_adds + self.moved(moved, 2) + self._stack(p)
 
     def outer(self, p: Product) -> float:
         moved = p.n * p.blocks * (p.depth + p.rows) * p.pixels + 2 * p.blocks * p.rows * p.depth
-        return self.multiply * p.multiply_adds + self.moved(moved, 3)
+        return self.multiply * p.multiply_adds + self.moved(moved, 3) + self._stack(p)
+
+    def _stack(self, p: Product) -> float:
+        return self.of_stack * self.call * p.n * p.blocks
 
     # depthwise: a multiplication and an addition for every tap
 
@@ -112,7 +117,7 @@ class Costs:
         filters = g.c_out // max(1, g.c_in)
         if function == "input_grad":
             return self.moved(2 * filters * math.prod(g.columns_shape), 3) + self.col2im(g)
-        return self.moved(2 * g.taps * math.prod(g.y_shape) + math.prod(g.x_shape), 4 * g.taps)
+        return self.moved(self.summand * g.taps * math.prod(g.y_shape) + math.prod(g.x_shape), 4 * g.taps)
 
     def depthwise_spare(self, g: Geometry) -> int:
         """Memory that the three functions need at once beside what they take and make, at most."""

@@ -3,33 +3,39 @@
 import math
 from collections.abc import Sequence
 
-from .. import _config
-from .._geometry import Geometry, Tile
-from .._typing import Array
-from ..primitives import Costs, Piece, Team, Whole, device, joined, pad
-from ._backend import Backend
+from ... import _config
+from ..._geometry import Geometry, Tile
+from ..._typing import Array, DType
+from ...primitives import Costs, Piece, Team, Whole, device, joined, pad
+from .._backend import Backend
+from ._costs import jax_costs
 
 #: What JAX calls our precisions. Its own default on a GPU is TF32.
 PRECISIONS = {"ieee": "highest", "tf32": "tensorfloat32"}
 
 
-class JaxCosts(Costs):
-    """XLA's."""
-
-    def columns_spare(self, g: Geometry) -> int:
-        return super().columns_spare(g) + math.prod(g.x_shape)  # to cut a tile out is to copy it
-
-
 class JaxBackend(Backend):
     """JAX arrays and tracers."""
-
-    costs_of = JaxCosts
 
     def place(self, x: Array) -> str:
         """The kind of device: a tracer does not tell which, and is most likely to end on the default one."""
         import jax
 
         return str(getattr(device(x), "platform", jax.default_backend()))
+
+    def costs(self, dtype: DType, precision: str) -> Costs:
+        del precision
+        return jax_costs(self.itemsize(self.accumulator(dtype)), self.kind(dtype))
+
+    def depthwise(self, x: Array, w: Array, g: Geometry, out: Array | None = None) -> Array:
+        """With the padding in memory: XLA would ask for every tap whether it reads any."""
+        if g.is_padded:
+            from jax import lax
+
+            for at, axis in enumerate(g.axes, start=2):
+                x = pad(self.xp, x, at, axis.lo, axis.hi)
+            x, g = lax.optimization_barrier(x), g.extended()
+        return super().depthwise(x, w, g, out)
 
     def product(self, u: Array, v: Array, out: Array | None = None) -> Array:
         del out

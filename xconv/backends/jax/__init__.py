@@ -1,0 +1,5 @@
+"""JAX."""
+
+from ._backend import JaxBackend
+
+__all__ = ["JaxBackend"]
