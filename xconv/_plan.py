@@ -228,7 +228,7 @@ class FunctionPlan:
         for name, cost, refusal, note in self.candidates:
             measured = f", measured {1e3 * seconds[name]:.3g} ms" if name in seconds else ""
             verdict = refusal or f"predicted cost {_metric(cost, 'MAC')}{measured}" + (f"; {note}" if note else "")
-            lines.append(f"    {'*' if name == tiled.name else ' '} {name:<19} {verdict}")
+            lines.append(f"    {'*' if name == tiled.name else ' '} {name:<20} {verdict}")
         return "\n".join(lines)
 
 
