@@ -405,6 +405,16 @@ def test_tiles_are_joined_and_never_copied_into_the_whole(jax, integers):
     assert "dynamic_update_slice" not in traced
 
 
+def test_several_filters_of_a_large_plane(jax, rng):
+    """XLA makes other numbers of a multiplication and a sum over a few filters, if there are many pixels."""
+    x_shape, w = (1, 1, 1090, 1730), rng.standard_normal((3, 1, 5, 3)).astype("float32")
+    options = {"stride": 3, "padding": (2, 1)}
+    dy = rng.standard_normal(xconv.conv(np.zeros(x_shape, "float32"), w, **options).shape).astype("float32")
+    compiled = jax.jit(lambda dy, w: xconv.conv_input_grad(dy, w, x_shape, algorithm="depthwise", **options))
+    expected = xconv.conv_input_grad(dy, w, x_shape, algorithm="gemm", **options)
+    assert np.allclose(compiled(jax.numpy.asarray(dy), jax.numpy.asarray(w)), expected, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("x_shape", "w_shape", "chosen"),
     [

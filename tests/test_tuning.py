@@ -215,7 +215,7 @@ def test_only_what_may_serve_is_measured(large, laps):
         with xconv.config(numerics="strict"):
             xconv.conv(x, w)
         assert not timed  # one candidate is no choice
-        with xconv.config(workspace=3_000_000):
+        with xconv.config(workspace=1_000_000):
             xconv.conv(x, w)
         assert not timed  # transforms do not fit
         xconv.conv(np.ones((1, 1, 200, 200)), np.ones((1, 1, 180, 180)))

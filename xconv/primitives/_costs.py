@@ -116,7 +116,7 @@ class Costs:
     def depthwise(self, function: Function, g: Geometry) -> float:
         filters = g.c_out // max(1, g.c_in)
         if function == "input_grad":
-            return self.moved(2 * filters * math.prod(g.columns_shape), 3) + self.col2im(g)
+            return self.product(Product(g.batch, g.c_in, g.taps, filters, g.pixels)) + self.col2im(g)
         return self.moved(self.summand * g.taps * math.prod(g.y_shape) + math.prod(g.x_shape), 4 * g.taps)
 
     def depthwise_spare(self, g: Geometry) -> int:

@@ -4,13 +4,16 @@ Shapes are ``x (n, c_in, *size)``, ``w (c_out, 1, *kernel)`` and ``y (n, c_out, 
 """
 
 import math
-from collections.abc import Iterator
-from itertools import product
+from collections.abc import Callable, Iterator
+from itertools import product as combinations
 
 from .._geometry import Geometry
 from .._typing import Array, Namespace
 from . import _windows
 from ._pieces import pad
+
+#: The product of two stacks of matrices.
+Product = Callable[[Array, Array], Array]
 
 
 def forward(xp: Namespace, x: Array, w: Array, g: Geometry) -> Array:
@@ -23,14 +26,13 @@ def forward(xp: Namespace, x: Array, w: Array, g: Geometry) -> Array:
     return xp.reshape(y, g.y_shape)
 
 
-def input_grad(xp: Namespace, dy: Array, w: Array, g: Geometry) -> Array:
-    """The transpose of `forward` in x."""
-    rank = len(g.axes)
+def input_grad(xp: Namespace, product: Product, dy: Array, w: Array, g: Geometry) -> Array:
+    """The transpose of `forward` in x: columns of each channel, as a product with its filters."""
     filters = g.c_out // g.c_in
-    dy = xp.reshape(dy, (g.batch, g.c_in, filters, *(1 for _ in g.axes), *g.out))
-    cols = dy * _by_channel(xp, w, g)[(..., *(None for _ in g.axes))]
-    cols = cols[:, :, 0, ...] if filters == 1 else xp.sum(cols, axis=2, dtype=cols.dtype)
-    return _windows.folded(xp, xp.reshape(cols, (g.batch, g.c_in, *cols.shape[-2 * rank :])), g)
+    u = xp.matrix_transpose(xp.reshape(w, (g.c_in, filters, g.taps)))
+    v = xp.reshape(dy, (g.batch, g.c_in, filters, g.pixels))
+    cols = u * v if filters == 1 else product(u, v)
+    return _windows.folded(xp, xp.reshape(cols, g.columns_shape), g)
 
 
 def weight_grad(xp: Namespace, dy: Array, x: Array, g: Geometry) -> Array:
@@ -45,8 +47,7 @@ def weight_grad(xp: Namespace, dy: Array, x: Array, g: Geometry) -> Array:
 
 def spare(g: Geometry) -> int:
     """Elements that the three need at once beside what they take and make, at most."""
-    filters = g.c_out // max(1, g.c_in)
-    return 2 * filters * math.prod(g.columns_shape) + _windows.spare(g) + 2 * math.prod(g.y_shape)
+    return math.prod(g.columns_shape) + _windows.spare(g) + 3 * math.prod(g.y_shape)
 
 
 def _by_channel(xp: Namespace, w: Array, g: Geometry) -> Array:
@@ -57,7 +58,7 @@ def _seen(xp: Namespace, x: Array, g: Geometry) -> Iterator[tuple[tuple[int, ...
     """Every tap, and what it sees for all outputs, ``(n, c, 1, *out)``."""
     for at, axis in enumerate(g.axes, start=2):
         x = pad(xp, x, at, axis.lo, axis.hi)
-    for tap in product(*(range(axis.kernel) for axis in g.axes)):
+    for tap in combinations(*(range(axis.kernel) for axis in g.axes)):
         starts = [t * a.dilation for t, a in zip(tap, g.axes, strict=True)]
         spans = (slice(s, s + (a.out - 1) * a.stride + 1, a.stride) for s, a in zip(starts, g.axes, strict=True))
         yield tap, x[(slice(None), slice(None), None, *spans)]

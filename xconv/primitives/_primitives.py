@@ -136,7 +136,7 @@ class Primitives:
     def depthwise_input_grad(self, dy: Array, w: Array, g: Geometry, out: Array | None = None) -> Array:
         """The transpose of `depthwise` in x."""
         del out
-        return _depthwise.input_grad(self.xp, dy, w, g)
+        return _depthwise.input_grad(self.xp, self.product, dy, w, g)
 
     def depthwise_weight_grad(self, dy: Array, x: Array, g: Geometry) -> Array:
         """The adjoint of `depthwise` in w."""

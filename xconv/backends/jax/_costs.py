@@ -84,11 +84,11 @@ class JaxCosts(Costs):
         return self.multiply * p.multiply_adds + moved + self.block * p.n * p.blocks + self.call
 
     def depthwise(self, function: Function, g: Geometry) -> float:
-        planes = g.batch * g.c_out
+        if function == "input_grad" and g.c_out > g.c_in:
+            return super().depthwise(function, g)
+        planes, each = g.batch * g.c_out, self.summing if function == "weight_grad" else self.thin
         if function == "input_grad":
-            each = self.thin if g.c_out <= g.c_in else self.summing
             return self._windows(g, each, planes) + self.col2im(g)
-        each = self.thin if function == "forward" else self.summing
         return self._windows(g, each, planes) + self.moved(math.prod(g.x_shape)) + self._program(g.taps)
 
     def _program(self, lines: int) -> float:

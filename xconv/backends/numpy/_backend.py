@@ -152,7 +152,7 @@ class NumpyBackend(KeptMemory):
 
     def product(self, u: Array, v: Array, out: Array | None = None) -> Array:
         (n, blocks, depth, pixels), rows = v.shape, u.shape[-2]
-        if _blocks_behind(v[0]) and _blocks_behind(u) and 1 in (rows, depth) and out is None:
+        if _blocks_behind(v) and _blocks_behind(u) and 1 in (rows, depth) and out is None:
             if rows == 1 and self._is_kept(v):  # it is read once, and less leaves the cache
                 return self._summed(u, v, v[:, :, :1])
             return self._summed(u, v, self._blocks_last((n, blocks, rows, pixels), v.dtype))
@@ -194,7 +194,7 @@ class NumpyBackend(KeptMemory):
 
     def outer(self, s: Array, v: Array) -> Array:
         (n, blocks, depth, _), rows = v.shape, s.shape[2]
-        if n == 1 and _blocks_behind(v[0]) and _blocks_behind(s[0]):
+        if n == 1 and _blocks_behind(v) and _blocks_behind(s):
             conjugate = v if v.dtype.kind != "c" or self._is_kept(v) else self._blocks_last(v.shape, v.dtype)
             if v.dtype.kind == "c":
                 np.conj(v, out=conjugate)
@@ -249,7 +249,7 @@ def _fourier_parts(g: Geometry, grid: Grid, *, lasting: bool) -> tuple[list[tupl
 
 def _blocks_behind(a: Array) -> bool:
     """Whether the blocks of an operand lie behind all else, as the frequencies of products of single numbers do."""
-    return a.size > 0 and len(a) > 1 and a.strides[0] == a.itemsize
+    return bool(a.size > 0 and a.shape[-3] > 1 and a.strides[-3] == a.itemsize)
 
 
 def _channels_behind(x: Array, g: Geometry) -> Array:
