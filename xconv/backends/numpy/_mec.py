@@ -42,6 +42,11 @@ class Mec(Gemm):
     def cost(self, function: Function, g: Geometry, costs: Any) -> float:
         return costs.by_row(g, _unfolded(g)) if function == "forward" else super().cost(function, g, costs)
 
+    def once(self, function: Function, g: Geometry, costs: Costs) -> float:
+        """The channels come behind the taps of the first axis."""
+        del function
+        return costs.moved(math.prod(g.w_shape), 3)
+
     def transform(self, backend: Any, g: Geometry, w: Array) -> Array:
         depth = g.c_in // g.groups * g.taps
         return backend.xp.reshape(backend.xp.moveaxis(w, 1, 2), (g.groups, g.c_out // g.groups, depth))
