@@ -58,9 +58,12 @@ class CupyBackend(OnDevice):
 
     def costs(self, dtype: DType, precision: str) -> Costs:
         """Of an H100 or H200: 67 TFLOP/s in float32, 500 in TF32, 800 in the half types, beside 4.3 TB/s."""
-        if dtype.itemsize == 2:
+        if self.accumulator(dtype) != dtype:
             return KernelCosts(1, 200, 0)
-        return KernelCosts(1, 230 if precision == "tf32" and dtype == np.float32 else 32, 0)
+        if precision == "tf32" and dtype == np.float32:
+            return KernelCosts(1, 230, 0)
+        is_complex = dtype.kind == "c"  # the units for double precision are as fast as those for single
+        return KernelCosts(4 if is_complex else 1, 8 * dtype.itemsize, 0, is_complex=is_complex)
 
     # calls
 

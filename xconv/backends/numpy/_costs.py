@@ -12,6 +12,8 @@ from . import _depthwise, _fourier, _products, _spectra, _windows
 PRODUCT = 0.45
 #: Products with fewer rows take as long as with so many; twice as many where they are not small ones.
 FULL = 4
+#: Elements of a line of the cache.
+LINE = 16
 #: The product with a small matrix takes as much time as one with so many columns, at least.
 NARROW = 96
 
@@ -21,22 +23,24 @@ class NumpyCosts(Costs):
 
     #: To copy an element of a window, and to begin a row of these.
     window, row = 12.0, 75.0
-    #: To add an element back, more for one between others of its row's neighbours, and to begin a row of these.
-    folding, between, folded_row = 4.5, 8.0, 350.0
+    #: To add an element back, more for one between others of its row's neighbours, one that is read from a line of the
+    #: cache for itself, and to begin a row of these.
+    folding, between, apart, folded_row = 4.5, 8.0, 27.0, 350.0
     #: To put an element of an operand in order for a product, for the sum of an outer one, and to write a result; and
     #: each product of a stack.
     packing, summing, writing, stacked, single = 7.0, 10.0, 22.0, 400.0, 10.0
     #: A number in a transform of a small matrix, the multiply-adds that it takes, and how much longer the adjoint does.
-    tile, small, back = 20.0, 1.0, 1.25
+    tile, small, back = 20.0, 0.85, 1.25
     #: An element of a depthwise convolution that is shifted, and the multiply-adds.
-    shifted, thin = 15.0, 0.6
+    shifted, thin = 18.0, 0.82
     #: A product for each row of outputs: its call, its multiply-adds, and these where the BLAS copies every operand.
     row_call, row_product, copied = 3000.0, 1.7, 1.3
     #: How much of its time a Fourier transform takes whose frequencies lie behind all else.
-    behind = 0.8
+    behind = 0.9
     page = 10.0
+    axis, doubling, line = 1.15, 0.83, 33.0
     #: Operations of the library.
-    fourier_calls, spectra_calls, depthwise_calls, product_calls = 11.0, 18.0, 15.0, 1.0
+    fourier_calls, spectra_calls, depthwise_calls, product_calls = 14.0, 18.0, 15.0, 1.0
 
     def __init__(self, multiply: float, move: float, call: float, *, is_complex: bool = False) -> None:
         super().__init__(multiply, move, call, is_complex=is_complex)
@@ -48,10 +52,13 @@ class NumpyCosts(Costs):
         return cost + self.moved(math.prod(g.x_shape), 6)
 
     def col2im(self, g: Geometry) -> float:
+        """Tap by tap, or output by output where these are fewer: then what is read for one lies apart."""
         columns = math.prod(g.columns_shape)
-        folding = self.folding + (self.between if len(g.axes) > 1 else 0)
-        row = g.kernel[-1] if g.pixels < g.taps else g.out[-1]  # whichever are fewer are added one by one
-        cost = self.width * folding * columns + self.folded_row * columns / max(1, row)
+        if g.pixels < g.taps:
+            each, row = self.apart * min(g.pixels, LINE) / LINE, g.kernel[-1]
+        else:
+            each, row = self.folding + (self.between if len(g.axes) > 1 else 0), g.out[-1]
+        cost = self.width * each * columns + self.folded_row * columns / max(1, row)
         return cost + self.moved(math.prod(g.x_shape), 6 + min(g.taps, g.pixels))
 
     def spare(self, g: Geometry) -> int:
