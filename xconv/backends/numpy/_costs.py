@@ -32,7 +32,7 @@ class NumpyCosts(Costs):
     #: A number in a transform of a small matrix, the multiply-adds that it takes, and how much longer the adjoint does.
     tile, small, back = 20.0, 0.85, 1.25
     #: An element of a depthwise convolution that is shifted, and the multiply-adds.
-    shifted, thin = 18.0, 0.82
+    shifted, thin = 14.0, 0.7
     #: A product for each row of outputs: its call, its multiply-adds, and these where the BLAS copies every operand.
     row_call, row_product, copied = 3000.0, 1.7, 1.3
     #: How much of its time a Fourier transform takes whose frequencies lie behind all else.
