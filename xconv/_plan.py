@@ -215,7 +215,10 @@ class FunctionPlan:
                 raise TypeError(msg)
 
     def __repr__(self) -> str:
-        tiled = self.tiled
+        try:
+            tiled = self.tiled
+        except (ValueError, MemoryError) as error:  # which a call would raise
+            return f"  {self.function}: {error}"
         team = tiled.team
         seconds = self.plan.schedule.seconds(self.function, self.plan.place)
         parallel = team.heavy and team.limit > 1 and self.plan.schedule.problem.backend.parallel

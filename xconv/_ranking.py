@@ -1,7 +1,7 @@
 """The plans of one function: which algorithms may serve, in which tiles, within which memory, and at what cost.
 
 The cost is that of a plan as it will run: of every tile, with what it reads that others read as well, and of what is
-done once for all of them. It counts what the primitives take that an algorithm is made of (`backends.Costs`).
+done once for all of them. It counts what the primitives take that an algorithm is made of (`primitives.Costs`).
 """
 
 import math
@@ -46,7 +46,8 @@ class Problem(NamedTuple):
     @property
     def tuning(self) -> Tuning | None:
         """The record of measured times to choose by."""
-        return None if self.algorithm != "auto" or self.geometry.is_empty else self.settings.tuning
+        tuning = self.settings.tuning
+        return None if tuning is None or self.algorithm != "auto" or self.geometry.is_empty else tuning
 
     @property
     def costs(self) -> Costs:

@@ -113,7 +113,7 @@ class Backend(Primitives):
         return self.tile_bytes
 
     def costs(self, dtype: DType, precision: str) -> Costs:
-        """What the primitives below cost for arrays of this dtype."""
+        """What the primitives cost for arrays of this dtype."""
         del precision
         width = self.itemsize(self.accumulator(dtype)) / 4
         is_complex = self.kind(dtype) == "complex"

@@ -4,7 +4,7 @@ Every library can do with it; nothing here knows of any.
 """
 
 from ._costs import KEPT, Costs, Product
-from ._fourier import Grid
+from ._fourier import Grid, block_order
 from ._pieces import along, device, inverse, joined, pad, zeros
 from ._primitives import Piece, Primitives, Team, Whole
 from ._spectra import Matrices, Rows
@@ -21,6 +21,7 @@ __all__ = [
     "Team",
     "Whole",
     "along",
+    "block_order",
     "device",
     "inverse",
     "joined",

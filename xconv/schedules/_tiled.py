@@ -131,9 +131,12 @@ class Forward(Tiled):
             y = self.algorithm.forward(backend, g, self._operand(part), u, out if rounded_once else None)
             return y if bias is None else backend.add(y, bias, out)
 
-        whole = Whole(self.geometry.y_shape, self.dtype, self._order, _output)
-        result = backend.assemble(whole, self.tiles, piece, self.team)
+        result = backend.assemble(self._whole, self.tiles, piece, self.team)
         return self._callers_layout(result)
+
+    @cached_property
+    def _whole(self) -> Whole:
+        return Whole(self.geometry.y_shape, self.dtype, self._order, _output)
 
 
 class InputGrad(Tiled):

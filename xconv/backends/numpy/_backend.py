@@ -8,8 +8,7 @@ import numpy as np
 from ..._geometry import Geometry
 from ..._typing import Array, DType, Index, Shape
 from ...algorithms import PORTABLE
-from ...primitives import Costs, Grid, Matrices, along
-from ...primitives._fourier import block_order
+from ...primitives import Costs, Grid, Matrices, along, block_order
 from .._backend import MIB, Backend
 from . import _depthwise, _fourier, _spectra, _windows
 from ._costs import numpy_costs
@@ -152,7 +151,7 @@ class NumpyBackend(KeptMemory):
 
     def product(self, u: Array, v: Array, out: Array | None = None) -> Array:
         (n, blocks, depth, pixels), rows = v.shape, u.shape[-2]
-        if _blocks_behind(v) and _blocks_behind(u) and 1 in (rows, depth) and out is None:
+        if (rows == 1 or depth == 1) and out is None and _blocks_behind(v) and _blocks_behind(u):
             if rows == 1 and self._is_kept(v):  # it is read once, and less leaves the cache
                 return self._summed(u, v, v[:, :, :1])
             return self._summed(u, v, self._blocks_last((n, blocks, rows, pixels), v.dtype))

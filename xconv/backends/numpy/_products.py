@@ -35,7 +35,7 @@ def in_pieces() -> bool:
 
 def multiply(u: Array, v: Array, out: Array) -> Array:
     """``u @ v`` into `out`."""
-    if min(u.strides[-2:]) < 0:  # reflected filters: the BLAS reads forwards
+    if u.strides[-1] < 0 or u.strides[-2] < 0:  # reflected filters: the BLAS reads forwards
         u = np.ascontiguousarray(u)
     (rows, depth), columns = u.shape[-2:], v.shape[-1]
     is_small = rows * depth * columns <= SMALL
