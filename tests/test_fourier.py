@@ -24,6 +24,7 @@ from xconv._planner import scheduled
 from xconv._ranking import plans
 from xconv.algorithms import _fourier
 from xconv.algorithms._fourier import best_lengths, smooth
+from xconv.backends.numpy import NumpyBackend
 from xconv.backends.numpy import _fourier as of_numpy
 
 #: Error of a sum of products of numbers of size 1, by dtype.
@@ -245,3 +246,25 @@ def test_nothing_is_written_to_operands(rng, dtype):
     assert np.allclose(xconv.conv_input_grad(dy, w, x.shape, **options), dx)
     dw = xconv.conv_weight_grad(dy_, x_, w.shape, **plain)
     assert np.allclose(xconv.conv_weight_grad(dy, x, w.shape, **options), dw)
+
+
+@pytest.mark.numpy_only
+def test_sums_of_many_terms_are_no_operations_one_by_one(monkeypatch):
+    """A term takes an operation where products are made number by number: of all pixels, that took 50 times as long."""
+    summed, terms = NumpyBackend._summed, []
+
+    def counted(backend, u, v, out):
+        terms.append((u.shape[-1], out.size))
+        return summed(backend, u, v, out)
+
+    monkeypatch.setattr(NumpyBackend, "_summed", counted)
+    x, w = np.ones((1, 40, 40, 8), np.float32), np.ones((8, 1, 1, 1), np.float32)
+    dw = xconv.conv_weight_grad(x, x, w.shape, groups=8, layout="channels_last", algorithm="pointwise")
+    assert np.array_equal(dw, 1600 * w)
+    for x_shape, w_shape in (((1, 1, 5000), (1, 1, 5)), ((1, 300, 9), (1, 300, 3)), ((1, 1, 60, 60), (2, 1, 9, 9))):
+        x, w = np.ones(x_shape), np.ones(w_shape)
+        y = xconv.conv(x, w, algorithm="fft")
+        assert np.allclose(y, w[0].size)
+        assert np.allclose(xconv.conv_weight_grad(y, x, w_shape, algorithm="fft"), y[0, 0].sum())
+    assert terms
+    assert all(steps <= results for steps, results in terms)

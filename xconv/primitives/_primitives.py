@@ -233,14 +233,7 @@ class Primitives:
             out = xpx.at(out)[place(tile)].set(self.astype(piece(tile, None), dtype), xp=self.xp)
         return out
 
-    def total(
-        self,
-        tiles: Sequence[Tile],
-        piece: Piece,
-        *,
-        team: Team,
-        lanes: int = 1,
-    ) -> Array:
+    def total(self, tiles: Sequence[Tile], piece: Piece, *, team: Team, lanes: int = 1) -> Array:
         """The sum of ``piece(tile, ...)``, in an order that does not depend on `team`.
 
         Tiles are dealt out to `lanes`, which may be added up side by side and are then added in order.

@@ -151,7 +151,8 @@ class NumpyBackend(KeptMemory):
 
     def product(self, u: Array, v: Array, out: Array | None = None) -> Array:
         (n, blocks, depth, pixels), rows = v.shape, u.shape[-2]
-        if (rows == 1 or depth == 1) and out is None and _blocks_behind(v) and _blocks_behind(u):
+        is_thin = (rows == 1 or depth == 1) and depth <= n * blocks * rows * pixels
+        if is_thin and out is None and _blocks_behind(v) and _blocks_behind(u):
             if rows == 1 and self._is_kept(v):  # it is read once, and less leaves the cache
                 return self._summed(u, v, v[:, :, :1])
             return self._summed(u, v, self._blocks_last((n, blocks, rows, pixels), v.dtype))
@@ -192,8 +193,8 @@ class NumpyBackend(KeptMemory):
         return a.transpose(1, 2, 0, 3).reshape(blocks, rows, n * pixels)
 
     def outer(self, s: Array, v: Array) -> Array:
-        (n, blocks, depth, _), rows = v.shape, s.shape[2]
-        if n == 1 and _blocks_behind(v) and _blocks_behind(s):
+        (n, blocks, depth, pixels), rows = v.shape, s.shape[2]
+        if n == 1 and pixels <= blocks * rows * depth and _blocks_behind(v) and _blocks_behind(s):
             conjugate = v if v.dtype.kind != "c" or self._is_kept(v) else self._blocks_last(v.shape, v.dtype)
             if v.dtype.kind == "c":
                 np.conj(v, out=conjugate)
@@ -219,7 +220,7 @@ class NumpyBackend(KeptMemory):
         return self.scratch.take((n, rows, columns, blocks), dtype).transpose(0, 3, 1, 2)
 
     def _summed(self, u: Array, v: Array, out: Array) -> Array:
-        """``u @ v``, number by number."""
+        """``u @ v``, number by number: an operation for each term, so there must not be more of them than results."""
         np.multiply(u[..., :1], v[..., :1, :], out=out)
         if u.shape[-1] > 1:
             more = self._blocks_last(out.shape, out.dtype)

@@ -85,14 +85,7 @@ class KeptMemory(DtypesOfNumpy):
         _run(fill, len(tiles), team)
         return result
 
-    def total(
-        self,
-        tiles: Sequence[Tile],
-        piece: Piece,
-        *,
-        team: Team,
-        lanes: int = 1,
-    ) -> Array:
+    def total(self, tiles: Sequence[Tile], piece: Piece, *, team: Team, lanes: int = 1) -> Array:
         lanes = min(lanes, len(tiles))
         sums: list[Array] = [None] * lanes
 
