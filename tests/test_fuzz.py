@@ -1,16 +1,18 @@
 """Any geometry, against plain loops: both sides compute with small integers in floats, so they must be equal."""
 
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import assume, given
-from hypothesis.strategies import integers
+from hypothesis.strategies import booleans, integers, sampled_from
 from oracle import Oracle
 from strategies import cases
 
 import xconv
 from xconv import _geometry
+from xconv.algorithms import RefusedError
 from xconv.backends.numpy import _windows
 
 pytestmark = pytest.mark.usefixtures("exact")
@@ -120,6 +122,70 @@ def test_any_geometry_of_far_taps(lib, compared, monkeypatch):
 
     check()
     _windows._images.cache_clear()
+
+
+def test_what_is_not_finite(lib):
+    """One such number reaches the results whose sums it is in, and no others, by every algorithm that may be chosen."""
+    if lib.name == "dask":
+        pytest.skip("its tasks are plans of the library of its chunks")
+
+    @lib.examples(8)
+    @given(case=cases(), bad=sampled_from([np.inf, np.nan]), by_channel=booleans())
+    def check(case, bad, by_channel):
+        if by_channel and case.x_shape[1] > 0:
+            case = replace(case, w_shape=(2 * case.x_shape[1], 1, *case.w_shape[2:]))
+            case.options["groups"] = case.x_shape[1]
+        with np.errstate(invalid="ignore"):
+            check_what_is_not_finite(lib, case, bad)
+
+    check()
+
+
+def check_what_is_not_finite(lib, case, bad):
+    plain = Oracle(case.x_shape, case.w_shape, **case.options)
+    of_padded, pad = plain, np.asarray
+    if case.options["pad_mode"] == "constant":  # the zeros of a padding are multiplied like all other numbers
+        padding = [(0, 0), (0, 0), *case.options["padding"]]
+        within = tuple(slice(max(-lo, 0), -max(-hi, 0) or None) for lo, hi in padding)
+        grown = [(max(lo, 0), max(hi, 0)) for lo, hi in padding]
+        pad = lambda x: np.pad(x, grown)[within]  # noqa: E731
+        of_padded = Oracle(pad(np.zeros(case.x_shape)).shape, case.w_shape, **{**case.options, "padding": 0})
+
+    def image(a):
+        return lib.array(case.in_layout(a))
+
+    x, w = np.zeros(case.x_shape), np.zeros(case.w_shape)
+    schedule = xconv.plan(image(x), lib.array(w), layout=case.layout, **case.options).schedule
+    for function, make, shapes in (
+        ("forward", lambda x, w: case.in_layout(of_padded.conv(pad(x), w)), (case.x_shape, case.w_shape)),
+        ("input_grad", lambda dy, w: case.in_layout(plain.input_grad(dy, w)), (plain.y_shape, case.w_shape)),
+        ("weight_grad", lambda dy, x: of_padded.weight_grad(dy, pad(x)), (plain.y_shape, case.x_shape)),
+    ):
+        for i in (0, 1):
+            operands = case.integers(*shapes)
+            if operands[i].size == 0:
+                continue
+            operands[i].flat[case.seed % operands[i].size] = bad
+            first, second = operands
+            given = image(first), image(second) if function == "weight_grad" else lib.array(second)
+            expected = make(first, second)
+            for tiled in schedule._all(function):
+                with suppress(RefusedError):
+                    found = schedule.backend.call(tiled, *given)
+                    assert np.array_equal(lib.numpy(found), expected, equal_nan=True), tiled.name
+
+
+@pytest.mark.parametrize("function", ["conv_input_grad", "conv_transpose"])
+def test_filters_that_are_not_finite(lib, function):
+    """Taps that reach over the border reach nothing there, by a convolution with reflected filters neither."""
+    w = np.ones((2, 2, 3, 3))
+    w[0, 0, 0, 0] = np.inf
+    options = {"x_shape": (1, 2, 66, 66)} if function == "conv_input_grad" else {}
+    dy = lib.array(np.ones((1, 2, 64, 64)))
+    dx = lib.numpy(getattr(xconv, function)(dy, lib.array(w), *options.values()))[0, 0]
+    assert np.isinf(dx[:64, :64]).all()
+    assert np.isfinite(dx[64:]).all()
+    assert np.isfinite(dx[:, 64:]).all()
 
 
 def least_workspace(lib, case):

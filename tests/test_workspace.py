@@ -5,6 +5,7 @@ import math
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
+from functools import partial
 from itertools import product
 
 import numpy as np
@@ -101,6 +102,102 @@ def test_bound(rng, options, dtype, workspace):
         assert np.array_equal(whole, tiled), name
 
 
+ORDERS = ("as it is", "Fortran", "swapped", "backwards", "with gaps", "broadcast")
+
+
+def lying(rng, values):
+    """`values` in some order of memory."""
+    order = rng.choice(ORDERS)
+    if order == "Fortran":
+        return np.asfortranarray(values)
+    if order == "swapped":
+        axes = rng.permutation(values.ndim)
+        return np.ascontiguousarray(values.transpose(axes)).transpose(np.argsort(axes))
+    if order == "backwards":
+        return np.flip(np.flip(values).copy())
+    if order == "with gaps":
+        return np.repeat(values, 2, axis=-1)[..., ::2]
+    if order == "broadcast":
+        return np.broadcast_to(values[:1], values.shape)
+    return values
+
+
+def some_call(rng):
+    """A function of a random convolution of some megabytes, whose algorithm is still open, and what it is."""
+    rank, dtype = rng.integers(1, 4), rng.choice(["float32", "float64", "float16", "complex64", "int8"])
+    groups = rng.choice([1, 1, 4])
+    c_in, c_out = groups * rng.choice([1, 3, 8]), groups * rng.choice([1, 2, 6])
+    kernel = rng.integers(1, (10, 6, 4)[rank - 1], rank) if rng.random() < 0.8 else np.ones(rank, int)
+    dilation, stride = (
+        rng.choice([1, 1, 2], rank),
+        rng.choice([1, 1, 3], rank) if rng.random() < 0.5 else np.ones(rank, int),
+    )
+    extent, batch = (kernel - 1) * dilation + 1, rng.choice([1, 5])
+    size = np.maximum(extent, np.rint((2**19 / (batch * c_in)) ** (1 / rank) * rng.uniform(0.7, 1.4, rank)).astype(int))
+    options = {
+        "stride": tuple(map(int, stride)),
+        "dilation": tuple(map(int, dilation)),
+        "padding": tuple((int(lo), int(hi)) for lo, hi in rng.integers(0, extent, (2, rank)).T),
+        "groups": int(groups),
+        "pad_mode": str(rng.choice(["constant", "constant", "reflect", "wrap"])),
+        "layout": str(rng.choice(["channels_first", "channels_last"])),
+    }
+    if dtype in {"float16", "int8"} and rng.random() < 0.5:
+        options["dtype"] = {"float16": "float32", "int8": "int32"}[dtype]
+    shape = (batch, *size, c_in) if options["layout"] == "channels_last" else (batch, c_in, *size)
+    w = lying(rng, rng.integers(-3, 4, (c_out, c_in // groups, *kernel)).astype(dtype))
+    x = lying(rng, rng.integers(-3, 4, shape).astype(dtype))
+    dy = lying(rng, rng.integers(-3, 4, xconv.plan(x, w, **options).y_shape).astype(dtype))
+    function, arrays = {
+        0: (xconv.conv, (x, w)),
+        1: (xconv.conv_input_grad, (dy, w, x.shape)),
+        2: (xconv.conv_weight_grad, (dy, x, w.shape)),
+    }[int(rng.integers(3))]
+    return partial(function, *arrays, **options), f"{function.__name__} of {dtype}, {x.shape} by {w.shape}, {options}"
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_bound_of_anything(seed):
+    """For every order of memory, layout, dtype and function, by every algorithm."""
+    rng = np.random.default_rng(seed)
+    for _ in range(4):
+        call, what = some_call(rng)
+        for algorithm in rng.permutation(["auto", "gemm", "mec", "pointwise", "depthwise", "winograd", "fft"])[:4]:
+            function = partial(call, algorithm=str(algorithm))
+            try:
+                with xconv.config(workspace=1):
+                    function()
+            except ValueError as error:
+                if "`workspace`" not in str(error):
+                    continue  # another one serves
+                least = int(str(error).split("at least ")[1].split()[0])
+            workspace = max(MIB, 2 * least)
+            with xconv.config(workspace=workspace):
+                peak, _ = temporary_peak(function)
+            assert peak <= workspace + OBJECTS, f"{peak / workspace}: {algorithm}, {what}"
+
+
+def test_bound_of_the_classic_functions(rng):
+    """Images of bytes are converted where they are read, and not as a whole."""
+    X = rng.integers(0, 256, (1, 8, 400, 400)).astype(np.uint8)
+    W, b = rng.standard_normal((4, 8, 3, 3)).astype(np.float32), np.zeros((4, 1), np.float32)
+    out, cache = xconv.conv_forward(X, W, b)
+    whole = xconv.conv_forward(X.astype(np.float32), W, b)[0]
+    assert out.dtype == whole.dtype
+    assert np.allclose(out, whole, rtol=1e-5)
+
+    def forward():
+        return xconv.conv_forward(X, W, b)[0]
+
+    def backward():
+        return xconv.conv_backward(out, cache)[0]
+
+    for function in (forward, backward):
+        with xconv.config(workspace=MIB):
+            peak, _ = temporary_peak(function)
+        assert peak <= MIB + OBJECTS
+
+
 @pytest.mark.parametrize("library", ["numpy", "array_api_strict"])
 @pytest.mark.parametrize("padding", [0, 299_999])
 def test_columns_of_far_taps(rng, library, padding):
@@ -177,6 +274,22 @@ def test_bound_of_every_algorithm(rng, layer, dtype, algorithm, slack):
         with xconv.config(workspace=workspace):
             peak, _ = temporary_peak(function)
         assert peak <= workspace + OBJECTS, (name, peak, workspace)
+
+
+def test_what_is_not_finite_takes_no_more(rng):
+    """Depthwise, numbers that are not finite are kept from zeros that are not there, in another way."""
+    x, w = rng.standard_normal((1, 2, 180, 96)), rng.standard_normal((4, 1, 2, 2))
+    options = {"groups": 2, "algorithm": "depthwise"}
+    y = xconv.conv(x, w, **options)
+    w[1, 0, 1, 1] = y[0, 3, 40, 50] = np.nan
+    plan = xconv.plan(x, w, **options)
+    for workspace, function in (
+        (plan.input_grad.workspace, lambda: xconv.conv_input_grad(y, w, x.shape, **options)),
+        (plan.weight_grad.workspace, lambda: xconv.conv_weight_grad(y, x, w.shape, **options)),
+    ):
+        with xconv.config(workspace=workspace):
+            peak, _ = temporary_peak(function)
+        assert peak <= workspace + OBJECTS
 
 
 def test_one_result_of_a_tile_at_a_time(rng):

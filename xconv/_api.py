@@ -115,8 +115,8 @@ def conv(
     backend = backend_of(given)
     _check_bias(b, tuple(w.shape[:1]))
     options = _options(backend, stride, padding, dilation, groups, pad_mode, layout, dtype, algorithm)
-    schedule = _schedule(backend, given, tuple(x.shape), tuple(w.shape), options)
-    _check_memory(backend, schedule, schedule.y_shape)
+    schedule = planned(backend, given, tuple(x.shape), tuple(w.shape), options)
+    check_fits(backend, schedule, schedule.y_shape)
     return schedule.forward(x, w, b)
 
 
@@ -181,9 +181,9 @@ def conv_input_grad(
     backend = backend_of(given)
     x_shape = shape("x_shape", x_shape)
     options = _options(backend, stride, padding, dilation, groups, pad_mode, layout, dtype, algorithm)
-    schedule = _schedule(backend, given, x_shape, tuple(w.shape), options)
+    schedule = planned(backend, given, x_shape, tuple(w.shape), options)
     _check_result(dy, schedule)
-    _check_memory(backend, schedule, x_shape)
+    check_fits(backend, schedule, x_shape)
     return schedule.input_grad(dy, w)
 
 
@@ -246,9 +246,9 @@ def conv_weight_grad(
     backend = backend_of(given)
     w_shape = shape("w_shape", w_shape)
     options = _options(backend, stride, padding, dilation, groups, pad_mode, layout, dtype, algorithm)
-    schedule = _schedule(backend, given, tuple(x.shape), w_shape, options)
+    schedule = planned(backend, given, tuple(x.shape), w_shape, options)
     _check_result(dy, schedule)
-    _check_memory(backend, schedule, w_shape)
+    check_fits(backend, schedule, w_shape)
     return schedule.weight_grad(dy, x)
 
 
@@ -312,9 +312,9 @@ def conv_transpose(
     backend = backend_of(given)
     options = _options(backend, stride, padding, dilation, groups, "constant", layout, dtype, algorithm)
     options = options._replace(output_padding=frozen("output_padding", output_padding))
-    schedule = _schedule(backend, given, tuple(x.shape), tuple(w.shape), options)
+    schedule = planned(backend, given, tuple(x.shape), tuple(w.shape), options)
     _check_bias(b, (schedule.geometry.c_in,))
-    _check_memory(backend, schedule, schedule.x_shape)
+    check_fits(backend, schedule, schedule.x_shape)
     return schedule.input_grad(x, w, b, conjugate=False)
 
 
@@ -385,8 +385,8 @@ def unfolded(
     x_shape = tuple(x.shape)
     kernel = per_axis("kernel_size", frozen("kernel_size", kernel_size), max(1, len(x_shape) - 2), least=1)
     options = _options(backend, stride, padding, dilation, 1, pad_mode, "channels_first", None, "gemm")
-    schedule = _schedule(backend, given, x_shape, (1, *x_shape[1:2], *kernel), options)
-    _check_memory(backend, schedule, schedule.geometry.columns_shape)
+    schedule = planned(backend, given, x_shape, (1, *x_shape[1:2], *kernel), options)
+    check_fits(backend, schedule, schedule.geometry.columns_shape)
     return schedule.im2col(x, images_last=images_last)
 
 
@@ -444,12 +444,12 @@ def col2im(
     rank = len(cols_shape) // 2 - 1
     sizes = per_axis("size", frozen("size", size), rank, least=0)
     options = _options(backend, stride, padding, dilation, 1, "constant", "channels_first", None, "gemm")
-    schedule = _schedule(backend, given, (*cols_shape[:2], *sizes), (1, *cols_shape[1 : 2 + rank]), options)
+    schedule = planned(backend, given, (*cols_shape[:2], *sizes), (1, *cols_shape[1 : 2 + rank]), options)
     out = schedule.geometry.out
     if out != cols_shape[2 + rank :]:
         msg = f"`cols` must have the output size {out} that size {sizes} leads to, got shape {cols_shape}"
         raise ValueError(msg)
-    _check_memory(backend, schedule, schedule.x_shape)
+    check_fits(backend, schedule, schedule.x_shape)
     return schedule.col2im(cols)
 
 
@@ -499,7 +499,7 @@ def plan(
     given = {"x": x, "w": w}
     backend = backend_of(given)
     options = _options(backend, stride, padding, dilation, groups, pad_mode, layout, dtype, algorithm)
-    schedule = _schedule(backend, given, tuple(x.shape), tuple(w.shape), options)
+    schedule = planned(backend, given, tuple(x.shape), tuple(w.shape), options)
     if not isinstance(schedule, Planned):
         msg = "`x` and `w` must lie in one piece: what is done with an array in chunks is planned chunk by chunk"
         raise TypeError(msg)
@@ -508,7 +508,7 @@ def plan(
     return Plan(schedule, place, (x.dtype, w.dtype), settings)
 
 
-def _schedule(backend: Backend, given: dict[str, Array], x_shape: Shape, w_shape: Shape, options: Options) -> Schedule:
+def planned(backend: Backend, given: dict[str, Array], x_shape: Shape, w_shape: Shape, options: Options) -> Schedule:
     dtypes = tuple([(name, array.dtype) for name, array in given.items()])
     return scheduled(backend, x_shape, w_shape, dtypes, options, _config.current())
 
@@ -553,7 +553,7 @@ def _check_result(dy: Array, schedule: Schedule) -> None:
         raise ValueError(msg)
 
 
-def _check_memory(backend: Backend, schedule: Schedule, result: Shape) -> None:
+def check_fits(backend: Backend, schedule: Schedule, result: Shape) -> None:
     """MemoryError where no memory holds the result; arrays in chunks need not fit into one."""
     if math.prod(result) > MOST_BYTES // WIDEST and backend.chunked is None:
         check_memory(result, backend.itemsize(schedule.dtype), schedule.dtype)

@@ -6,11 +6,12 @@ index running fastest. (A. Kristiadi, *Convnet: Implementing Convolution Layer w
 
 from typing import Any, NamedTuple
 
-from ._api import col2im, conv, conv_input_grad, conv_weight_grad, unfolded
+from ._api import check_fits, col2im, planned, unfolded
 from ._arguments import integer, shape
 from ._axis import Axis
+from ._planner import Options
 from ._typing import Array, Shape
-from .backends import Backend, backend_of
+from .backends import backend_of
 
 
 class Cache(NamedTuple):
@@ -75,8 +76,10 @@ def conv_forward(X: Array, W: Array, b: Array, stride: int = 1, padding: int = 1
         msg = f"`W` must have the {X.shape[1]} channels of `X`, and a size, got shape {tuple(W.shape)}"
         raise ValueError(msg)
     stride, padding, _ = _windows(X.shape, W.shape[2], W.shape[3], padding, stride)
-    operands = _floating(backend, X, W, backend.xp.reshape(b, (filters,)))
-    return conv(*operands, stride=stride, padding=padding), Cache(X, W, b, stride, padding)
+    options = Options(stride=stride, padding=padding, mixed=True)
+    schedule = planned(backend, {"X": X, "W": W, "b": b}, X.shape, W.shape, options)
+    check_fits(backend, schedule, schedule.y_shape)
+    return schedule.forward(X, W, backend.xp.reshape(b, (filters,))), Cache(X, W, b, stride, padding)
 
 
 def conv_backward(dout: Array, cache: tuple[Any, ...]) -> tuple[Array, Array, Array]:
@@ -116,12 +119,11 @@ def conv_backward(dout: Array, cache: tuple[Any, ...]) -> tuple[Array, Array, Ar
     if tuple(dout.shape) != (X.shape[0], W.shape[0], height, width):
         msg = f"`dout` must have shape {(X.shape[0], W.shape[0], height, width)}, got {tuple(dout.shape)}"
         raise ValueError(msg)
-    dout, images, filters = _floating(backend, dout, X, W)
-    dX = conv_input_grad(dout, filters, X.shape, stride=stride, padding=padding)
-    dW = conv_weight_grad(dout, images, W.shape, stride=stride, padding=padding)
-    sums = backend.xp.sum(dout, axis=(0, 2, 3), dtype=backend.accumulator(dout.dtype))
-    db = backend.xp.reshape(backend.astype(sums, dout.dtype), b.shape)
-    return dX, dW, db
+    options = Options(stride=stride, padding=padding, mixed=True)
+    schedule = planned(backend, {"dout": dout, "X": X, "W": W}, X.shape, W.shape, options)
+    dX, dW = schedule.input_grad(dout, W), schedule.weight_grad(dout, X)
+    sums = backend.xp.sum(dout, axis=(0, 2, 3), dtype=schedule.accumulator)
+    return dX, dW, backend.xp.reshape(backend.astype(sums, schedule.dtype), b.shape)
 
 
 def im2col_indices(X: Array, field_height: int, field_width: int, padding: int = 1, stride: int = 1) -> Array:
@@ -249,15 +251,3 @@ def _windows(x_shape: Shape, field_height: int, field_width: int, padding: int, 
             )
             raise ValueError(msg)
     return _Windows(stride, padding, tuple(axis.out for axis in axes))
-
-
-def _floating(backend: Backend, *arrays: Array) -> list[Array]:
-    """The arrays, with integers converted to the floating-point dtype of the others, if there is one."""
-    kinds = [backend.kind(array.dtype) for array in arrays]
-    dtypes = [array.dtype for array, kind in zip(arrays, kinds, strict=True) if kind in {"real", "complex"}]
-    if not dtypes:
-        return list(arrays)
-    common = backend.xp.result_type(*dtypes)
-    return [
-        backend.astype(array, common) if kind == "integer" else array for array, kind in zip(arrays, kinds, strict=True)
-    ]

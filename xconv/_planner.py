@@ -38,6 +38,8 @@ class Options(NamedTuple):
     algorithm: str = "auto"
     #: None for a convolution, and a transposed one otherwise.
     output_padding: object = None
+    #: Whether integers may come with floating-point numbers, as which they are then multiplied.
+    mixed: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,9 +153,9 @@ def scheduled(
         g = geometry(x_shape, w_shape, **sizes, groups=options.groups, pad_mode=options.pad_mode, names=names)
     else:
         g = transposed_geometry(x_shape, w_shape, **sizes, groups=options.groups, output_padding=options.output_padding)
-    dtype = _result_dtype(backend, dtypes, options.dtype)
+    dtype = _result_dtype(backend, _mixed(backend, dtypes) if options.mixed else dtypes, options.dtype)
     g = replace(g, channels_last=channels_last)
-    return _scheduled(Problem(backend, g, dtype, settings, options.algorithm))
+    return _scheduled(Problem(backend, g, dtype, settings, options.algorithm, frozenset(dict(dtypes).values())))
 
 
 def computed(
@@ -161,14 +163,15 @@ def computed(
 ) -> Array:
     """Schedule a convolution and run one of its functions: what a task does with parts of arrays in chunks."""
     backend = backend_of({f"operand {i}": a for i, a in enumerate(arrays)})
-    schedule = _of_part(Problem(backend, g, backend.to_dtype(dtype), settings, algorithm))
+    given = frozenset(a.dtype for a in arrays)
+    schedule = _of_part(Problem(backend, g, backend.to_dtype(dtype), settings, algorithm, given))
     with applied(settings):
         made: Array = getattr(schedule, function)(*arrays, **options)
     return made
 
 
 def _scheduled(problem: Problem) -> Schedule:
-    backend, g, dtype, settings, algorithm = problem
+    backend, g, dtype, settings, algorithm, _ = problem
     accumulator = backend.accumulator(dtype)
     if backend.chunked is None:
         return Planned(backend, g, dtype, accumulator, problem)
@@ -181,6 +184,11 @@ def _scheduled(problem: Problem) -> Schedule:
 
 #: The same, remembered for the parts of arrays in chunks.
 _of_part = lru_cache(maxsize=1024)(_scheduled)
+
+
+def _mixed(backend: Backend, dtypes: tuple[tuple[str, DType], ...]) -> tuple[tuple[str, DType], ...]:
+    """Those that are no integers, unless all are."""
+    return tuple((name, dtype) for name, dtype in dtypes if backend.kind(dtype) != "integer") or dtypes
 
 
 def _result_dtype(backend: Backend, dtypes: tuple[tuple[str, DType], ...], wanted: DType | None) -> DType:

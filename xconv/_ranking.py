@@ -42,6 +42,8 @@ class Problem(NamedTuple):
     dtype: DType
     settings: Settings
     algorithm: str = "auto"
+    #: The dtypes of the arrays, where these are to be cast tile by tile.
+    given: frozenset[DType] = frozenset()
 
     @property
     def tuning(self) -> Tuning | None:
@@ -139,8 +141,9 @@ def plans(problem: Problem, function: Function) -> Iterator[Tiled]:
 
 def _choices(problem: Problem, function: Function) -> Iterator[Choice]:
     """Every algorithm by every way."""
-    backend, whole, dtype, settings, _ = problem
+    backend, whole, dtype, settings, *_ = problem
     kind = backend.kind(dtype)
+    may_stray = settings.numerics == "strict" and kind != "integer" and not backend.sees_numbers
     for way in WAYS[function]:
         g = way.geometry_of(whole)
         if g is None:
@@ -152,6 +155,8 @@ def _choices(problem: Problem, function: Function) -> Iterator[Choice]:
             note = None
             if settings.numerics == "strict" and not algorithm.componentwise:
                 note = 'its error bound is not componentwise, and `numerics` is "strict"'
+            elif may_stray and way.strays(algorithm, g):
+                note = 'filters meet zeros that are not there, which spread NaN, and `numerics` is "strict"'
             elif name in backend.unproven and settings.tuning is None:
                 note = f"it has not been measured on {backend.name}; ask for it by name"
             fitted = algorithm if refusal else algorithm.fitted(g, kind)
@@ -166,7 +171,8 @@ def able(problem: Problem, function: Function) -> list[Choice]:
         msg = f"`algorithm` must be one of {known} on {problem.backend.name}, got {asked!r}"
         raise ValueError(msg)
     found = [choice for choice in _choices(problem, function) if asked in {"auto", choice.algorithm.name}]
-    able = [c for c in found if c.refusal is None and (c.note is None or asked != "auto")]
+    able = [c for c in found if c.refusal is None]
+    able = [c for c in able if c.note is None] or (able if asked != "auto" else [])
     if able:
         return able
     if asked != "auto":
@@ -191,7 +197,7 @@ class Memory(NamedTuple):
 
     choice: Choice
     costs: Costs
-    #: Whether tiles are cast to another dtype, to be multiplied.
+    #: Whether what tiles read is cast to another dtype, to be multiplied.
     casts: bool
     #: Whether sums have another dtype than the result.
     widens: bool
@@ -206,9 +212,9 @@ class Memory(NamedTuple):
         if part.pad_mode != "constant":
             part = part.extended()
             written_out = 3 * math.prod(part.x_shape)
-        scratch = way.scratch(algorithm, part, self.costs, casts=self.casts)
+        scratch = way.scratch(algorithm, part, self.costs)
         if self.casts:
-            written_out += math.prod(part.x_shape)
+            written_out += way.reads(part)
         narrower = self.itemsize - self.narrow
         halves = algorithm.halves(way.function, part, self.costs)
         return self.itemsize * (scratch + written_out) - narrower * halves
@@ -232,12 +238,13 @@ class Memory(NamedTuple):
 
 def cut(problem: Problem, choice: Choice) -> Tiled:
     """Cut the work into tiles that fit the workspace and the caches, never so that the number of threads matters."""
-    backend, _, dtype, settings, _ = problem
+    backend, _, dtype, settings, *_, given = problem
     way, algorithm, g = choice.way, choice.algorithm, choice.geometry
     accumulator = backend.accumulator(dtype)
     operand = backend.operand(dtype) if algorithm.takes_half else accumulator
     costs, sizes = problem.costs, (backend.itemsize(operand), backend.itemsize(accumulator))
-    memory = Memory(choice, costs, operand != dtype, accumulator != dtype, *sizes)
+    casts = any(one != operand for one in (dtype, *given))
+    memory = Memory(choice, costs, casts, accumulator != dtype, *sizes)
     shared = choice.whole(costs) >= SHARED
     whole = g.largest("outputs", (g.batch, *g.out))  # as the tiler judges it
     target = backend.tile_size(algorithm.name, g, dtype, memory.tile(whole), shared=shared)
@@ -270,6 +277,7 @@ def cut(problem: Problem, choice: Choice) -> Tiled:
         lanes=min(max(1, lanes), LANES),
         workspace=fixed + largest,
         cost=cost,
+        strict=settings.numerics == "strict" and backend.kind(dtype) != "integer",
         find_borders=partial(g.borders, largest, memory.border),
     )
 

@@ -24,6 +24,8 @@ class Algorithm(ABC):
     takes_half: ClassVar[bool] = False
     #: Whether ``|err| <= K * eps * conv(|x|, |w|)`` holds for every element, and NaN stays in the windows that see it.
     componentwise: ClassVar[bool] = True
+    #: Functions in which it multiplies filters by zeros where a tap reads nothing.
+    strays: ClassVar[frozenset[Function]] = frozenset()
 
     @abstractmethod
     def refusal(self, g: Geometry, kind: Kind) -> str | None:

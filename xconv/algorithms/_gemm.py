@@ -29,7 +29,8 @@ class Gemm(Bilinear):
         )
 
     def scratch(self, function: Function, g: Geometry, costs: Costs) -> int:
-        outputs = 2 * math.prod(g.y_shape)
+        # In order, then with all images together, and a conjugate of that.
+        outputs = (3 if costs.is_complex and function == "weight_grad" else 2) * math.prod(g.y_shape)
         if function == "input_grad":
             return costs.columns(g) + costs.spare(g) + outputs + math.prod(g.x_shape)
         return costs.columns(g) + costs.columns_spare(g) + outputs

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from .._geometry import Border, Geometry, Side, Tile
 from .._typing import Array, DType, Function, Index
-from ..algorithms import Algorithm
+from ..algorithms import Algorithm, RefusedError
 from ..primitives import Costs, Primitives, Team, Whole
 
 
@@ -42,6 +42,8 @@ class Tiled:
     workspace: int
     #: The predicted time, in multiply-adds of float32.
     cost: float
+    #: Whether NaN and infinity must stay in the windows that see them.
+    strict: bool
     #: Makes the parts of a padding that is not zeros.
     find_borders: Callable[[], Iterator[Border]]
     #: What the backend remembers of calls.
@@ -59,10 +61,14 @@ class Tiled:
         return algorithm.name
 
     @classmethod
-    def scratch(cls, algorithm: Algorithm, g: Geometry, costs: Costs, *, casts: bool) -> int:
-        """Elements of temporary memory for a tile, and for what of it `casts` to another dtype."""
-        del casts
+    def scratch(cls, algorithm: Algorithm, g: Geometry, costs: Costs) -> int:
+        """Elements of temporary memory for a tile."""
         return algorithm.scratch(cls.function, g, costs)
+
+    @classmethod
+    def reads(cls, g: Geometry) -> int:
+        """Elements that a tile reads, and that are cast where they are of another dtype than what is multiplied."""
+        return math.prod(g.x_shape)
 
     @classmethod
     def filters(cls, algorithm: Algorithm, g: Geometry) -> int:
@@ -78,6 +84,12 @@ class Tiled:
     def once(cls, algorithm: Algorithm, g: Geometry, costs: Costs) -> float:
         """Predicted time of what is done once for all tiles."""
         return algorithm.once(cls.function, g, costs)
+
+    @classmethod
+    def strays(cls, algorithm: Algorithm, g: Geometry) -> bool:
+        """Whether filters meet zeros that are not there, so that an infinite one reaches results it has no part in."""
+        del g
+        return cls.function in algorithm.strays
 
     @property
     def name(self) -> str:
@@ -145,6 +157,10 @@ class InputGrad(Tiled):
     function = "input_grad"
     over = "inputs"
 
+    @classmethod
+    def reads(cls, g: Geometry) -> int:
+        return math.prod(g.y_shape)
+
     def run(self, dy: Array, w: Array, b: Array | None = None, *, conjugate: bool = True) -> Array:
         backend, dy = self.backend, self._channels_first(dy)
         w = backend.astype(backend.conj(w) if conjugate else w, self.operand)
@@ -208,7 +224,14 @@ class Reflected(Forward):
     def once(cls, algorithm: Algorithm, g: Geometry, costs: Costs) -> float:
         return super().once(algorithm, g, costs) + costs.moved(cls.reflecting * math.prod(g.w_shape), 4)
 
+    @classmethod
+    def strays(cls, algorithm: Algorithm, g: Geometry) -> bool:
+        return any(axis.lo > 0 or axis.hi > 0 for axis in g.axes) or super().strays(algorithm, g)
+
     def run(self, dy: Array, w: Array, b: Array | None = None, *, conjugate: bool = True) -> Array:
+        xp, strays = self.backend.xp, self.strict and self.strays(self.algorithm, self.geometry)
+        if strays and self.backend.sees_numbers and not xp.all(xp.isfinite(w)):
+            raise RefusedError(self.name, "filters meet zeros that are not there, and some are not finite")
         return super().run(dy, self._reflected(w, conjugate=conjugate), b)
 
     def _reflected(self, w: Array, *, conjugate: bool) -> Array:
@@ -223,6 +246,10 @@ class WeightGrad(Tiled):
 
     function = "weight_grad"
     over = "outputs"
+
+    @classmethod
+    def reads(cls, g: Geometry) -> int:
+        return math.prod(g.x_shape) + math.prod(g.y_shape)
 
     def run(self, dy: Array, x: Array) -> Array:
         backend, dy, x = self.backend, self._channels_first(dy), self._channels_first(x)
@@ -242,9 +269,14 @@ class Im2col(Tiled):
     over = "outputs"
 
     @classmethod
-    def scratch(cls, algorithm: Algorithm, g: Geometry, costs: Costs, *, casts: bool) -> int:
-        del algorithm, casts
+    def scratch(cls, algorithm: Algorithm, g: Geometry, costs: Costs) -> int:
+        del algorithm
         return costs.columns_spare(g)
+
+    @classmethod
+    def reads(cls, g: Geometry) -> int:
+        del g
+        return 0  # nothing is multiplied, or cast
 
     @classmethod
     def cost_of(cls, algorithm: Algorithm, g: Geometry, costs: Costs) -> float:
@@ -270,9 +302,13 @@ class Col2im(Tiled):
     over = "inputs"
 
     @classmethod
-    def scratch(cls, algorithm: Algorithm, g: Geometry, costs: Costs, *, casts: bool) -> int:
+    def scratch(cls, algorithm: Algorithm, g: Geometry, costs: Costs) -> int:
         del algorithm
-        return costs.spare(g) + (math.prod(g.columns_shape) if casts else 0)
+        return costs.spare(g)
+
+    @classmethod
+    def reads(cls, g: Geometry) -> int:
+        return math.prod(g.columns_shape)
 
     @classmethod
     def cost_of(cls, algorithm: Algorithm, g: Geometry, costs: Costs) -> float:

@@ -28,6 +28,7 @@ LEAST_EXTRA, MOST_EXTRA = 2**10, 2**22
 class Cudnn(Algorithm):
     name = "cudnn"
     takes_half = True
+    strays = frozenset({"input_grad"})
 
     def refusal(self, g: Geometry, kind: Kind) -> str | None:
         if kind != "real":

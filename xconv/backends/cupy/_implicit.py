@@ -31,6 +31,7 @@ PADDING = 8
 
 class Implicit(Gemm):
     name = "implicit"
+    strays = frozenset({"input_grad"})
 
     def refusal(self, g: Geometry, kind: Kind) -> str | None:
         if kind != "real":

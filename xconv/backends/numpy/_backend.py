@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from ..._axis import Run
 from ..._geometry import Geometry
 from ..._typing import Array, DType, Index, Shape
 from ...algorithms import PORTABLE
@@ -24,6 +25,7 @@ class NumpyBackend(KeptMemory):
     """NumPy arrays. The tiles' size is that of the second-level caches of today's processors."""
 
     tile_bytes = 4 * MIB
+    sees_numbers = True
     algorithms = PORTABLE | {"mec": Mec()}
 
     def of(self, arrays: dict[str, Array]) -> Backend:
@@ -52,6 +54,9 @@ class NumpyBackend(KeptMemory):
         _windows.extend(made, x, g)
         return made
 
+    def retract(self, dx: Array, runs: tuple[Run, ...]) -> Array:
+        return _windows.retracted(self.scratch.take, dx, runs)
+
     # depthwise
 
     def depthwise(self, x: Array, w: Array, g: Geometry, out: Array | None = None) -> Array:
@@ -78,7 +83,7 @@ class NumpyBackend(KeptMemory):
         if np.isfinite(dw).all():
             return dw
         self.scratch.used = mark  # zero times infinity may be in sums where it does not belong
-        return super().depthwise_weight_grad(dy, x, g)
+        return _depthwise.weight_grad_by_tap(self.scratch.take, dy, x, g)
 
     # spectra
 
@@ -157,7 +162,9 @@ class NumpyBackend(KeptMemory):
                 return self._summed(u, v, v[:, :, :1])
             return self._summed(u, v, self._blocks_last((n, blocks, rows, pixels), v.dtype))
         if v.strides[2] <= v.strides[3] and out is None:  # channels last, and so is the result
-            together = self.scratch.take((blocks, n * pixels, rows), v.dtype)
+            behind = v.strides[1] < v.strides[3]
+            memory = (n * pixels, blocks, rows) if behind else (blocks, n * pixels, rows)
+            together = self.scratch.take(memory, v.dtype).swapaxes(0, 1 if behind else 0)
             multiply(np.matrix_transpose(self._images_last(v)), np.matrix_transpose(u), together)
             return together.reshape(blocks, n, pixels, rows).transpose(1, 0, 3, 2)
         if depth == 1 and out is None:  # a call of the BLAS for every block would take longer than its work

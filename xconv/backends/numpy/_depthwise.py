@@ -60,7 +60,7 @@ def spare(g: Geometry) -> int:
     """Elements that any of the three functions needs at once, at most."""
     lay = line(g)
     farthest = lay.inner[-1] + sum(taps[-1] for taps in lay.others)
-    return (2 * len(lay.inner) + lay.filters + lay.rows) * (lay.size + farthest + ROW)
+    return (2 * len(lay.inner) + lay.filters + lay.rows) * (lay.size + farthest + ROW) + math.prod(g.w_shape)
 
 
 def sizes(g: Geometry) -> tuple[int, int, int]:
@@ -118,10 +118,24 @@ def weight_grad(take: Take, dy: Array, x: Array, g: Geometry) -> Array:
     seen = _seen(take, x, g, lay)
     if x.dtype.kind == "c":
         np.conj(seen, out=seen)
-    dw = np.matmul(_by_channel(spread, g), _by_channel(seen, g).transpose(0, 2, 1))
+    dw = take((g.c_in, lay.rows, len(lay.inner)), x.dtype)
+    np.matmul(_by_channel(spread, g), _by_channel(seen, g).transpose(0, 2, 1), out=dw)
     others = (k for i, k in enumerate(g.kernel) if i != lay.long)
     dw = dw.reshape(g.c_in, lay.filters, *others, len(lay.inner))
     return np.moveaxis(dw, -1, 2 + lay.long).reshape(g.w_shape)
+
+
+def weight_grad_by_tap(take: Take, dy: Array, x: Array, g: Geometry) -> Array:
+    """The same where numbers that are not finite must not meet the zeros between the outputs."""
+    padded = _windows.with_zeros(take, x, g, (g.batch, g.c_in, *g.padded))[:, :, None]
+    if x.dtype.kind == "c":
+        np.conj(padded, out=padded)
+    dy = dy.reshape(g.batch, g.c_in, -1, *g.out)
+    term, dw = take(dy.shape, dy.dtype), take((g.c_in, dy.shape[2], *g.kernel), dy.dtype)
+    for tap, (_, _, *place) in _windows.each_tap(g):
+        np.multiply(dy, padded[(..., *place)], out=term)
+        np.sum(term, axis=(0, *range(3, term.ndim)), out=dw[(..., *tap)])
+    return dw.reshape(g.w_shape)
 
 
 def _filters(w: Array, g: Geometry, lay: Line) -> Array:

@@ -32,11 +32,14 @@ class KeptMemory(DtypesOfNumpy):
 
     def reshape(self, x: Array, shape: Shape) -> Array:
         try:
-            return x.reshape(shape, copy=False)
+            reshaped = x.reshape(shape, copy=False)
         except ValueError:
-            made = self.scratch.take(x.shape, x.dtype)
-            made[...] = x
-            return made.reshape(shape)
+            reshaped = None
+        if reshaped is not None and _in_lines(reshaped):
+            return reshaped
+        made = self.scratch.take(x.shape, x.dtype)
+        made[...] = x
+        return made.reshape(shape)
 
     def view(self, out: Array | None, shape: Shape, dtype: DType) -> Array | None:
         if out is None or out.dtype != dtype:
@@ -79,7 +82,7 @@ class KeptMemory(DtypesOfNumpy):
             tile = tiles[i]
             target = result[whole.place(tile)]
             made = piece(tile, target)
-            if made is not target:
+            if made is not target and not np.may_share_memory(made, target):
                 target[...] = made
 
         _run(fill, len(tiles), team)
@@ -124,6 +127,12 @@ class KeptMemory(DtypesOfNumpy):
         held = self.reserve.take(a.transpose(order).shape, a.dtype).transpose(inverse(order))
         held[...] = a
         return held
+
+
+def _in_lines(a: Array) -> bool:
+    """Whether a product reads the matrices of `a` as they lie: with neighbours along an axis, and forwards."""
+    columns, rows = a.strides[-1], a.strides[-2]
+    return a.itemsize in {columns, rows} and min(columns, rows) > 0
 
 
 def _run(task: Callable[[int], None], count: int, team: Team) -> None:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..._axis import Run
 from ..._geometry import Geometry
 from ..._typing import Array, DType, Index, Shape
 from ...primitives import along, inverse
@@ -23,7 +24,7 @@ WORTH_SORTING = 3
 def columns(take: Take, x: Array, g: Geometry, out: Array | None) -> Array:
     """Every window of the zero-padded `x`, ``(n, c, *kernel, *out)``; in `out` if that is handed over."""
     images = _images(g, x.itemsize)
-    padded = _padded(take, x, g, images.padded)
+    padded = with_zeros(take, x, g, images.padded)
     if images.phases > 1:
         by_phase = padded.reshape(*padded.shape[:-1], padded.shape[-1] // images.phases, images.phases).swapaxes(-1, -2)
         padded = take(by_phase.shape, x.dtype)
@@ -54,7 +55,7 @@ def rows(take: Take, x: Array, g: Geometry) -> Array:
     """
     gathered = g.gathered()  # not along the first axis, whose taps are neighbours
     first, behind, channels = g.axes[0], gathered.axes[1:], g.c_in // g.groups
-    padded = _padded(take, x, g, (g.batch, g.c_in, *gathered.padded))
+    padded = with_zeros(take, x, g, (g.batch, g.c_in, *gathered.padded))
     plane, *steps = padded.strides[1:]
     image = (g.batch, g.groups, (first.out - 1) * first.stride + first.kernel, channels)
     windows = np.ndarray(
@@ -76,7 +77,7 @@ def rows(take: Take, x: Array, g: Geometry) -> Array:
     return np.ndarray(shape, x.dtype, memory, 0, strides)
 
 
-def _padded(take: Take, x: Array, g: Geometry, shape: Shape) -> Array:
+def with_zeros(take: Take, x: Array, g: Geometry, shape: Shape) -> Array:
     """What is gathered of images, with their padding of zeros, and with anything behind that."""
     made = take(shape, x.dtype)
     if g.is_padded:
@@ -108,7 +109,7 @@ def folded(
 
     The sums lie in memory as what is seen does, be that with the images first or last.
     """
-    taps = _taps(g) if g.taps <= FEW_TAPS else _each_tap(g)
+    taps = _taps(g) if g.taps <= FEW_TAPS else each_tap(g)
     return _added(take, g, dtype, ((place, seen(tap)) for tap, place in taps), images_last)
 
 
@@ -153,7 +154,24 @@ def extend(made: Array, x: Array, g: Geometry, at: int = 2) -> None:
             again.reshape(shape, copy=False)[...] = np.expand_dims(once, at)
 
 
-def _each_tap(g: Geometry) -> Iterator[tuple[Shape, Index]]:
+def retracted(take: Take, dx: Array, runs: tuple[Run, ...]) -> Array:
+    """The adjoint of what `runs` read: the gradient of the padding, brought to where it was taken from."""
+    for at, run in enumerate(runs, start=2):
+        before, behind = dx.shape[:at], dx.shape[at + 1 :]
+        if run.repeats > 1:
+            each = dx.reshape((*before, run.repeats, run.period, *behind), copy=False)
+            dx = np.sum(each, axis=at, out=take((*before, run.period, *behind), dx.dtype))
+        if run.step < 0:
+            dx = np.flip(dx, at)
+        elif run.step == 0:  # there and back
+            there = take((*before, run.length, *behind), dx.dtype)
+            there[...] = dx[along(at, slice(run.length))]
+            there[along(at, slice(1, run.length - 1))] += np.flip(dx[along(at, slice(run.length, None))], at)
+            dx = there
+    return dx
+
+
+def each_tap(g: Geometry) -> Iterator[tuple[Shape, Index]]:
     """Every tap, and what it sees in the padded images."""
     for tap in product(*(range(a.kernel) for a in g.axes)):
         starts = (t * a.dilation for t, a in zip(tap, g.axes, strict=True))
@@ -171,7 +189,7 @@ def _each_output(g: Geometry) -> Iterator[tuple[Shape, Index]]:
 
 @lru_cache(maxsize=256)
 def _taps(g: Geometry) -> tuple[tuple[Shape, Index], ...]:
-    return tuple(_each_tap(g))
+    return tuple(each_tap(g))
 
 
 class _Images(NamedTuple):
