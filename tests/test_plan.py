@@ -1,6 +1,9 @@
 """Plans: what they say, and that they run."""
 
+import asyncio
 import contextlib
+import contextvars
+import decimal
 import sys
 import threading
 import time
@@ -426,6 +429,71 @@ def test_one_config_for_many_threads():
 def test_config_left_without_being_entered():
     with pytest.raises(RuntimeError, match="had not been entered"):
         xconv.config().__exit__(None, None, None)
+    with xconv.config(threads=2), pytest.raises(RuntimeError, match="had not been entered"):
+        xconv.config().__exit__(None, None, None)
+
+
+@pytest.mark.numpy_only
+def test_config_puts_back_what_it_found(rng):
+    """In any order, as decimal's contexts do; an object that is entered several times is left as often."""
+    from xconv import _config
+
+    def enter_and_leave():
+        blocks = [xconv.config(workspace=number) for number in range(4, 0, -1)]
+        entered = {block: [] for block in blocks}
+        decimal.getcontext().prec = 5
+        with xconv.config(workspace=5):
+            for i in rng.integers(4, size=20):
+                block, contexts = blocks[i], entered[blocks[i]]
+                if contexts and rng.integers(2):
+                    block.__exit__(None, None, None)
+                    contexts.pop().__exit__(None, None, None)
+                else:
+                    block.__enter__()
+                    contexts.append(decimal.localcontext(prec=4 - int(i)))
+                    contexts[-1].__enter__()
+                assert _config.current().workspace == decimal.getcontext().prec
+        assert _config.current().workspace is None
+
+    for _ in range(100):
+        contextvars.copy_context().run(enter_and_leave)
+    assert _config.current() == _config.Settings()
+
+
+def test_config_of_a_generator_that_waits():
+    from xconv import _config
+
+    def waiting():
+        with xconv.config(workspace=200):
+            yield
+
+    def leave_the_outer_one_first():
+        with xconv.config(workspace=100):
+            suspended = waiting()
+            next(suspended)
+        assert _config.current().workspace is None
+        suspended.close()
+        assert _config.current().workspace == 100  # which it found
+
+    contextvars.copy_context().run(leave_the_outer_one_first)
+
+
+def test_one_config_for_many_tasks():
+    from xconv import _config
+
+    shared = xconv.config(workspace=100)
+
+    async def task(before, within):
+        await asyncio.sleep(before)
+        with shared, xconv.config(threads=2), shared:
+            await asyncio.sleep(within)
+            assert _config.current()[:4] == (100, "ieee", "fast", 2)
+        assert _config.current() == _config.Settings()
+
+    async def tasks():
+        await asyncio.gather(task(0, 2e-3), task(1e-3, 3e-3), task(0, 0))
+
+    asyncio.run(tasks())
 
 
 def test_workspace_of_a_plan_is_enough(rng):

@@ -16,12 +16,18 @@ class Settings(NamedTuple):
     tuning: Tuning | None = None
 
 
-#: The settings of the blocks that surround a line of code, the innermost last; before them, the defaults.
-_blocks: ContextVar[tuple[Settings, ...]] = ContextVar("xconv.settings", default=(Settings(),))
+class _State(NamedTuple):
+    """The settings of a line of code, and what each block around it found when it was entered, the innermost last."""
+
+    settings: Settings
+    found: tuple[tuple[object, Settings], ...] = ()
+
+
+_state: ContextVar[_State] = ContextVar("xconv.settings", default=_State(Settings()))
 
 
 def current() -> Settings:
-    return _blocks.get()[-1]
+    return _state.get().settings
 
 
 class applied:  # noqa: N801
@@ -31,17 +37,18 @@ class applied:  # noqa: N801
         self._settings = settings
 
     def __enter__(self) -> None:
-        self._token = _blocks.set((self._settings,))
+        self._token = _state.set(_State(self._settings))
 
     def __exit__(self, *error: object) -> None:
-        _blocks.reset(self._token)
+        _state.reset(self._token)
 
 
 class config:  # noqa: N801
     """Change how convolutions run inside a ``with`` block.
 
     What is not named keeps the value of the surrounding block, and None brings back the default. The settings hold for
-    the current thread and asyncio task. A ``config`` may be used many times, and by several threads.
+    the current thread and asyncio task. A ``config`` may be used many times, and by several threads. Its end brings
+    back what its beginning found, in whatever order blocks are left, as that of :func:`decimal.localcontext` does.
 
     Parameters
     ----------
@@ -110,15 +117,20 @@ class config:  # noqa: N801
         self._changes = changes
 
     def __enter__(self) -> Self:
-        _blocks.set((*_blocks.get(), current()._replace(**self._changes)))  # type: ignore[arg-type]
+        settings, found = _state.get()
+        changed = settings._replace(**self._changes)  # type: ignore[arg-type]
+        _state.set(_State(changed, (*found, (self, settings))))
         return self
 
     def __exit__(self, *error: object) -> None:
-        outer = _blocks.get()[:-1]
-        if not outer:
-            msg = "a `config` block was left that had not been entered"
-            raise RuntimeError(msg)
-        _blocks.set(outer)
+        _, found = _state.get()
+        for i in reversed(range(len(found))):
+            block, settings = found[i]
+            if block is self:
+                _state.set(_State(settings, (*found[:i], *found[i + 1 :])))
+                return
+        msg = "a `config` block was left that had not been entered in this thread or task"
+        raise RuntimeError(msg)
 
 
 def _checked(tuning: object) -> Tuning | None:
