@@ -5,6 +5,7 @@ import tracemalloc
 import numpy as np
 import pytest
 from libraries import Backend
+from oracle import Oracle
 
 import xconv
 
@@ -121,6 +122,23 @@ def test_error_in_float32(rng, lib, algorithm, kernel, stride, size):
     for run, run_exactly in zip(found, exact, strict=True):
         expected = run_exactly()
         lib.check(run(), expected, dtype="float32", bound=1e-5 * np.max(np.abs(expected)))
+
+
+@pytest.mark.numpy_only
+@pytest.mark.parametrize("dtype", ["longdouble", "clongdouble"])
+@pytest.mark.parametrize("algorithm", CUT)
+def test_error_beyond_double(rng, algorithm, dtype):
+    """Of numbers with more bits than a double, none is lost on the way."""
+    (c_in, groups), kernel = {"depthwise": (2, 2)}.get(algorithm, (4, 1)), {"pointwise": 1, "fft": 4}.get(algorithm, 3)
+    x_shape, w_shape, options = (2, c_in, 9, 7), (4, c_in // groups, kernel, kernel), {"groups": groups}
+    oracle = Oracle(x_shape, w_shape, **options)
+    parts = (rng.standard_normal((2, *shape)).astype(np.longdouble) / 3 for shape in (x_shape, w_shape, oracle.y_shape))
+    x, w, dy = (a + 1j * b if dtype == "clongdouble" else a for a, b in parts)
+    expected = oracle.conv(x, w), oracle.input_grad(dy, w), oracle.weight_grad(dy, x)
+    for run, exact in zip(functions(x, w, dy, **options, algorithm=algorithm), expected, strict=True):
+        found = run()
+        assert found.dtype == dtype
+        assert np.max(np.abs(found - exact)) <= 32 * np.finfo(dtype).eps * np.max(np.abs(exact))
 
 
 @pytest.mark.parametrize("biased", [False, True])

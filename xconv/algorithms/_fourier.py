@@ -270,11 +270,12 @@ class Fourier(Bilinear):
         xp, (side, grid) = backend.xp, self.sides(g).filters
         frequencies = math.prod(grid.frequencies)
         v = xp.matrix_transpose(xp.reshape(backend.conj(u), (1, frequencies, g.c_out, side.c_in)))
-        return backend.conj(backend.fourier_inverse(v, side, grid, lasting=True)) * math.sqrt(math.prod(grid.lengths))
+        dw = backend.conj(backend.fourier_inverse(v, side, grid, lasting=True))
+        return backend.times_root(dw, math.prod(grid.lengths))
 
     def _spectra(self, backend: Primitives, g: Geometry, w: Array) -> Array:
         side, grid = self.sides(g).filters
-        return backend.fourier(w * math.sqrt(math.prod(grid.lengths)), side, grid, lasting=True)
+        return backend.fourier(backend.times_root(w, math.prod(grid.lengths)), side, grid, lasting=True)
 
     def _left(self, backend: Primitives, g: Geometry, v: Array) -> Array:
         """The spectra of the filters, ``(1, frequencies, depth, c_out)``, as the left side of a product."""

@@ -4,6 +4,7 @@ The code can be traced (``jax.jit``) and differentiated (PyTorch, JAX): nothing 
 afterwards. Backends override what their library does better.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import NamedTuple
@@ -103,6 +104,10 @@ class Primitives:
 
     def conj(self, u: Array) -> Array:
         return self.xp.conj(u) if self.xp.isdtype(u.dtype, "complex floating") else u
+
+    def times_root(self, x: Array, square: int) -> Array:
+        """`x` times the square root of a number, which is as precise as `x`."""
+        return x * math.sqrt(square)
 
     # windows and their adjoint
 

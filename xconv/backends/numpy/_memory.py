@@ -66,6 +66,9 @@ class KeptMemory(DtypesOfNumpy):
         del out
         return np.add(y, b, out=y)
 
+    def times_root(self, x: Array, square: int) -> Array:
+        return x * np.sqrt(square, dtype=x.real.dtype)
+
     def add_at(self, x: Array, parts: Iterator[tuple[Index, Array]]) -> Array:
         self.scratch.reset()
         with _short_buffers():

@@ -5,6 +5,7 @@ those rows is a product that BLAS runs without a copy of either side. What comes
 """
 
 import math
+from fractions import Fraction
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -12,13 +13,15 @@ import numpy as np
 
 from ..._geometry import Geometry
 from ..._typing import Array, DType, Shape
-from ...primitives import Matrices
+from ...primitives import Matrices, Rows
 from ._scratch import Take
 
 #: Elements of temporary memory that are worth one more image at a time: they fit into a second-level cache.
 NEAR = 2**17
 #: The same for filters. They are small, so more of them go through each call, by way of the cache behind that one.
 NEXT = 2**21
+#: The numbers of the matrices are ratios of smaller numbers, and are told apart by doubles.
+MOST_DENOMINATOR = 2**12
 
 
 class Layout(NamedTuple):
@@ -49,7 +52,7 @@ def layout(g: Geometry, matrices: Matrices, dtype: DType, *, lasting: bool = Fal
     frequencies = tuple(len(rows) for rows in matrices)
     spectra = (*frequencies, g.groups, g.batch, *g.out, g.c_in // g.groups)
     images, memory = _together(g, matrices, max(NEAR, min(NEXT, math.prod(spectra))) if lasting else NEAR)
-    arrays = tuple(np.asarray(rows, real) for rows in matrices)
+    arrays = tuple(_matrix(rows, real) for rows in matrices)
     transposes = []
     for axis, array in zip(g.axes, arrays, strict=True):
         cuts = range(0, axis.kernel, axis.stride)
@@ -63,6 +66,13 @@ def layout(g: Geometry, matrices: Matrices, dtype: DType, *, lasting: bool = Fal
         matrices=arrays,
         transposes=tuple(transposes),
     )
+
+
+def _matrix(rows: Rows, real: DType) -> Array:
+    """The rows with all the precision of `real`, which may be more than that of a double."""
+    ratios = [[Fraction(number).limit_denominator(MOST_DENOMINATOR).as_integer_ratio() for number in r] for r in rows]
+    numerators, denominators = np.moveaxis(np.asarray(ratios, real), -1, 0)
+    return np.divide(numerators, denominators, order="C")
 
 
 def spare(g: Geometry, matrices: Matrices) -> int:
