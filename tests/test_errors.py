@@ -29,15 +29,60 @@ def conv(*args, **options):
 BAD = {
     # arrays
     "list": (conv([[1.0]], W), TypeError, "`x` must be an array"),
+    "list to convert": (conv([[1.0]], W), TypeError, "list: make one of it, such as by `numpy.asarray`"),
     "number": (conv(X, 3.0), TypeError, "`w` must be an array"),
     "none": (conv(None, W), TypeError, "`x` must be an array"),
     "bias list": (conv(X, W, [1.0] * 6), TypeError, "`b` must be an array"),
-    "masked": (conv(np.ma.ones((2, 4, 7, 7)), W), TypeError, "`x` must be a plain array, got MaskedArray"),
+    "masked": (
+        conv(np.ma.ones((2, 4, 7, 7)), W),
+        TypeError,
+        "`x` must be a plain array, got MaskedArray: convert it, a masked one by its `filled`",
+    ),
     "keyword array": (lambda: xconv.conv(x=X, w=W), TypeError, "positional"),
     # ranks and channels
     "no axes": (conv(ones(), W), ValueError, "`x` must have a batch, a channel and at least one spatial axis"),
     "two axes": (conv(ones(2, 4), ones(6, 4)), ValueError, "got shape (2, 4)"),
     "rank of w": (conv(X, ones(6, 4, 3)), ValueError, "`w` must have as many axes as `x`"),
+    "one image": (
+        conv(X[0], W),
+        ValueError,
+        "got shapes (6, 4, 3, 3) and (4, 7, 7): write `x[None]` for one image, `x[:, None]` for many of one channel",
+    ),
+    "one image with channels last": (
+        conv(ones(7, 9, 4), W, layout="channels_last"),
+        ValueError,
+        "and (7, 9, 4): write `x[None]` for one image, `x[..., None]` for many of one channel",
+    ),
+    "a matrix as image": (conv(X[0, 0], W), ValueError, "`x[None, None]` for one image of one channel"),
+    "a matrix as image and filter": (conv(X[0, 0], W[0, 0]), ValueError, "(7, 7): write `x[None, None]` for one image"),
+    "a matrix with channels last": (
+        conv(X[0, 0], W, layout="channels_last"),
+        ValueError,
+        "write `x[None, ..., None]` for one image of one channel",
+    ),
+    "windows of a matrix": (lambda: xconv.im2col(X[0, 0], (3, 3)), ValueError, "(7, 7): write `x[None, None]` for one"),
+    "one filter": (
+        conv(X, W[0]),
+        ValueError,
+        "write `w[None]` for one filter, `w[:, None]` for many of one channel",
+    ),
+    "a matrix as filter": (conv(X, W[0, 0]), ValueError, "write `w[None, None]` for one filter of one channel"),
+    "one image for a gradient": (lambda: xconv.conv_weight_grad(DY, X[0], W.shape), ValueError, "write `x[None]` for"),
+    "one image to transpose": (lambda: xconv.conv_transpose(X[0], W), ValueError, "write `x[None]` for one image"),
+    "x_shape of one image": (
+        lambda: xconv.conv_input_grad(DY[0], W, (4, 7, 7)),
+        ValueError,
+        "`w` must have as many axes as `x_shape`, got shapes (6, 4, 3, 3) and (4, 7, 7)",
+    ),
+    "axes of a volume": (conv(ones(1, 4, 5, 5, 5), ones(4, 3)), ValueError, "got shapes (4, 3) and (1, 4, 5, 5, 5)"),
+    "filters last": (conv(X, ones(3, 3, 4, 6)), ValueError, "on its second axis, got shape (3, 3, 4, 6)"),
+    "channels last": (conv(ones(2, 7, 7, 4), W), ValueError, "got shape (6, 4, 3, 3): is `layout` that of `x`?"),
+    "x_shape with channels last": (
+        lambda: xconv.conv_input_grad(DY, W, (2, 7, 7, 4)),
+        ValueError,
+        "is `layout` that of `x_shape`?",
+    ),
+    "no groups": (conv(X, ones(8, 1, 3, 3)), ValueError, "got shape (8, 1, 3, 3): `groups` may be 4"),
     "channels": (conv(X, ones(6, 3, 3, 3)), ValueError, "`w` must have 4 input channels"),
     "channels of a group": (conv(X, W, groups=2), ValueError, "`w` must have 2 input channels (4 over 2 groups)"),
     "last layout channels": (conv(X, W, layout="channels_last"), ValueError, "`w` must have 7 input channels"),
@@ -71,12 +116,23 @@ BAD = {
     "cropped away": (conv(X, W, padding=-3), ValueError, "`padding` ((-3, -3), (-3, -3))"),
     "no taps": (conv(X, ones(6, 4, 0, 3)), ValueError, "kernel must have a tap on every spatial axis"),
     # dtypes
-    "bool": (conv(X > 0, W > 0), TypeError, "`x` bool, `w` bool"),
+    "bool": (
+        conv(X > 0, W > 0),
+        TypeError,
+        "got `x` bool, `w` bool: convert `x` and `w` to float32 or int32, for example",
+    ),
+    "mask": (conv(X > 0, W), TypeError, "got `x` bool, `w` float64: convert `x` to float64"),
     "object": (conv(X.astype(object), W), TypeError, "`x` object"),
+    "words": (conv(X.astype(str), W), TypeError, "convert `x` to float64"),
     "dates": (conv(X.astype("m8[s]"), W), TypeError, "`x` timedelta64[s]"),
     "int by float": (conv(X.astype(int), W), TypeError, "do not mix, got `x` int64, `w` float64"),
-    "int bias": (conv(X, W, B.astype(int)), TypeError, "`b` int64"),
-    "u8 by i8": (conv(X.astype("u8"), W.astype("i8")), TypeError, "common integer dtype"),
+    "image by float": (
+        conv(X.astype("u1"), W.astype("f4")),
+        TypeError,
+        "got `x` uint8, `w` float32: convert `x` to float32",
+    ),
+    "int bias": (conv(X, W, B.astype(int)), TypeError, "`b` int64: convert `b` to float64"),
+    "u8 by i8": (conv(X.astype("u8"), W.astype("i8")), TypeError, "`w` int64: convert one of them"),
     "narrow": (conv(X, W, dtype=np.float32), TypeError, "`dtype` must be able to hold float64"),
     "other kind": (conv(X, W, dtype=np.int64), TypeError, "`dtype` must be able to hold float64"),
     "no dtype": (conv(X, W, dtype="nonsense"), TypeError, "`dtype` must be an integer, real or complex"),
@@ -109,6 +165,7 @@ BAD = {
         "`dy` must have the shape of the result",
     ),
     "x_shape": (lambda: xconv.conv_input_grad(DY, W, (2, 4, 7.0, 7)), TypeError, "`x_shape` must be made of integers"),
+    "x for its shape": (lambda: xconv.conv_input_grad(DY, W, X), ValueError, "got an array: write its `shape`"),
     "x_shape int": (lambda: xconv.conv_input_grad(DY, W, 7), ValueError, "`x_shape` must be a sequence"),
     "x_shape negative": (
         lambda: xconv.conv_input_grad(DY, W, (2, 4, -7, 7)),
@@ -166,9 +223,9 @@ BAD = {
         "`b` must have one element per output channel, shape (2,)",
     ),
     "transpose empty": (
-        lambda: xconv.conv_transpose(ones(1, 1, 0), ones(1, 1, 1)),
+        lambda: xconv.conv_transpose(ones(1, 0, 1, 1), ones(1, 1, 1, 1), layout="channels_last"),
         ValueError,
-        "`x` must have an element",
+        "`x` must have an element on every spatial axis, got size (0, 1)",
     ),
     "output_padding": (
         lambda: xconv.conv_transpose(X, ones(4, 2, 3, 3), output_padding=1),
@@ -234,8 +291,17 @@ BAD = {
         ValueError,
         "`x_shape` must be (D, C, H, W)",
     ),
-    "classic rank": (lambda: xconv.conv_forward(ones(1, 4, 7), W, B), ValueError, "`X` must have four axes"),
-    "classic filters": (lambda: xconv.conv_forward(X, ones(6, 4, 3), B), ValueError, "`W` must have four axes"),
+    "classic rank": (
+        lambda: xconv.conv_forward(ones(4, 7, 7), W, B),
+        ValueError,
+        "`X` must have four axes, got shape (4, 7, 7): write `X[None]` for one image",
+    ),
+    "classic filters": (
+        lambda: xconv.conv_forward(X, ones(3, 3), B),
+        ValueError,
+        "`W` must have four axes, got shape (3, 3): write `W[None, None]` for one filter of one channel",
+    ),
+    "classic windows": (lambda: xconv.im2col_indices(X[0], 3, 3), ValueError, "write `X[None]` for one image"),
     "classic bias": (lambda: xconv.conv_forward(X, W, ones(1, 6)), ValueError, "`b` must have shape (6, 1) or (6,)"),
     "classic stride 0": (lambda: xconv.conv_forward(X, W, B, stride=0), ValueError, "`stride` must be at least 1"),
     "classic stride 1.5": (
@@ -264,7 +330,8 @@ BAD = {
     "result": (
         conv(THREE, THREE, padding=10**15),
         MemoryError,
-        "the result must fit into memory, got (1, 1, 2000000000000001) of float32, which takes 8 PB",
+        "the result must fit into memory, got (1, 1, 2000000000000001) of float32, which takes 8 PB: "
+        "take smaller sizes, or Dask arrays, which need not be in memory as a whole",
     ),
     "result of exabytes": (conv(THREE, THREE, padding=10**18), MemoryError, "takes 8 EB"),
     "result of a wide dtype": (
@@ -319,7 +386,7 @@ BAD = {
             stride=10**12,
         ),
         MemoryError,
-        "EB",
+        "EB, so take smaller sizes",
     ),
     "classic petabytes": (lambda: xconv.conv_forward(X, W, B, padding=10**7), MemoryError, "of float64, which takes"),
     "classic windows of petabytes": (lambda: xconv.im2col_indices(X, 3, 3, 10**7), MemoryError, "of float64, which"),
@@ -361,7 +428,7 @@ def test_earlier_good_calls_do_not_hide_a_bad_one():
 def test_two_libraries():
     strict = pytest.importorskip("array_api_strict")
     with pytest.raises(
-        TypeError, match=r"`x` and `w` must be of one array library, got numpy\.ndarray and array_api_strict"
+        TypeError, match=r"`x` and `w` must be of one array library, got numpy\.ndarray and .*: convert one of them"
     ):
         xconv.conv(X, strict.asarray(W))
 
@@ -391,7 +458,7 @@ def test_dtypes_of_other_libraries():
         assert Backend(strict).kind(SimpleNamespace(name=narrow)) is None
     with pytest.raises(TypeError, match=r"`x` .*bool"):
         xconv.conv(x > 0, w > 0)
-    with pytest.raises(TypeError, match="must have a common one"):
+    with pytest.raises(TypeError, match="must have a common one, .*: convert one of them"):
         xconv.conv(strict.astype(x, strict.uint64), strict.astype(w, strict.int64))
 
 

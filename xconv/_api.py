@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from . import _config
-from ._arguments import MOST_BYTES, WIDEST, check_memory, frozen, integer, per_axis, shape
+from ._arguments import MOST_BYTES, WIDEST, check_memory, check_ranks, frozen, integer, per_axis, shape
 from ._plan import Plan
 from ._planner import Options, Planned, scheduled
 from ._typing import Array, DType, Ints, Layout, Padding, PadMode, Shape
@@ -40,7 +40,8 @@ def conv(
     w : array, shape (c_out, c_in / groups, *kernel)
         The filters.
     b : array, shape (c_out,), optional
-        Added to every output of its filter.
+        Added to every output of its filter. It counts for the common dtype: one of float64 makes a convolution of
+        float32 one of float64, in twice the time and memory.
     stride : int or tuple of int
         Steps between the windows, for all axes or for each.
     padding : int, tuple of int, tuple of (lo, hi) pairs, "valid", "same" or "same_lower"
@@ -276,7 +277,7 @@ def conv_transpose(
     w : array, shape (c_in, c_out / groups, *kernel)
         The filters, input channels first. Complex ones are not conjugated.
     b : array, shape (c_out,), optional
-        Added to every output of its channel.
+        Added to every output of its channel, and of a dtype that counts as in :func:`conv`.
     stride, padding, dilation, groups, layout, dtype, algorithm
         Those of the convolution whose transpose this is, as in :func:`conv`. With "same" the result is
         ``size * stride`` long.
@@ -383,9 +384,11 @@ def unfolded(
     given = {"x": x}
     backend = backend_of(given)
     x_shape = tuple(x.shape)
-    kernel = per_axis("kernel_size", frozen("kernel_size", kernel_size), max(1, len(x_shape) - 2), least=1)
+    if len(x_shape) < 3:
+        check_ranks(x_shape, x_shape, ("x", "x"), channels_last=False)
+    kernel = per_axis("kernel_size", frozen("kernel_size", kernel_size), len(x_shape) - 2, least=1)
     options = _options(backend, stride, padding, dilation, 1, pad_mode, "channels_first", None, "gemm")
-    schedule = planned(backend, given, x_shape, (1, *x_shape[1:2], *kernel), options)
+    schedule = planned(backend, given, x_shape, (1, x_shape[1], *kernel), options)
     check_fits(backend, schedule, schedule.geometry.columns_shape)
     return schedule.im2col(x, images_last=images_last)
 

@@ -38,11 +38,15 @@ def geometry(
     The `names` are those of the arguments that the shapes of `x` and `w` came from.
     """
     x, w = names
-    _check_ranks(x_shape, w_shape, x, w)
     (batch, c_in, *size), (c_out, c_group, *kernel) = x_shape, w_shape
     _check_groups(groups, c_in, c_out)
     if c_group * groups != c_in:
-        msg = f"`{w}` must have {c_in // groups} input channels ({c_in} over {groups} groups), got shape {w_shape}"
+        channels = f"{c_in // groups} input channels ({c_in} over {groups} groups)"
+        msg = f"`{w}` must have {channels} on its second axis, got shape {w_shape}"
+        if c_group * groups in size:
+            msg += f": is `layout` that of `{x}`?"
+        elif c_group and c_in % c_group == 0:
+            msg += f": `groups` may be {c_in // c_group}"
         raise ValueError(msg)
     if pad_mode not in PAD_MODES:
         msg = f"`pad_mode` must be one of {PAD_MODES}, got {pad_mode!r}"
@@ -74,14 +78,13 @@ def transposed_geometry(
     output_padding: object = 0,
 ) -> Geometry:
     """The convolution whose input gradient is this transposed convolution: its output is `x`, its input the result."""
-    _check_ranks(x_shape, w_shape)
     (batch, c_in, *size), (filters, c_group, *kernel) = x_shape, w_shape
     _check_groups(groups, c_in, c_group * groups)
     if filters != c_in:
         msg = f"`w` must have the {c_in} channels of `x` on its first axis, got shape {w_shape}"
         raise ValueError(msg)
     if min(size) < 1:
-        msg = f"`x` must have an element on every spatial axis, got shape {x_shape}"
+        msg = f"`x` must have an element on every spatial axis, got size {tuple(size)}"
         raise ValueError(msg)
     axes = []
     bare = _axes(size, kernel, stride, dilation)
@@ -119,7 +122,10 @@ def check_memory(shape_: Shape, itemsize: int, dtype: object) -> None:
     """MemoryError where no memory holds a result of this shape; before any of it is computed."""
     size = math.prod(shape_) * itemsize
     if size > MOST_BYTES:
-        msg = f"the result must fit into memory, got {shape_} of {dtype}, which takes {in_bytes(size)}"
+        msg = (
+            f"the result must fit into memory, got {shape_} of {dtype}, which takes {in_bytes(size)}: "
+            "take smaller sizes, or Dask arrays, which need not be in memory as a whole"
+        )
         raise MemoryError(msg)
 
 
@@ -159,6 +165,9 @@ def frozen(name: str, value: Any) -> Any:
 
 
 def shape(name: str, value: Sequence[int]) -> Shape:
+    if getattr(value, "ndim", 1) > 1:  # before iterating over an image
+        msg = f"`{name}` must be a sequence of integers from 0, got an array: write its `shape`"
+        raise ValueError(msg)
     lengths = frozen(name, value)
     if isinstance(lengths, tuple) and ONLY_INTEGERS.issuperset(map(type, lengths)) and min(lengths, default=0) >= 0:
         return lengths
@@ -179,13 +188,27 @@ def per_axis(name: str, value: object, rank: int, *, least: int) -> Shape:
     return numbers
 
 
-def _check_ranks(x_shape: Shape, w_shape: Shape, x: str = "x", w: str = "w") -> None:
+def check_ranks(x_shape: Shape, w_shape: Shape, names: tuple[str, str], *, channels_last: bool) -> None:
+    """ValueError unless both have as many axes as they must, with what to write instead; in the caller's layout."""
+    x, w = names
+    more = len(w_shape) - len(x_shape)
     if len(x_shape) < 3:
         msg = f"`{x}` must have a batch, a channel and at least one spatial axis, got shape {x_shape}"
-        raise ValueError(msg)
-    if len(w_shape) != len(x_shape):
+        raise ValueError(msg + (lacking(x, more or 2, "image", "..." if channels_last else ":")))
+    if more:
         msg = f"`{w}` must have as many axes as `{x}`, got shapes {w_shape} and {x_shape}"
-        raise ValueError(msg)
+        hint = lacking(x, more, "image", "..." if channels_last else ":") or lacking(w, -more, "filter")
+        raise ValueError(msg + hint)
+
+
+def lacking(name: str, axes: int, one: str, before: str = ":") -> str:
+    """What to write for an array that lacks so many axes; its channels lie behind those that `before` stands for."""
+    if name.endswith("_shape"):
+        return ""
+    if axes == 1:
+        return f": write `{name}[None]` for one {one}, `{name}[{before}, None]` for many of one channel"
+    at = "None, ..., None" if before == "..." else "None, None"
+    return f": write `{name}[{at}]` for one {one} of one channel" if axes == 2 else ""
 
 
 def _check_groups(groups: int, c_in: int, c_out: int) -> None:

@@ -7,7 +7,7 @@ index running fastest. (A. Kristiadi, *Convnet: Implementing Convolution Layer w
 from typing import Any, NamedTuple
 
 from ._api import check_fits, col2im, planned, unfolded
-from ._arguments import integer, shape
+from ._arguments import integer, lacking, shape
 from ._axis import Axis
 from ._planner import Options
 from ._typing import Array, Shape
@@ -66,8 +66,8 @@ def conv_forward(X: Array, W: Array, b: Array, stride: int = 1, padding: int = 1
     (5, 20, 10, 10)
     """
     backend = backend_of({"X": X, "W": W, "b": b})
-    _check_images("X", X)
-    _check_images("W", W)
+    _check_images("X", X, "image")
+    _check_images("W", W, "filter")
     filters = W.shape[0]
     if tuple(b.shape) not in {(filters, 1), (filters,)}:
         msg = f"`b` must have shape ({filters}, 1) or ({filters},), got {tuple(b.shape)}"
@@ -158,7 +158,7 @@ def im2col_indices(X: Array, field_height: int, field_width: int, padding: int =
     (9, 500)
     """
     backend = backend_of({"X": X})
-    _check_images("X", X)
+    _check_images("X", X, "image")
     stride, padding, _ = _windows(X.shape, field_height, field_width, padding, stride)
     cols = unfolded(X, (field_height, field_width), stride, padding, images_last=True)
     n, c, kh, kw, oh, ow = cols.shape
@@ -218,10 +218,10 @@ def col2im_indices(
     return col2im(windows, (height, width), padding=padding, stride=stride)
 
 
-def _check_images(name: str, array: Array) -> None:
+def _check_images(name: str, array: Array, one: str) -> None:
     if array.ndim != 4:
         msg = f"`{name}` must have four axes, got shape {tuple(array.shape)}"
-        raise ValueError(msg)
+        raise ValueError(msg + lacking(name, 4 - array.ndim, one))
 
 
 class _Windows(NamedTuple):

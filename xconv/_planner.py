@@ -11,7 +11,7 @@ from functools import lru_cache, partial
 from itertools import islice, takewhile
 from typing import NamedTuple
 
-from ._arguments import geometry, transposed_geometry
+from ._arguments import check_ranks, geometry, transposed_geometry
 from ._config import Settings, applied
 from ._geometry import Geometry
 from ._measuring import measured
@@ -144,12 +144,13 @@ def scheduled(
         msg = f'`layout` must be "channels_first" or "channels_last", got {options.layout!r}'
         raise ValueError(msg)
     channels_last = options.layout == "channels_last"
-    if channels_last and x_shape:
+    given = dict(dtypes)
+    names = ("x" if "x" in given else "x_shape", "w" if "w" in given else "w_shape")
+    check_ranks(x_shape, w_shape, names, channels_last=channels_last)
+    if channels_last:
         x_shape = (x_shape[0], *x_shape[-1:], *x_shape[1:-1])
     sizes = {"stride": options.stride, "padding": options.padding, "dilation": options.dilation}
     if options.output_padding is None:
-        given = dict(dtypes)
-        names = ("x" if "x" in given else "x_shape", "w" if "w" in given else "w_shape")
         g = geometry(x_shape, w_shape, **sizes, groups=options.groups, pad_mode=options.pad_mode, names=names)
     else:
         g = transposed_geometry(x_shape, w_shape, **sizes, groups=options.groups, output_padding=options.output_padding)
@@ -194,19 +195,23 @@ def _mixed(backend: Backend, dtypes: tuple[tuple[str, DType], ...]) -> tuple[tup
 def _result_dtype(backend: Backend, dtypes: tuple[tuple[str, DType], ...], wanted: DType | None) -> DType:
     """The dtype of the result; TypeError for what cannot be multiplied, or not without a loss."""
     given = ", ".join(f"`{name}` {dtype}" for name, dtype in dtypes)
-    kinds = {backend.kind(dtype) for _, dtype in dtypes}
-    if None in kinds:
-        msg = f"arrays must be of an integer, real or complex floating dtype, got {given}"
-        raise TypeError(msg)
-    if len(kinds) > 1 and "integer" in kinds:
-        msg = f"integers and floating-point numbers do not mix, got {given}: convert one side"
-        raise TypeError(msg)
+    kinds = {name: backend.kind(dtype) for name, dtype in dtypes}
+    floating = [str(dtype) for name, dtype in dtypes if kinds[name] in {"real", "complex"}]
+    for kind, rule in (
+        (None, "arrays must be of an integer, real or complex floating dtype"),
+        ("integer", "integers and floating-point numbers do not mix"),
+    ):
+        odd = [f"`{name}`" for name, found in kinds.items() if found == kind]
+        if odd and (floating or kind is None):
+            to = floating[0] if floating else "float32 or int32, for example"
+            msg = f"{rule}, got {given}: convert {' and '.join(odd)} to {to}"
+            raise TypeError(msg)
     common = _common(backend, *(dtype for _, dtype in dtypes))
     if common is None:
-        msg = f"the dtypes must have a common one, got {given}"
+        msg = f"the dtypes must have a common one, got {given}: convert one of them"
         raise TypeError(msg)
-    if "integer" in kinds and backend.kind(common) != "integer":
-        msg = f"the dtypes must have a common integer dtype, got {given}"
+    if not floating and backend.kind(common) != "integer":
+        msg = f"the dtypes must have a common integer dtype, got {given}: convert one of them"
         raise TypeError(msg)
     if wanted is None:
         return common

@@ -135,7 +135,7 @@ def plans(problem: Problem, function: Function) -> Iterator[Tiled]:
         smallest = min(errors, key=lambda error: error.least)
         if problem.settings.workspace is not None:
             raise smallest
-        msg = f"the temporary memory of this convolution must fit into memory: {smallest}"
+        msg = f"the temporary memory of this convolution must fit into memory: {smallest}, so take smaller sizes"
         raise MemoryError(msg)
 
 

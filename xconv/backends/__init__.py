@@ -31,7 +31,7 @@ def backend_of(arrays: dict[str, Array]) -> Backend:
         if found is not backend and not backend.adopts(arrays[name]):
             first = next(iter(arrays))
             here, there = _type(arrays[first]), _type(arrays[name])
-            msg = f"`{first}` and `{name}` must be of one array library, got {here} and {there}"
+            msg = f"`{first}` and `{name}` must be of one array library, got {here} and {there}: convert one of them"
             raise TypeError(msg)
     return backend.of(arrays)
 
@@ -39,7 +39,8 @@ def backend_of(arrays: dict[str, Array]) -> Backend:
 def _discover(name: str, array: Array) -> Backend:
     """The backend of a type that is seen for the first time."""
     if not array_api_compat.is_array_api_obj(array):
-        msg = f"`{name}` must be an array of a library that follows the array-API standard, got {_type(array)}"
+        what = f"`{name}` must be an array of a library that follows the array-API standard"
+        msg = f"{what}, got {_type(array)}: make one of it, such as by `numpy.asarray`"
         raise TypeError(msg)
     namespace: object
     make: Callable[[], Backend]

@@ -17,6 +17,15 @@ PRECISIONS = {"ieee": "highest", "tf32": "tensorfloat32"}
 class JaxBackend(Backend):
     """JAX arrays and tracers."""
 
+    def to_dtype(self, dtype: object) -> DType:
+        import jax
+
+        found = self.xp.dtype(super().to_dtype(dtype))
+        if jax.dtypes.canonicalize_dtype(found) != found:
+            msg = f'`dtype` {found} is switched off in JAX: call `jax.config.update("jax_enable_x64", True)` first'
+            raise TypeError(msg)
+        return found
+
     def place(self, x: Array) -> str:
         """The kind of device: a tracer does not tell which, and is most likely to end on the default one."""
         import jax
