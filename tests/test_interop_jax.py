@@ -291,3 +291,18 @@ def test_batch_over_four_devices():
     run = partial(subprocess.run, capture_output=True, text=True, check=True, env=environment)
     out = run([sys.executable, "-c", SHARDED]).stdout
     assert out == "4 ('images',) ('images',) () () True\n"
+
+
+@pytest.mark.parametrize("spelled", [str, np.dtype, None], ids=["name", "numpy", "jax"])
+@pytest.mark.parametrize(
+    ("narrow", "wide"), [("int8", "int64"), ("float32", "float64"), ("complex64", "complex128")]
+)
+def test_dtypes_that_jax_has_switched_off(jax, spelled, narrow, wide):
+    """They are told from those that it has, with the way to switch them on."""
+    dtype = getattr(jax.numpy, wide) if spelled is None else spelled(wide)
+    x = jax.numpy.ones((1, 1, 3), narrow)
+    assert xconv.conv(x, x, dtype=dtype).dtype == wide
+    with jax.enable_x64(False):
+        for function in (xconv.conv, xconv.plan, xconv.conv_transpose):
+            with pytest.raises(TypeError, match=rf"{wide} is switched off .*update\(\"jax_enable_x64\", True\)"):
+                function(x, x, dtype=dtype)

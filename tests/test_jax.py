@@ -341,21 +341,6 @@ def test_precision_changes_between_calls(jax, rng):
 # dtypes
 
 
-@pytest.mark.parametrize("spelled", [str, np.dtype, None], ids=["name", "numpy", "jax"])
-@pytest.mark.parametrize("name", ["int64", "float64", "complex128"])
-def test_dtypes_that_jax_has_switched_off(library, jax, spelled, name):
-    """They are told from those that it has, and how to get them."""
-    dtype = getattr(jax.numpy, name) if spelled is None else spelled(name)
-    narrow = {"int64": "int8", "float64": "float32", "complex128": "complex64"}[name]
-    x = jax.numpy.ones((1, 1, 3), narrow)
-    if library.real == "float64":
-        assert xconv.conv(x, x, dtype=dtype).dtype == name
-        return
-    for function in (xconv.conv, xconv.plan, xconv.conv_transpose):
-        with pytest.raises(TypeError, match=rf"{name} is switched off .*update\(\"jax_enable_x64\", True\)"):
-            function(x, x, dtype=dtype)
-
-
 def test_bfloat16_is_rounded_once(jax, rng):
     """Sums are taken in float32: the error is that of one rounding to bfloat16, and the float32 bound."""
     options = {"padding": 1, "stride": (2, 1)}
