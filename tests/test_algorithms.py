@@ -1,5 +1,6 @@
 """What every algorithm promises, whichever it is: tiles and threads, error, half types, memory, and JAX's `jit`."""
 
+import math
 import tracemalloc
 
 import numpy as np
@@ -8,6 +9,7 @@ from libraries import Backend
 from oracle import Oracle
 
 import xconv
+from xconv.algorithms._fourier import best_lengths
 
 MIB = 2**20
 
@@ -139,6 +141,24 @@ def test_error_beyond_double(rng, algorithm, dtype):
         found = run()
         assert found.dtype == dtype
         assert np.max(np.abs(found - exact)) <= 32 * np.finfo(dtype).eps * np.max(np.abs(exact))
+
+
+@pytest.mark.numpy_only
+@pytest.mark.parametrize(("algorithm", "kernel", "stride", "size"), flat(MEASURED))
+def test_very_large_numbers(rng, algorithm, kernel, stride, size):
+    """They overflow on the way only beyond a bound that is known, and not in a plain sum."""
+    x = rng.choice([-1.0, 1.0], (1, 2, *size))
+    w = rng.choice([-1.0, 1.0], (3, 2, *kernel)) / (2 * math.prod(kernel))  # no output is larger than x
+    length = math.prod(best_lengths(xconv.plan(x, w, stride=stride).schedule.geometry))
+    grown = {1: 30, 2: 800, 3: 3400}[len(size)] if algorithm == "winograd" else length**1.5
+    most = np.finfo(np.float32).max
+    exact = xconv.conv(x, w, stride=stride, algorithm="gemm")
+    for scale, allowed in ((most / grown / 1.001, algorithm), (most / 1.001, "gemm")):
+        y = xconv.conv((x * scale).astype("f4"), w.astype("f4"), stride=stride, algorithm=allowed)
+        assert np.max(np.abs(y / scale - exact)) <= 1e-5
+    with np.errstate(all="ignore"):
+        y = xconv.conv((x * most / 1.001).astype("f4"), w.astype("f4"), stride=stride, algorithm=algorithm)
+    assert not np.all(np.isfinite(y))
 
 
 @pytest.mark.parametrize("biased", [False, True])

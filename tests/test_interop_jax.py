@@ -294,9 +294,7 @@ def test_batch_over_four_devices():
 
 
 @pytest.mark.parametrize("spelled", [str, np.dtype, None], ids=["name", "numpy", "jax"])
-@pytest.mark.parametrize(
-    ("narrow", "wide"), [("int8", "int64"), ("float32", "float64"), ("complex64", "complex128")]
-)
+@pytest.mark.parametrize(("narrow", "wide"), [("int8", "int64"), ("float32", "float64"), ("complex64", "complex128")])
 def test_dtypes_that_jax_has_switched_off(jax, spelled, narrow, wide):
     """They are told from those that it has, with the way to switch them on."""
     dtype = getattr(jax.numpy, wide) if spelled is None else spelled(wide)

@@ -1,7 +1,7 @@
 """Winograd's algorithm: its matrices exactly, its values against plain loops, its error against its promise."""
 
 import math
-from itertools import product
+from itertools import combinations_with_replacement, product
 
 import numpy as np
 import pytest
@@ -18,6 +18,8 @@ from xconv.backends.numpy import _spectra
 
 #: Error of a sum of products of numbers of size 1, by dtype.
 UNIT = {"float32": 1e-5, "float64": 1e-12}
+#: How many times as large a sum on the way can be as the operands and the terms of a result, by the number of axes.
+GROWN = {1: 30, 2: 800, 3: 3400}
 
 
 @pytest.mark.parametrize("taps", range(2, MOST_TAPS + 1))
@@ -28,6 +30,25 @@ def test_matrices_are_exact(taps):
         for j, k, i in product(range(m), range(taps), range(m + taps - 1)):
             total = sum(x[j] * y[k] * z[i] for x, y, z in zip(a, g, b, strict=True))
             assert total == (1 if i == j + k else 0)
+
+
+def growth(m, taps):
+    """The same for one axis: of the operands under a matrix, of their products, and of the results."""
+    a, g, b = ([[abs(float(x)) for x in row] for row in matrix] for matrix in bank(m, taps))
+    sums = {id(matrix): [sum(row) for row in matrix] for matrix in (a, g, b)}
+    grown = [max(rows) for rows in sums.values()]
+    for result, one, other, terms in ((a, g, b, taps), (b, a, g, taps), (g, a, b, m)):
+        products = [u * v for u, v in zip(sums[id(one)], sums[id(other)], strict=True)]
+        results = [sum(p * row[i] for p, row in zip(products, result, strict=True)) for i in range(len(result[0]))]
+        grown.append(max(*products, *results) / terms)
+    return max(grown)
+
+
+@pytest.mark.parametrize("rank", GROWN)
+def test_growth(rank):
+    kernels = [k for k in combinations_with_replacement(range(1, MOST_TAPS + 1), rank) if outputs(k)]
+    largest = max(math.prod(map(growth, outputs(kernel), kernel)) for kernel in kernels)
+    assert 0.9 * GROWN[rank] <= largest <= GROWN[rank]
 
 
 def test_tiles_by_kernel():

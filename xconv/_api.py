@@ -94,7 +94,8 @@ def conv(
     The cost is ``2 * n * c_out * prod(out) * c_in / groups * prod(kernel)`` operations. float16 and bfloat16 are
     summed in float32. For floating-point numbers the error is at most ``K * eps * conv(|x|, |w|)``, where K is the
     number of products in one sum; that of "winograd" and "fft" in float32 is about 1e-5 of the largest result at most,
-    and a NaN may spread to its neighbours (``config(numerics="strict")`` rules that out). Integers are exact and wrap
+    a NaN may spread to its neighbours, and sums of very large numbers, in float32 from about 1e30 on, may overflow on
+    the way to a result that does not (``config(numerics="strict")`` rules all that out). Integers are exact and wrap
     around as the library's own.
 
     References

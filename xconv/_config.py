@@ -23,7 +23,9 @@ class _State(NamedTuple):
     found: tuple[tuple[object, Settings], ...] = ()
 
 
-_state: ContextVar[_State] = ContextVar("xconv.settings", default=_State(Settings()))
+#: Outside of all blocks.
+_DEFAULTS = _State(Settings())
+_state: ContextVar[_State] = ContextVar("xconv.settings", default=_DEFAULTS)
 
 
 def current() -> Settings:
