@@ -212,6 +212,11 @@ BAD = {
         ValueError,
         "`w` must have the 4 channels of `x` on its first axis",
     ),
+    "transpose layout": (
+        lambda: xconv.conv_transpose(ones(2, 7, 7, 6), W),
+        ValueError,
+        "got shape (6, 4, 3, 3): is `layout` that of `x`?",
+    ),
     "transpose groups": (
         lambda: xconv.conv_transpose(X, ones(4, 2, 3, 3), groups=3),
         ValueError,

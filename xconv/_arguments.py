@@ -81,7 +81,8 @@ def transposed_geometry(
     (batch, c_in, *size), (filters, c_group, *kernel) = x_shape, w_shape
     _check_groups(groups, c_in, c_group * groups)
     if filters != c_in:
-        msg = f"`w` must have the {c_in} channels of `x` on its first axis, got shape {w_shape}"
+        hint = ": is `layout` that of `x`?" if filters in size else ""
+        msg = f"`w` must have the {c_in} channels of `x` on its first axis, got shape {w_shape}{hint}"
         raise ValueError(msg)
     if min(size) < 1:
         msg = f"`x` must have an element on every spatial axis, got size {tuple(size)}"
