@@ -355,7 +355,7 @@ def test_every_tile_fits_into_its_memory(name, options, lib):
         costs = problem.costs
         assert len(every) == (3 if "stride" in options else 4)
         for s in every:
-            needed = max(4 * s.scratch(s.algorithm, tile.geometry, costs, casts=False) for tile in s.tiles)
+            needed = max(4 * s.scratch(s.algorithm, tile.geometry, costs) for tile in s.tiles)
             assert needed <= s.team.memory, s.name
             assert s.team.memory <= 2 * needed, s.name
 

@@ -324,6 +324,21 @@ def test_memory_does_not_grow_with_the_image():
     assert max(peaks) <= 4 * MIB + OBJECTS
 
 
+def test_a_tile_extends_what_it_reads():
+    """And not the whole image, which it may read from any side."""
+    strict = pytest.importorskip("array_api_strict")
+    x = strict.asarray(np.arange(200.0 * 200).reshape(1, 1, 200, 200))
+    g = geometry(x.shape, (1, 1, 3, 3), padding=1, pad_mode="wrap").part("outputs", slice(0, 1), (slice(0, 2),) * 2)
+    tracemalloc.start()
+    made = _windows.extend(strict, x[g.x], g.geometry)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10_000
+    assert np.array_equal(
+        np.asarray(made), np.pad(np.asarray(x), [(0, 0), (0, 0), (1, 1), (1, 1)], "wrap")[..., :4, :4]
+    )
+
+
 @pytest.mark.parametrize("flags", ["strict"])
 def test_generic_backend(rng, flags):
     """The pure standard keeps the bound as well."""

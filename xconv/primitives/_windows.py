@@ -73,13 +73,16 @@ def columns_spare(g: Geometry) -> int:
     return spare(g.gathered())
 
 
-def extend(xp: Namespace, x: Array, g: Geometry) -> Array:
-    """`x` with its padding written out, for the pad modes that read it from the array."""
-    for at, axis in enumerate(g.axes, start=2):
-        runs = axis.runs(g.pad_mode, slice(0, axis.padded))
-        parts = [follow(xp, x[along(at, run.source)], run, at) for run in runs]
-        x = xp.concat(parts, axis=at) if len(parts) > 1 else parts[0]
-    return x
+def extend(xp: Namespace, x: Array, g: Geometry, at: int = 2) -> Array:
+    """`x` with its padding written out from the axis `at` on, for the pad modes that read it from the array.
+
+    What a tile does not read of `x` is never copied.
+    """
+    if at == x.ndim:
+        return x
+    runs = g.axes[at - 2].runs(g.pad_mode, slice(0, g.axes[at - 2].padded))
+    parts = [follow(xp, extend(xp, x[along(at, run.source)], g, at + 1), run, at) for run in runs]
+    return xp.concat(parts, axis=at) if len(parts) > 1 else parts[0]
 
 
 def follow(xp: Namespace, x: Array, run: Run, at: int) -> Array:
