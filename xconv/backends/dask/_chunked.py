@@ -1,29 +1,38 @@
 """Every function over arrays that lie in chunks: a graph of tasks, each of which runs a smaller convolution.
 
 The result is cut where the chunks of what it is made from are. Each of its chunks is a part of the geometry, as a tile
-is, and says which part of the other array it reads: the chunk it lies in, and a halo from the chunks beside it. Nothing
-is computed here; a task does on its worker what a call on the library of its chunks would do there.
+is, and says which part of the other array it reads: the chunk it lies in, and a halo from the chunks beside it. This is
+found axis by axis, and put together for every chunk. Nothing is computed here; a task does on its worker what a call on
+the library of its chunks would do there.
 """
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
-from itertools import pairwise, product
-
-from dask._task_spec import TaskRef
+from functools import cache, partial
+from itertools import pairwise, product, repeat
+from typing import NamedTuple
 
 from ..._axis import Axis, Run
-from ..._geometry import Geometry
-from ..._typing import Array, Index, Shape
+from ..._geometry import Side
+from ..._typing import Array, DType, Shape
 from ...schedules import Schedule
-from ._graph import Graph, Operand, edges_of, overlaps, unsplit, whole
-
-#: A box of an array: its place in what is read, how the padding repeats it, and the box itself.
-Read = tuple[Index, tuple[Run, ...], Index]
+from ._graph import Addition, Graph, Operand, edges_of, numbers, overlaps, placed, unsplit, whole
 
 #: Partial sums of the filters' gradient that are added up in one task.
 TOGETHER = 8
+
+
+class Part(NamedTuple):
+    """A part of an axis, which is an axis again, and what it reads of the input's and of the result's."""
+
+    axis: Axis
+    x: list[Run]
+    y: list[Run]
+
+
+#: The parts of every axis; the images are the first, under a window of one tap.
+Parts = list[list[Part]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,45 +49,41 @@ class Chunked(Schedule):
         x, others = unsplit(x, self._at(1)), self._whole(w, b)
         graph = self._graph("conv", x, *others)
         cuts = self._cuts(x, _outputs, g.out)
-        for number, images, ranges in _blocks(cuts):
-            geometry, reads = self._reading(images, ranges)
-            run = partial(self.run, geometry, self.dtype, "forward")
-            operands = [graph.operand(x, reads, channels_last=g.channels_last), *(graph.all_of(a) for a in others)]
-            graph.block(g.in_layout((number[0], 0, *number[1:])), run, *operands)
-        return graph.array(self._chunks(cuts, g.c_out), self.dtype, x)
+        chunks, parts = self._chunks(cuts, g.c_out), self._reading(cuts)
+        weights = (repeat(graph.all_of(a)) for a in others)
+        graph.blocks(chunks, self._runs(parts, self.dtype, "forward"), self._of_x(graph, x, parts), *weights)
+        return graph.array(chunks, self.dtype, x)
 
     def input_grad(self, dy: Array, w: Array, b: Array | None = None, *, conjugate: bool = True) -> Array:
         g = self.geometry
         dy, others = unsplit(dy, self._at(1)), self._whole(w, b)
         graph = self._graph("input-grad", dy, *others, conjugate)
         cuts = self._cuts(dy, _inputs, g.size)
-        chunks = self._chunks(cuts, g.c_in)
+        chunks, parts = self._chunks(cuts, g.c_in), self._parts("inputs", cuts)
         added = self._borders(graph, dy, others[0], cuts, chunks, conjugate=conjugate)
-        for number, images, ranges in _blocks(cuts):
-            tile = g.zero_padded().part("inputs", images, ranges)
-            place = g.in_layout((number[0], 0, *number[1:]))
-            # What is added to later is not rounded before.
-            dtype = self.accumulator if place in added else self.dtype
-            run = partial(self.run, tile.geometry, dtype, "input_grad", conjugate=conjugate)
-            operands = [self._gathered(graph, dy, tile.y), *(graph.all_of(a) for a in others)]
-            if place in added:
-                graph.patched_block(place, self.dtype, graph.work("inner", run, *operands), added[place])
+        weights = [graph.all_of(a) for a in others]
+        rounded, exact = (
+            self._runs(parts, dtype, "input_grad", conjugate=conjugate) for dtype in (self.dtype, self.accumulator)
+        )
+        for number, run, first, here in zip(
+            numbers(chunks), rounded, exact, self._of_y(graph, dy, parts, g.c_out), strict=True
+        ):
+            if number in added:  # what is added to later is not rounded before
+                graph.patched_block(number, self.dtype, graph.work("inner", first, here, *weights), added[number])
             else:
-                graph.block(place, run, *operands)
+                graph.block(number, run, here, *weights)
         return graph.array(chunks, self.dtype, dy)
 
     def weight_grad(self, dy: Array, x: Array) -> Array:
         g = self.geometry
         dy, x = (unsplit(a, self._at(1)) for a in (dy, x))
         graph = self._graph("weight-grad", dy, x)
-        sums = []
         # Cut by whichever lies in smaller chunks: what a task reads of either is no larger than these.
         pairs = zip(self._cuts(dy, _same, g.out), self._cuts(x, _outputs, g.out), strict=True)
-        for _, images, ranges in _blocks([max(pair, key=len) for pair in pairs]):
-            geometry, reads = self._reading(images, ranges)
-            run = partial(self.run, geometry, self.accumulator, "weight_grad")
-            here = self._gathered(graph, dy, (images, slice(0, g.c_out), *ranges))
-            sums.append(graph.work("partial", run, here, graph.operand(x, reads, channels_last=g.channels_last)))
+        parts = self._reading([max(pair, key=len) for pair in pairs])
+        runs = self._runs(parts, self.accumulator, "weight_grad")
+        operands = self._of_y(graph, dy, parts, g.c_out), self._of_x(graph, x, parts)
+        sums = [graph.work("partial", *given) for given in zip(runs, *operands, strict=True)]
         while len(sums) > TOGETHER:
             groups = (sums[i : i + TOGETHER] for i in range(0, len(sums), TOGETHER))
             sums = [graph.total(self.accumulator, group) for group in groups]
@@ -90,12 +95,11 @@ class Chunked(Schedule):
         x = unsplit(x, 1)
         graph = self._graph("im2col", x, images_last)
         cuts = self._cuts(x, _outputs, g.out)
-        for number, images, ranges in _blocks(cuts):
-            geometry, reads = self._reading(images, ranges)
-            run = partial(self.run, geometry, self.dtype, "im2col", images_last=images_last)
-            graph.block((number[0], *(0 for _ in range(1 + len(g.axes))), *number[1:]), run, graph.operand(x, reads))
         batch, *outs = (_sizes(cut) for cut in cuts)
-        return graph.array((batch, (g.c_in,), *((k,) for k in g.kernel), *outs), self.dtype, x)
+        chunks, parts = (batch, (g.c_in,), *((k,) for k in g.kernel), *outs), self._reading(cuts)
+        runs = self._runs(parts, self.dtype, "im2col", images_last=images_last)
+        graph.blocks(chunks, runs, self._of_x(graph, x, parts))
+        return graph.array(chunks, self.dtype, x)
 
     def col2im(self, cols: Array) -> Array:
         g = self.geometry
@@ -103,12 +107,10 @@ class Chunked(Schedule):
             cols = unsplit(cols, at)
         graph = self._graph("col2im", cols)
         cuts = self._cuts(cols, _inputs, g.size)
-        for number, images, ranges in _blocks(cuts):
-            tile = g.part("inputs", images, ranges)
-            run = partial(self.run, tile.geometry, self.dtype, "col2im")
-            box = (images, slice(0, g.c_in), *(slice(0, k) for k in g.kernel), *tile.y[2:])
-            graph.block((number[0], 0, *number[1:]), run, graph.operand(cols, [_all(box)]))
-        return graph.array(self._chunks(cuts, g.c_in), self.dtype, cols)
+        chunks, parts = self._chunks(cuts, g.c_in), self._parts("inputs", cuts)
+        windows = self._of_y(graph, cols, parts, g.c_in, *g.kernel)
+        graph.blocks(chunks, self._runs(parts, self.dtype, "col2im"), windows)
+        return graph.array(chunks, self.dtype, cols)
 
     def _borders(
         self,
@@ -119,29 +121,30 @@ class Chunked(Schedule):
         chunks: tuple[Shape, ...],
         *,
         conjugate: bool,
-    ) -> dict[Shape, list[tuple[Index, Index, TaskRef]]]:
+    ) -> dict[Shape, list[Addition]]:
         """The gradients of a padding that is not zeros, by the chunks that they are added to."""
-        added: dict[Shape, list[tuple[Index, Index, TaskRef]]] = defaultdict(list)
+        added: dict[Shape, list[Addition]] = defaultdict(list)
         g = self.geometry
         if g.pad_mode == "constant":
             return added
-        flat = g.extended()
-        batch, *inner = cuts
+        ends = [edges_of(sizes) for sizes in chunks]
         for zones in product(*(axis.zones() for axis in g.axes)):
             if all(zone == axis.kept[0] for zone, axis in zip(zones, g.axes, strict=True)):
                 continue
-            edges = [_within(zone, axis, cut) for zone, axis, cut in zip(zones, g.axes, inner, strict=True)]
-            for _, images, ranges in _blocks([batch, *edges]):
-                tile = flat.part("inputs", images, ranges)
-                if tile.geometry.pixels == 0:
-                    continue
-                run = partial(self.run, tile.geometry, self.accumulator, "input_grad", conjugate=conjugate)
-                strip = graph.work("border", run, self._gathered(graph, dy, tile.y), graph.all_of(w))
-                for block, runs, source in g.reads(ranges):
-                    part = graph.retracted(strip, block, runs, channels_last=g.channels_last)
-                    box = g.in_layout((images, slice(0, g.c_in), *source))
-                    for number, inside, place in overlaps(chunks, box):
-                        added[number].append((inside, place, part))
+            edges = [_within(zone, axis, cut) for zone, axis, cut in zip(zones, g.axes, cuts[1:], strict=True)]
+            parts = self._parts("inputs", [cuts[0], *edges], written_out=True)
+            parts = [[part for part in line if part.axis.out] for line in parts]
+            runs = self._runs(parts, self.accumulator, "input_grad", conjugate=conjugate)
+            strips = zip(runs, self._of_y(graph, dy, parts, g.c_out), product(*parts), strict=True)
+            for run, here, (images, *found) in strips:
+                strip = graph.work("border", run, here, graph.all_of(w))
+                places = product(*(placed(part.x) for part in found))
+                for place, reads in zip(places, product(*(part.x for part in found)), strict=True):
+                    part = graph.retracted(strip, place, reads, channels_last=g.channels_last)
+                    box = g.in_layout((images.x[0].source, slice(0, g.c_in), *(read.source for read in reads)))
+                    for pieces in product(*map(overlaps, ends, box)):
+                        number, inside, at = zip(*pieces, strict=True)
+                        added[number].append((inside, at, part))
         return added
 
     def _graph(self, label: str, *operands: object) -> Graph:
@@ -173,29 +176,58 @@ class Chunked(Schedule):
         batch, *spatial = (_sizes(cut) for cut in cuts)
         return self.geometry.in_layout((batch, (channels,), *spatial))
 
-    def _reading(self, images: slice, ranges: tuple[slice, ...]) -> tuple[Geometry, list[Read]]:
-        """The smaller convolution that makes some outputs, and what it reads of the input."""
+    def _parts(self, over: Side, cuts: list[list[int]], *, written_out: bool = False) -> Parts:
+        """What lies between the cuts, axis by axis; with the padding as zeros, or `written_out` and read as input."""
         g = self.geometry
-        channels = slice(0, g.c_in)
-        if g.pad_mode == "constant":
-            tile = g.part("outputs", images, ranges)
-            return tile.geometry, [_all(g.in_layout((images, channels, *tile.x[2:])))]
-        tile = g.extended().part("outputs", images, ranges)
-        count = slice(0, images.stop - images.start)
-        return tile.geometry, [
-            ((count, channels, *block[1:]), runs, g.in_layout((images, channels, *source)))
-            for block, runs, source in g.reads(tile.x[2:])
-        ]
+        parts: Parts = []
+        for axis, cut in zip((Axis(g.batch, 1), *g.axes), cuts, strict=True):
+            line = g.along((axis,))
+            flat = line.extended() if written_out else line.zero_padded()
+            tiles = [flat.part(over, slice(0, 1), (slice(*ends),)) for ends in pairwise(cut)]
+            parts.append(
+                [
+                    Part(
+                        tile.geometry.axes[0],
+                        list(axis.runs(g.pad_mode, x)) if written_out and axis.is_padded else _all(x),
+                        _all(y),
+                    )
+                    for tile in tiles
+                    for x, y in [(tile.x[2], tile.y[2])]
+                ]
+            )
+        return parts
 
-    def _gathered(self, graph: Graph, dy: Array, index: Index) -> Operand:
-        """A part of the result's gradient."""
-        box = (index[0], slice(0, self.geometry.c_out), *index[2:])
-        return graph.operand(dy, [_all(self.geometry.in_layout(box))])
+    def _reading(self, cuts: list[list[int]]) -> Parts:
+        """The parts that make some outputs."""
+        return self._parts("outputs", cuts, written_out=self.geometry.pad_mode != "constant")
+
+    def _runs(self, parts: Parts, dtype: DType, function: str, **options: bool) -> Iterator[Callable[..., Array]]:
+        """A function of the smaller convolutions, in order; of equal ones, it is the same."""
+        g = self.geometry.zero_padded()
+
+        @cache
+        def run(images: Axis, *axes: Axis) -> Callable[..., Array]:
+            return partial(self.run, g.along(axes, images.size), dtype, function, **options)
+
+        return (run(*axes) for axes in product(*([part.axis for part in line] for line in parts)))
+
+    def _of_x(self, graph: Graph, x: Array, parts: Parts) -> Iterator[Operand]:
+        """What the parts read of the input, in order."""
+        return self._operands(graph, x, [[part.x for part in line] for line in parts], self.geometry.c_in)
+
+    def _of_y(self, graph: Graph, dy: Array, parts: Parts, *inner: int) -> Iterator[Operand]:
+        """What the parts read of the result's gradient or, with more lengths than that of the channels, of windows."""
+        return self._operands(graph, dy, [[part.y for part in line] for line in parts], *inner)
+
+    def _operands(self, graph: Graph, a: Array, reads: list[list[list[Run]]], *inner: int) -> Iterator[Operand]:
+        images, *spatial = reads
+        channels = ([_all(slice(0, n))] for n in inner)
+        return graph.operands(a, self.geometry.in_layout((images, *channels, *spatial)))
 
 
-def _all(box: Index) -> Read:
-    """A box that is all there is to read."""
-    return (), (), box
+def _all(ends: slice) -> list[Run]:
+    """A range that is read as it is."""
+    return [Run(ends.start, ends.stop - ends.start, 1)]
 
 
 def _same(_: Axis, edge: int) -> int:
@@ -220,10 +252,3 @@ def _within(zone: slice, axis: Axis, edges: list[int]) -> list[int]:
 
 def _sizes(edges: Sequence[int]) -> Shape:
     return tuple(stop - start for start, stop in pairwise(edges))
-
-
-def _blocks(cuts: list[list[int]]) -> Iterator[tuple[Shape, slice, tuple[slice, ...]]]:
-    """The parts between the cuts: the number of each, its images, and its range on every axis."""
-    for found in product(*(list(enumerate(slice(a, b) for a, b in pairwise(cut))) for cut in cuts)):
-        number, (images, *ranges) = zip(*found, strict=True)
-        yield number, images, tuple(ranges)

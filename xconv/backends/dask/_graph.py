@@ -1,11 +1,10 @@
 """Graphs of tasks that make the chunks of an array from those of others, and what these tasks do."""
 
-import math
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator
-from functools import lru_cache
-from itertools import accumulate, islice, product
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from functools import cache
+from itertools import accumulate, chain, pairwise, product, starmap
+from typing import Any, NamedTuple, TypeAlias
 
 import array_api_compat
 import dask.array
@@ -32,11 +31,14 @@ def unsplit(a: Array, axis: int) -> Array:
     return a.rechunk({axis: -1}) if array_api_compat.is_dask_array(a) else whole(a)
 
 
+#: Where something is added to a chunk, what of it, and what made it.
+Addition: TypeAlias = tuple[Index, Index, TaskRef]
+
+
 class Source(NamedTuple):
     """A part of an operand: its place, how the padding repeats it, and the pieces of chunks that it is made of.
 
-    The place is in the order (n, channels, *spatial), as the runs are; a piece has its place among the others, and an
-    index of its chunk unless it is all of that.
+    A piece has its place among the others, and an index of its chunk unless it is all of that.
     """
 
     place: Index
@@ -44,18 +46,20 @@ class Source(NamedTuple):
     pieces: tuple[tuple[Index, Index | None], ...]
 
 
-class Recipe(NamedTuple):
-    """How to make an operand of its sources; without any, it is the result of the one task that it is made of."""
-
-    sources: tuple[Source, ...] = ()
-    channels_last: bool = False
+#: How to make an operand of its sources; without any, it is the result of the one task that it is made of.
+Recipe: TypeAlias = tuple[Source, ...]
 
 
 class Operand(NamedTuple):
     """An operand of a task: the tasks whose results it is made of, and how."""
 
-    tasks: tuple[TaskRef, ...]
-    recipe: Recipe = Recipe()
+    tasks: list[TaskRef]
+    recipe: Recipe = ()
+
+
+#: What a run reads along one axis. Of every piece: where it begins and ends in the run and in its chunk, whether it is
+#: all of the chunk, and whether no other chunk holds more.
+Way: TypeAlias = tuple[tuple[Run, tuple[tuple[int, int, int, int, bool, bool], ...]], ...]
 
 
 class Graph:
@@ -75,6 +79,13 @@ class Graph:
         """A chunk of the new array: ``run(*operands)``."""
         self._computed((self.name, *number), run, operands)
 
+    def blocks(
+        self, chunks: tuple[Shape, ...], runs: Iterator[Callable[..., Array]], *operands: Iterator[Operand]
+    ) -> None:
+        """All chunks of the new array, in order."""
+        for number, run, *given in zip(numbers(chunks), runs, *operands, strict=False):
+            self.block(number, run, *given)
+
     def work(self, kind: str, run: Callable[..., Array], *operands: Operand) -> TaskRef:
         """What is needed on the way: ``run(*operands)``."""
         return self._computed(self._key(kind), run, operands)
@@ -87,16 +98,14 @@ class Graph:
         """Their sum, as a chunk of the new array."""
         self._task((self.name, *number), _total, dtype, *terms)
 
-    def patched_block(
-        self, number: Shape, dtype: DType, first: TaskRef, added: list[tuple[Index, Index, TaskRef]]
-    ) -> None:
+    def patched_block(self, number: Shape, dtype: DType, first: TaskRef, added: list[Addition]) -> None:
         """A chunk of the new array: `first`, to which parts of others are added, each at its place."""
         places = tuple((place, index) for place, index, _ in added)
         self._task((self.name, *number), _patched, dtype, places, first, *(task for _, _, task in added))
 
     def retracted(self, strip: TaskRef, block: Index, runs: tuple[Run, ...], *, channels_last: bool) -> TaskRef:
         """The adjoint of reading a block of a strip by these runs."""
-        return self._task(self._key("retract"), _retracted, block, runs, channels_last, strip)
+        return self._task(self._key("retract"), _retracted, (..., *block), runs, channels_last, strip)
 
     def array(self, chunks: tuple[Shape, ...], dtype: DType, like: Array) -> Array:
         """The new array, of the array library of `like`'s chunks."""
@@ -108,44 +117,30 @@ class Graph:
 
     def all_of(self, a: Array) -> Operand:
         """An array of one chunk."""
-        return Operand((self._chunk(a, a.ndim * (0,)),))
-
-    def operand(
-        self, a: Array, reads: Iterable[tuple[Index, tuple[Run, ...], Index]], *, channels_last: bool = False
-    ) -> Operand:
-        """Boxes of an array, each with its place and how the padding repeats it.
-
-        The chunk that holds most of them is read as it is, as the work will be done where that is. Of all others only
-        what is needed travels, made by a task of its own, once for all who ask for the same.
-        """
-        found = [(place, runs, list(overlaps(a.chunks, box))) for place, runs, box in reads]
-        held = (
-            (math.prod(s.stop - s.start for s in inside), number) for *_, some in found for number, inside, _ in some
-        )
-        home = max(held)[1]
-        tasks: list[TaskRef] = []
-        sources = []
-        for place, runs, some in found:
-            pieces = []
-            for number, inside, at in some:
-                sizes = (chunks[n] for chunks, n in zip(a.chunks, number, strict=True))
-                whole = all(s.stop - s.start == size for s, size in zip(inside, sizes, strict=True))
-                here = whole or number == home
-                tasks.append(self._chunk(a, number) if here else self._part(a, number, inside))
-                pieces.append((at, inside if here and not whole else None))
-            sources.append(Source(place, runs, tuple(pieces)))
-        if len(tasks) == 1 and not sources[0].runs and sources[0].pieces[0][1] is None:
-            return Operand(tuple(tasks))
-        return Operand(tuple(tasks), Recipe(tuple(sources), channels_last))
-
-    def _chunk(self, a: Array, number: Shape) -> TaskRef:
         self.arrays[a.name] = a
-        return TaskRef((a.name, *number))
+        return Operand([TaskRef((a.name, *(a.ndim * (0,))))])
 
-    def _part(self, a: Array, number: Shape, inside: Index) -> TaskRef:
-        """A part of a chunk; of the same name in every graph, so that a forward pass and a gradient share it."""
-        key = (f"xconv-part-{a.name}", *number, *(end for s in inside for end in (s.start, s.stop)))
-        return TaskRef(key) if key in self.tasks else self._task(key, _part, inside, self._chunk(a, number))
+    def operands(self, a: Array, lines: tuple[list[list[Run]], ...]) -> Iterator[Operand]:
+        """For every combination of the runs that are to be read along each axis of an array, what they read.
+
+        The chunk that holds most of it is read as it is, as the work will be done where that is. Of all others only
+        what is needed travels, made by a task of its own, once for all who ask for the same. It is of the same name in
+        every graph, so that a forward pass and a gradient share it.
+        """
+        self.arrays[a.name] = a
+        part, chunk, recipe = f"xconv-part-{a.name}", cache(lambda *number: TaskRef((a.name, *number))), cache(_recipe)
+        for found in product(*map(_ways, a.chunks, lines)):
+            sources, ways = zip(*found, strict=True)
+            made, cuts = recipe(*ways)
+            tasks = []
+            for number, cut in zip(chain.from_iterable(starmap(product, product(*sources))), cuts, strict=True):
+                if cut is None:
+                    tasks.append(chunk(*number))
+                    continue
+                key = (part, *number, *cut[1])
+                known = key in self.tasks
+                tasks.append(TaskRef(key) if known else self._task(key, _part, cut[0], chunk(*number)))
+            yield Operand(tasks, made)
 
     # tasks
 
@@ -158,30 +153,69 @@ class Graph:
 
     def _computed(self, key: tuple[Any, ...], run: Callable[..., Array], operands: tuple[Operand, ...]) -> TaskRef:
         tasks = [task for operand in operands for task in operand.tasks]
-        recipes = tuple((len(operand.tasks), operand.recipe) for operand in operands)
+        recipes = tuple(operand.recipe for operand in operands)
         return self._task(key, _computed, run, recipes, *tasks)
 
 
-def overlaps(chunks: tuple[Shape, ...], box: Index) -> Iterator[tuple[Shape, Index, Index]]:
-    choices: list[list[tuple[int, slice, slice]]] = []
-    for sizes, wanted in zip(chunks, box, strict=True):
-        edges = edges_of(sizes)
-        choice: list[tuple[int, slice, slice]] = []
-        i = max(0, min(bisect_right(edges, wanted.start) - 1, len(sizes) - 1))
-        while i < len(sizes) and (edges[i] < wanted.stop or not choice):
-            low, begin, end = edges[i], max(edges[i], wanted.start), min(edges[i + 1], wanted.stop)
-            if begin < end or wanted.start == wanted.stop:
-                choice.append((i, slice(begin - low, end - low), slice(begin - wanted.start, end - wanted.start)))
-            i += 1
-        choices.append(choice)
-    for found in product(*choices):
-        number, inside, place = zip(*found, strict=True)
-        yield number, inside, place
+def numbers(chunks: tuple[Shape, ...]) -> Iterator[Shape]:
+    """The numbers of all chunks, in order."""
+    return product(*(range(len(sizes)) for sizes in chunks))
 
 
-@lru_cache
-def edges_of(sizes: Shape) -> tuple[int, ...]:
-    return (0, *accumulate(int(n) for n in sizes))
+def edges_of(sizes: Shape) -> list[int]:
+    return [0, *accumulate(map(int, sizes))]
+
+
+def overlaps(edges: list[int], wanted: slice) -> list[tuple[int, slice, slice]]:
+    """The chunks between these edges that share something with a range: what of each, and its place in the range."""
+    found: list[tuple[int, slice, slice]] = []
+    i = max(0, min(bisect_right(edges, wanted.start) - 1, len(edges) - 2))
+    while i < len(edges) - 1 and (edges[i] < wanted.stop or not found):
+        low, begin, end = edges[i], max(edges[i], wanted.start), min(edges[i + 1], wanted.stop)
+        if begin < end or wanted.start == wanted.stop:
+            found.append((i, slice(begin - low, end - low), slice(begin - wanted.start, end - wanted.start)))
+        i += 1
+    return found
+
+
+def placed(runs: list[Run]) -> list[slice]:
+    """Where runs lie, one behind the other."""
+    return [slice(*ends) for ends in pairwise(accumulate((run.repeats * run.period for run in runs), initial=0))]
+
+
+def _ways(sizes: Shape, line: list[list[Run]]) -> list[tuple[tuple[Shape, ...], Way]]:
+    """How to read runs along an axis, of an array with chunks of these sizes; apart from the numbers of the chunks."""
+    edges = edges_of(sizes)
+    ways = []
+    for runs in line:
+        found = [overlaps(edges, run.source) for run in runs]
+        home = max((s.stop - s.start, i) for pieces in found for i, s, _ in pieces)[1]
+        pieces = (
+            tuple((at.start, at.stop, s.start, s.stop, s.stop - s.start == sizes[i], i == home) for i, s, at in some)
+            for some in found
+        )
+        way = tuple(zip((run._replace(start=0) for run in runs), pieces, strict=True))
+        ways.append((tuple(tuple(i for i, *_ in some) for some in found), way))
+    return ways
+
+
+def _recipe(*ways: Way) -> tuple[Recipe, list[tuple[Index, Shape] | None]]:
+    """How to make an operand that is read so along its axes, and what is cut out of chunks for it, piece by piece."""
+    sources: list[Source] = []
+    cuts: list[tuple[Index, Shape] | None] = []
+    places = product(*(placed([run for run, _ in way]) for way in ways))
+    for place, source in zip(places, product(*ways), strict=True):
+        runs, pieces = zip(*source, strict=True)
+        made: list[tuple[Index, Index | None]] = []
+        for piece in product(*pieces):
+            at = tuple(slice(*ends[:2]) for ends in piece)
+            inside = tuple(slice(*ends[2:4]) for ends in piece)
+            all_of_it, home = (all(ends[i] for ends in piece) for i in (4, 5))
+            cuts.append(None if all_of_it or home else (inside, sum((ends[2:4] for ends in piece), ())))
+            made.append((at, inside if home and not all_of_it else None))
+        sources.append(Source(place, runs, tuple(made)))
+    plain = len(cuts) == 1 and made[0][1] is None and all(run.step == run.repeats == 1 for run in runs)
+    return () if plain else tuple(sources), cuts
 
 
 # what tasks do, on the arrays of the chunks' library
@@ -191,28 +225,23 @@ def _part(index: Index, chunk: Array) -> Array:
     return chunk[index].copy()  # so that the chunk can go while its part is still needed
 
 
-def _computed(run: Callable[..., Array], recipes: tuple[tuple[int, Recipe], ...], *results: Array) -> Array:
+def _computed(run: Callable[..., Array], recipes: tuple[Recipe, ...], *results: Array) -> Array:
     left = iter(results)
-    return run(*(_assembled(recipe, islice(left, count)) for count, recipe in recipes))
+    return run(*(_assembled(recipe, left) for recipe in recipes))
 
 
 def _assembled(recipe: Recipe, results: Iterator[Array]) -> Array:
-    if not recipe.sources:
+    if not recipe:
         return next(results)
     parts = []
-    for place, runs, pieces in recipe.sources:
+    for place, runs, pieces in recipe:
         here = [(at, next(results)[... if index is None else index]) for at, index in pieces]
         xp = array_api_compat.array_namespace(here[0][1])
         a = joined(xp, here)
-        if runs:
-            a = xp.moveaxis(a, -1, 1) if recipe.channels_last else a
-            for at, run in enumerate(runs, start=2):
-                a = follow(xp, a, run, at)
+        for at, run in enumerate(runs):
+            a = follow(xp, a, run, at)
         parts.append((place, a))
-    if len(parts) == 1 and not runs:
-        return a
-    a = joined(xp, parts)
-    return xp.moveaxis(a, 1, -1) if recipe.channels_last else a
+    return joined(xp, parts)
 
 
 def _retracted(block: Index, runs: tuple[Run, ...], channels_last: bool, strip: Array) -> Array:  # noqa: FBT001
