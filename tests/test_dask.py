@@ -17,6 +17,7 @@ from oracle import Oracle
 from strategies import cases
 
 import xconv
+from xconv._geometry import Geometry
 from xconv.backends import Backend
 
 dask = pytest.importorskip("dask")
@@ -175,6 +176,7 @@ def test_images_by_themselves_need_no_halo():
     assert kinds(y) == {"conv": 6}
     assert y.chunks == ((2,) * 6, (4,), (20,), (20,))
     assert kinds(xconv.conv_input_grad(y, w, x.shape, padding=1)) == {"input-grad": 6}
+    assert kinds(xconv.conv_input_grad(y, w, x.shape, padding=1, pad_mode="wrap")) == {"input-grad": 6}
     assert kinds(xconv.conv_weight_grad(y, x, w.shape, padding=1)) == {"weight-grad-partial": 6, "weight-grad": 1}
 
 
@@ -297,6 +299,28 @@ def test_building_is_linear():
 
     calls(10)
     assert calls(400) < 5 * calls(100)
+
+
+@pytest.mark.parametrize("pad_mode", ["constant", "reflect"])
+def test_building_goes_axis_by_axis(pad_mode, monkeypatch):
+    """The geometry is cut as often as its axes are, and not for every chunk; equal chunks share what they run."""
+    cut_out = []
+    part = Geometry.part
+    monkeypatch.setattr(Geometry, "part", lambda *given: cut_out.append(given) or part(*given))
+    x, w = da.ones((1, 4, 80, 80), chunks=(1, 4, 4, 4)), np.ones((4, 4, 3, 3))
+    options = {"padding": 1, "pad_mode": pad_mode}
+    functions = (
+        lambda: xconv.conv(x, w, **options),
+        lambda: xconv.conv_input_grad(x, w, x.shape, **options),
+        lambda: xconv.conv_weight_grad(x, x, w.shape, **options),
+    )
+    for function in functions:
+        made = function()
+        tasks = made.__dask_graph__().layers[made.name].values()
+        runs = [task.args[0] for task in tasks if task.func.__name__ == "_computed"]
+        assert len(runs) >= 400
+        assert len(set(map(id, runs))) <= 50  # first, last and inner ones on both axes, and the borders
+    assert len(cut_out) < 400
 
 
 @pytest.mark.parametrize(("size", "chunk"), [(10**10, 10**9), (10**15, 10**14)])

@@ -6,15 +6,16 @@ found axis by axis, and put together for every chunk. Nothing is computed here; 
 the library of its chunks would do there.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
-from itertools import pairwise, product, repeat
+from itertools import pairwise, product, repeat, starmap
 from typing import NamedTuple
 
 from ..._axis import Axis, Run
-from ..._geometry import Side
+from ..._geometry import Geometry, Side
 from ..._typing import Array, DType, Shape
 from ...schedules import Schedule
 from ._graph import Addition, Graph, Operand, edges_of, numbers, overlaps, placed, unsplit, whole
@@ -23,16 +24,15 @@ from ._graph import Addition, Graph, Operand, edges_of, numbers, overlaps, place
 TOGETHER = 8
 
 
-class Part(NamedTuple):
-    """A part of an axis, which is an axis again, and what it reads of the input's and of the result's."""
+class Parts(NamedTuple):
+    """The parts of every axis, which are axes again, and what each reads of the input and of the result.
 
-    axis: Axis
-    x: list[Run]
-    y: list[Run]
+    The images are the first axis, under a window of one tap.
+    """
 
-
-#: The parts of every axis; the images are the first, under a window of one tap.
-Parts = list[list[Part]]
+    axes: list[list[Axis]]
+    x: list[list[list[Run]]]
+    y: list[list[list[Run]]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +51,8 @@ class Chunked(Schedule):
         cuts = self._cuts(x, _outputs, g.out)
         chunks, parts = self._chunks(cuts, g.c_out), self._reading(cuts)
         weights = (repeat(graph.all_of(a)) for a in others)
-        graph.blocks(chunks, self._runs(parts, self.dtype, "forward"), self._of_x(graph, x, parts), *weights)
+        runs = self._runs(g.zero_padded(), parts, self.dtype, "forward")
+        graph.blocks(chunks, runs, self._operands(graph, x, parts.x, g.c_in), *weights)
         return graph.array(chunks, self.dtype, x)
 
     def input_grad(self, dy: Array, w: Array, b: Array | None = None, *, conjugate: bool = True) -> Array:
@@ -60,14 +61,20 @@ class Chunked(Schedule):
         graph = self._graph("input-grad", dy, *others, conjugate)
         cuts = self._cuts(dy, _inputs, g.size)
         chunks, parts = self._chunks(cuts, g.c_in), self._parts("inputs", cuts)
-        added = self._borders(graph, dy, others[0], cuts, chunks, conjugate=conjugate)
         weights = [graph.all_of(a) for a in others]
+        added: dict[Shape, list[Addition]] = {}
+        if g.pad_mode != "constant" and math.prod(dy.numblocks[1:]) == 1 and all(len(cut) == 2 for cut in cuts[1:]):
+            # Images in one piece are padded by the task.
+            axes, y = ([axis] for axis in g.axes), ([_all(slice(0, axis.out))] for axis in g.axes)
+            parts = Parts([parts.axes[0], *axes], parts.x, [parts.y[0], *y])
+        elif g.pad_mode != "constant":
+            g = g.zero_padded()
+            added = self._borders(graph, dy, weights[0], cuts, chunks, conjugate=conjugate)
         rounded, exact = (
-            self._runs(parts, dtype, "input_grad", conjugate=conjugate) for dtype in (self.dtype, self.accumulator)
+            self._runs(g, parts, dtype, "input_grad", conjugate=conjugate) for dtype in (self.dtype, self.accumulator)
         )
-        for number, run, first, here in zip(
-            numbers(chunks), rounded, exact, self._of_y(graph, dy, parts, g.c_out), strict=True
-        ):
+        given = zip(numbers(chunks), rounded, exact, self._operands(graph, dy, parts.y, g.c_out), strict=True)
+        for number, run, first, here in given:
             if number in added:  # what is added to later is not rounded before
                 graph.patched_block(number, self.dtype, graph.work("inner", first, here, *weights), added[number])
             else:
@@ -81,8 +88,8 @@ class Chunked(Schedule):
         # Cut by whichever lies in smaller chunks: what a task reads of either is no larger than these.
         pairs = zip(self._cuts(dy, _same, g.out), self._cuts(x, _outputs, g.out), strict=True)
         parts = self._reading([max(pair, key=len) for pair in pairs])
-        runs = self._runs(parts, self.accumulator, "weight_grad")
-        operands = self._of_y(graph, dy, parts, g.c_out), self._of_x(graph, x, parts)
+        runs = self._runs(g.zero_padded(), parts, self.accumulator, "weight_grad")
+        operands = self._operands(graph, dy, parts.y, g.c_out), self._operands(graph, x, parts.x, g.c_in)
         sums = [graph.work("partial", *given) for given in zip(runs, *operands, strict=True)]
         while len(sums) > TOGETHER:
             groups = (sums[i : i + TOGETHER] for i in range(0, len(sums), TOGETHER))
@@ -97,8 +104,8 @@ class Chunked(Schedule):
         cuts = self._cuts(x, _outputs, g.out)
         batch, *outs = (_sizes(cut) for cut in cuts)
         chunks, parts = (batch, (g.c_in,), *((k,) for k in g.kernel), *outs), self._reading(cuts)
-        runs = self._runs(parts, self.dtype, "im2col", images_last=images_last)
-        graph.blocks(chunks, runs, self._of_x(graph, x, parts))
+        runs = self._runs(g.zero_padded(), parts, self.dtype, "im2col", images_last=images_last)
+        graph.blocks(chunks, runs, self._operands(graph, x, parts.x, g.c_in))
         return graph.array(chunks, self.dtype, x)
 
     def col2im(self, cols: Array) -> Array:
@@ -108,15 +115,15 @@ class Chunked(Schedule):
         graph = self._graph("col2im", cols)
         cuts = self._cuts(cols, _inputs, g.size)
         chunks, parts = self._chunks(cuts, g.c_in), self._parts("inputs", cuts)
-        windows = self._of_y(graph, cols, parts, g.c_in, *g.kernel)
-        graph.blocks(chunks, self._runs(parts, self.dtype, "col2im"), windows)
+        windows = self._operands(graph, cols, parts.y, g.c_in, *g.kernel)
+        graph.blocks(chunks, self._runs(g, parts, self.dtype, "col2im"), windows)
         return graph.array(chunks, self.dtype, cols)
 
     def _borders(
         self,
         graph: Graph,
         dy: Array,
-        w: Array,
+        w: Operand,
         cuts: list[list[int]],
         chunks: tuple[Shape, ...],
         *,
@@ -125,23 +132,19 @@ class Chunked(Schedule):
         """The gradients of a padding that is not zeros, by the chunks that they are added to."""
         added: dict[Shape, list[Addition]] = defaultdict(list)
         g = self.geometry
-        if g.pad_mode == "constant":
-            return added
         ends = [edges_of(sizes) for sizes in chunks]
         for zones in product(*(axis.zones() for axis in g.axes)):
             if all(zone == axis.kept[0] for zone, axis in zip(zones, g.axes, strict=True)):
                 continue
             edges = [_within(zone, axis, cut) for zone, axis, cut in zip(zones, g.axes, cuts[1:], strict=True)]
             parts = self._parts("inputs", [cuts[0], *edges], written_out=True)
-            parts = [[part for part in line if part.axis.out] for line in parts]
-            runs = self._runs(parts, self.accumulator, "input_grad", conjugate=conjugate)
-            strips = zip(runs, self._of_y(graph, dy, parts, g.c_out), product(*parts), strict=True)
-            for run, here, (images, *found) in strips:
-                strip = graph.work("border", run, here, graph.all_of(w))
-                places = product(*(placed(part.x) for part in found))
-                for place, reads in zip(places, product(*(part.x for part in found)), strict=True):
-                    part = graph.retracted(strip, place, reads, channels_last=g.channels_last)
-                    box = g.in_layout((images.x[0].source, slice(0, g.c_in), *(read.source for read in reads)))
+            runs = self._runs(g.zero_padded(), parts, self.accumulator, "input_grad", conjugate=conjugate)
+            strips = zip(runs, self._operands(graph, dy, parts.y, g.c_out), product(*parts.x), strict=True)
+            for run, here, ((images,), *reads) in strips:
+                strip = graph.work("border", run, here, w)
+                for place, read in zip(product(*map(placed, reads)), product(*reads), strict=True):
+                    part = graph.retracted(strip, place, read, channels_last=g.channels_last)
+                    box = g.in_layout((images.source, slice(0, g.c_in), *(run.source for run in read)))
                     for pieces in product(*map(overlaps, ends, box)):
                         number, inside, at = zip(*pieces, strict=True)
                         added[number].append((inside, at, part))
@@ -179,47 +182,36 @@ class Chunked(Schedule):
     def _parts(self, over: Side, cuts: list[list[int]], *, written_out: bool = False) -> Parts:
         """What lies between the cuts, axis by axis; with the padding as zeros, or `written_out` and read as input."""
         g = self.geometry
-        parts: Parts = []
+        parts = Parts([], [], [])
         for axis, cut in zip((Axis(g.batch, 1), *g.axes), cuts, strict=True):
-            line = g.along((axis,))
-            flat = line.extended() if written_out else line.zero_padded()
-            tiles = [flat.part(over, slice(0, 1), (slice(*ends),)) for ends in pairwise(cut)]
-            parts.append(
-                [
-                    Part(
-                        tile.geometry.axes[0],
-                        list(axis.runs(g.pad_mode, x)) if written_out and axis.is_padded else _all(x),
-                        _all(y),
-                    )
-                    for tile in tiles
-                    for x, y in [(tile.x[2], tile.y[2])]
-                ]
-            )
+            line = g.along((axis,)).zero_padded()
+            line = line.extended() if written_out else line
+            tiles = [line.part(over, slice(0, 1), (slice(*ends),)) for ends in pairwise(cut)]
+            if written_out and over == "inputs":
+                tiles = [tile for tile in tiles if tile.geometry.pixels]
+            read = partial(axis.runs, g.pad_mode) if written_out and axis.is_padded else _all
+            parts.axes.append([tile.geometry.axes[0] for tile in tiles])
+            parts.x.append([list(read(tile.x[2])) for tile in tiles])
+            parts.y.append([_all(tile.y[2]) for tile in tiles])
         return parts
 
     def _reading(self, cuts: list[list[int]]) -> Parts:
         """The parts that make some outputs."""
         return self._parts("outputs", cuts, written_out=self.geometry.pad_mode != "constant")
 
-    def _runs(self, parts: Parts, dtype: DType, function: str, **options: bool) -> Iterator[Callable[..., Array]]:
-        """A function of the smaller convolutions, in order; of equal ones, it is the same."""
-        g = self.geometry.zero_padded()
+    def _runs(
+        self, g: Geometry, parts: Parts, dtype: DType, function: str, **options: bool
+    ) -> Iterator[Callable[..., Array]]:
+        """A function of the smaller convolutions, in order; the same one of equal ones."""
 
         @cache
         def run(images: Axis, *axes: Axis) -> Callable[..., Array]:
             return partial(self.run, g.along(axes, images.size), dtype, function, **options)
 
-        return (run(*axes) for axes in product(*([part.axis for part in line] for line in parts)))
-
-    def _of_x(self, graph: Graph, x: Array, parts: Parts) -> Iterator[Operand]:
-        """What the parts read of the input, in order."""
-        return self._operands(graph, x, [[part.x for part in line] for line in parts], self.geometry.c_in)
-
-    def _of_y(self, graph: Graph, dy: Array, parts: Parts, *inner: int) -> Iterator[Operand]:
-        """What the parts read of the result's gradient or, with more lengths than that of the channels, of windows."""
-        return self._operands(graph, dy, [[part.y for part in line] for line in parts], *inner)
+        return starmap(run, product(*parts.axes))
 
     def _operands(self, graph: Graph, a: Array, reads: list[list[list[Run]]], *inner: int) -> Iterator[Operand]:
+        """What the parts read of an array, in order; of its axes with these lengths, everything."""
         images, *spatial = reads
         channels = ([_all(slice(0, n))] for n in inner)
         return graph.operands(a, self.geometry.in_layout((images, *channels, *spatial)))

@@ -1,7 +1,7 @@
 """Graphs of tasks that make the chunks of an array from those of others, and what these tasks do."""
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from itertools import accumulate, chain, pairwise, product, starmap
 from typing import Any, NamedTuple, TypeAlias
@@ -178,7 +178,7 @@ def overlaps(edges: list[int], wanted: slice) -> list[tuple[int, slice, slice]]:
     return found
 
 
-def placed(runs: list[Run]) -> list[slice]:
+def placed(runs: Iterable[Run]) -> list[slice]:
     """Where runs lie, one behind the other."""
     return [slice(*ends) for ends in pairwise(accumulate((run.repeats * run.period for run in runs), initial=0))]
 
@@ -194,7 +194,7 @@ def _ways(sizes: Shape, line: list[list[Run]]) -> list[tuple[tuple[Shape, ...], 
             tuple((at.start, at.stop, s.start, s.stop, s.stop - s.start == sizes[i], i == home) for i, s, at in some)
             for some in found
         )
-        way = tuple(zip((run._replace(start=0) for run in runs), pieces, strict=True))
+        way = tuple(zip((Run(0, *run[1:]) for run in runs), pieces, strict=True))
         ways.append((tuple(tuple(i for i, *_ in some) for some in found), way))
     return ways
 
