@@ -180,8 +180,8 @@ class Geometry:
 
         Images are cut first, then the axes in order, so that a tile is long in memory; but no axis is cut shorter
         than `HALOS` times what neighbours share until every axis is as short as that. With a `grain`, an axis is cut
-        at multiples of it, unless that leaves a part that is too large. The parts of one axis differ by at most one
-        element, or grain, and their order is fixed.
+        at multiples of it, unless that leaves a part that is too large. All parts of one axis but the last are equally
+        long, and their order is fixed.
         """
         lengths = (self.batch, *(self.out if over == "outputs" else self.size))
         whole = Tiling(self, over, lengths, (1, *(grain or (1 for _ in self.axes))), (1,) * len(lengths))
@@ -262,32 +262,32 @@ class Tiling(Sequence[Tile]):
         """The lengths, counted in grains."""
         return tuple(-(-length // grain) for length, grain in zip(self.lengths, self.grains, strict=True))
 
+    @property
+    def steps(self) -> Shape:
+        """The lengths of the parts, the last one on every axis excepted."""
+        axes = zip(self.lengths, self.in_grains, self.grains, self.counts, strict=True)
+        return tuple(min(length, -(-n // count) * grain) for length, n, grain, count in axes)
+
     def __getitem__(self, number: int) -> Tile:  # type: ignore[override]
         if not 0 <= number < len(self):
             raise IndexError(number)
         ranges: list[slice] = []
-        axes = zip(self.lengths, self.in_grains, self.grains, self.counts, strict=True)
-        for length, n, grain, count in reversed(tuple(axes)):
+        axes = zip(self.lengths, self.steps, self.counts, strict=True)
+        for length, step, count in reversed(tuple(axes)):
             number, i = divmod(number, count)
-            ranges.insert(0, slice(n * i // count * grain, min(n * (i + 1) // count * grain, length)))
+            ranges.insert(0, slice(i * step, min((i + 1) * step, length)))
         return self.geometry.part(self.over, ranges[0], tuple(ranges[1:]))
 
     @property
     def weight(self) -> float:
         """How many times as much as the largest tile all of them are, by what they cut."""
-        steps = (
-            -(-n // count) * grain for n, grain, count in zip(self.in_grains, self.grains, self.counts, strict=True)
-        )
-        return math.prod(
-            length / min(length, step) if length else 1 for length, step in zip(self.lengths, steps, strict=True)
-        )
+        axes = zip(self.lengths, self.steps, strict=True)
+        return math.prod(length / step if length else 1 for length, step in axes)
 
     @property
     def largest(self) -> Geometry:
         """A geometry that takes at least as much memory as any of the tiles."""
-        axes = zip(self.lengths, self.in_grains, self.grains, self.counts, strict=True)
-        steps = [min(length, -(-n // count) * grain) for length, n, grain, count in axes]
-        return self.geometry.largest(self.over, steps)
+        return self.geometry.largest(self.over, self.steps)
 
 
 class Border(NamedTuple):
