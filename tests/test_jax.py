@@ -394,15 +394,80 @@ def test_precision_is_asked_for(jax, precision, name):
         assert set(re.findall(r"Precision\.(\w+)", traced)) == {name}
 
 
-def test_tiles_are_joined_and_never_copied_into_the_whole(jax, integers):
+def test_tiles_are_joined_and_never_copied_into_the_whole(jax, integers, monkeypatch):
+    """Where each is traced by itself, or run without `jit`."""
     x, w = integers((3, 2, 40, 30), (4, 2, 3, 3))
     whole = xconv.conv(x, w)
+    monkeypatch.setattr("xconv.backends.jax._backend.MOST_UNROLLED", 1000)
     with xconv.config(workspace=60_000):
         assert xconv.plan(x, w).tiles > 10
         traced = str(jax.make_jaxpr(xconv.conv)(x, w))
         assert (xconv.conv(x, w) == whole).all()
     assert "scatter" not in traced
     assert "dynamic_update_slice" not in traced
+
+
+def test_many_tiles_are_loops_where_they_are_compiled(jax, integers, monkeypatch):
+    """Without `jit`, a loop would be compiled anew in every call."""
+    x, w = integers((1, 2, 100), (4, 2, 3))
+
+    def loss(x):
+        return xconv.conv(x, w).sum()
+
+    expected = jax.jit(jax.value_and_grad(loss))(x)
+    monkeypatch.setattr(jax.lax, "scan", None)
+    with xconv.config(workspace=2_000):
+        assert xconv.plan(x, w).tiles > 8
+        assert_equal(jax.value_and_grad(loss)(x), expected)
+        with pytest.raises(TypeError, match="NoneType"):
+            jax.make_jaxpr(loss)(x)
+
+
+LOOPS = {
+    "1d": ((2, 4, 50), (4, 2, 3), {"stride": 2, "padding": 2, "groups": 2}, 3_000),
+    "last": ((1, 50, 4), (4, 4, 3), {"layout": "channels_last", "padding": 1}, 5_000),
+    "2d": ((1, 2, 10, 20), (2, 2, 3, 3), {"padding": 1}, 10_000),
+}
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_loops_over_tiles(jax, integers, name):
+    """As many equations for many tiles as for some, and the numbers of one."""
+    x_shape, w_shape, options, workspace = LOOPS[name]
+    sizes = {}
+    for times in (1, 5):
+        longer = tuple(times * n if n >= 10 else n for n in x_shape)
+        x, w = integers(longer, w_shape)
+        (dy,) = integers(result_of(jax, x, w, options))
+        function = three(longer, w_shape, options)
+        with xconv.config(workspace=workspace):
+            plan = xconv.plan(x, w, **options)
+            assert plan.forward.tiles > 8 < plan.input_grad.tiles
+            traced = jax.make_jaxpr(function)(x, w, dy)
+        sizes[plan.tiles] = str(traced).count(" = ")
+    few, many = sizes
+    assert many > 3 * few
+    assert sizes[many] < 1.2 * sizes[few]
+    whole = tuple(map(jax.numpy.asarray, function(*map(np.asarray, (x, w, dy)))))
+    with xconv.config(workspace=workspace):
+        for tiled in (function, derived(jax, partial(xconv.conv, **options))):
+            assert_equal(jax.jit(tiled)(x, w, dy), whole)
+
+
+def test_loops_over_columns(jax, integers):
+    """Compiled for several images at once."""
+    (xs,) = integers((2, 1, 2, 100))
+
+    def there_and_back(x):
+        return xconv.col2im(xconv.im2col(x, 3), 100)
+
+    whole = np.concatenate([there_and_back(x) for x in np.asarray(xs)])
+    with xconv.config(workspace=2_000):
+        traced = jax.jit(jax.vmap(there_and_back)).trace(xs)
+        assert len(re.findall(r"= scan\[", str(traced.jaxpr))) == 2
+        compiled = traced.lower().compile()
+        assert_equal(compiled(xs), jax.numpy.asarray(whole)[:, None])
+        assert "gather(" not in compiled.as_text()  # all images are cut at the same places
 
 
 def test_several_filters_of_a_large_plane(jax, rng):

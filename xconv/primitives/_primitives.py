@@ -74,6 +74,10 @@ class Primitives:
         """The same as `astype`, for as long as a tile is worked on."""
         return self.astype(x, dtype)
 
+    def part(self, x: Array, index: Index) -> Array:
+        """What a tile reads."""
+        return x[index]
+
     def reshape(self, x: Array, shape: Shape) -> Array:
         """`x` in another shape, for as long as a tile is worked on."""
         return self.xp.reshape(x, shape)

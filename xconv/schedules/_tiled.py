@@ -110,7 +110,7 @@ class Tiled:
 
     def _read(self, tile: Tile, x: Array) -> tuple[Geometry, Array]:
         """The input of a tile, with no padding left but zeros."""
-        g, part = tile.geometry, x[tile.x]
+        g, part = tile.geometry, self.backend.part(x, tile.x)
         if g.pad_mode != "constant" and g.is_padded:
             return g.extended(), self.backend.extend(part, g)
         return g.zero_padded(), part
@@ -172,7 +172,7 @@ class InputGrad(Tiled):
             g = tile.geometry.zero_padded()
             if g.pixels == 0:  # a gap that no window sees
                 return backend.zeros(g.x_shape, self.accumulator, dy, out)
-            return self.algorithm.input_grad(backend, g, self._operand(dy[tile.y]), u, out)
+            return self.algorithm.input_grad(backend, g, self._operand(backend.part(dy, tile.y)), u, out)
 
         def retracted(tile: Tile) -> Iterator[tuple[Index, Array]]:
             strip = part(tile, None)
@@ -256,7 +256,7 @@ class WeightGrad(Tiled):
 
         def piece(tile: Tile, _: Array | None) -> Array:
             g, part = self._read(tile, x)
-            return self.algorithm.weight_grad(backend, g, self._operand(dy[tile.y]), self._operand(part))
+            return self.algorithm.weight_grad(backend, g, self._operand(backend.part(dy, tile.y)), self._operand(part))
 
         total = backend.total(self.tiles, piece, team=self.team, lanes=self.lanes)
         return backend.astype(self.algorithm.transform_adjoint(backend, self.geometry, total), self.dtype)
@@ -320,7 +320,7 @@ class Col2im(Tiled):
             g = tile.geometry
             if g.pixels == 0:
                 return self.backend.zeros(g.x_shape, self.accumulator, cols, out)
-            return self.backend.col2im(self._operand(cols[_columns(tile)]), g, out)
+            return self.backend.col2im(self._operand(self.backend.part(cols, _columns(tile))), g, out)
 
         g = self.geometry
         order = tuple(range(len(g.x_shape)))

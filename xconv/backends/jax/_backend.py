@@ -2,16 +2,21 @@
 
 import math
 from collections.abc import Sequence
+from itertools import islice
 
 from ... import _config
 from ..._geometry import Geometry, Tile
-from ..._typing import Array, DType
+from ..._typing import Array, DType, Index
 from ...primitives import Costs, Piece, Team, Whole, device, joined, pad
 from .._backend import Backend
 from ._costs import jax_costs
+from ._loops import read, repeated, staged, written
 
 #: What JAX calls our precisions. Its own default on a GPU is TF32.
 PRECISIONS = {"ieee": "highest", "tf32": "tensorfloat32"}
+
+#: Under `jit`, more tiles than this are run in loops.
+MOST_UNROLLED = 8
 
 
 class JaxBackend(Backend):
@@ -65,8 +70,28 @@ class JaxBackend(Backend):
         made = lax.fft(self.xp.moveaxis(x, at, -1), "IRFFT" if half else "IFFT", (length,)) * math.sqrt(length)
         return self.xp.moveaxis(made, -1, at)
 
+    # tiles
+
+    def part(self, x: Array, index: Index) -> Array:
+        return read(x, index)
+
     def assemble(self, whole: Whole, tiles: Sequence[Tile], piece: Piece, team: Team) -> Array:
-        """As there is nothing to write into, the parts are joined: each is copied once an axis, never the whole."""
+        """As there is nothing to write into, few parts are joined: each is copied once an axis, never the whole.
+
+        Many parts of a program are written into the whole in loops, which XLA does in place.
+        """
         del team
-        parts = [(whole.place(tile), self.astype(piece(tile, None), whole.dtype)) for tile in tiles]
-        return joined(self.xp, parts)
+
+        def made(tile: Tile) -> Array:
+            return self.astype(piece(tile, None), whole.dtype)
+
+        if len(tiles) <= MOST_UNROLLED or not staged():
+            return joined(self.xp, [(whole.place(tile), made(tile)) for tile in tiles])
+        first = made(tiles[0])
+        out = written(self.zeros(whole.shape, whole.dtype, first), whole.place(tiles[0]), first)
+        return repeated(lambda tile, out: written(out, whole.place(tile), made(tile)), islice(tiles, 1, None), out)
+
+    def total(self, tiles: Sequence[Tile], piece: Piece, *, team: Team, lanes: int = 1) -> Array:
+        if len(tiles) <= MOST_UNROLLED or not staged():
+            return super().total(tiles, piece, team=team, lanes=lanes)
+        return repeated(lambda tile, sum_: sum_ + piece(tile, None), islice(tiles, 1, None), piece(tiles[0], None))

@@ -1,0 +1,77 @@
+"""Tiles in loops: of those that are alike but for their places, a program has one, however many there are."""
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, TypeAlias, TypeGuard
+
+from ..._geometry import Geometry, Tile
+from ..._typing import Array, Index
+
+#: Makes more of an array by a tile.
+Step: TypeAlias = Callable[[Tile, Array], Array]
+
+
+class Moving(NamedTuple):
+    """A part of an axis that begins elsewhere in every turn of a loop."""
+
+    start: Array
+    size: int
+
+
+def staged() -> bool:
+    """Whether what is called now becomes part of a program: without one, a loop would be compiled in every call."""
+    import jax
+
+    return isinstance(jax.numpy.zeros(()), jax.core.Tracer)
+
+
+def read(x: Array, index: Index) -> Array:
+    """``x[index]``, which may be moving."""
+    from jax import lax
+
+    if not any(map(_moves, index)):
+        return x[index]
+    sizes = [i.size if _moves(i) else size for i, size in zip(index, x.shape, strict=True)]
+    return lax.dynamic_slice(x, _starts(index), sizes)
+
+
+def written(x: Array, index: Index, part: Array) -> Array:
+    """`x` with a part of it at an index, which may be moving."""
+    from jax import lax
+
+    return lax.dynamic_update_slice(x, part, _starts(index))
+
+
+def repeated(step: Step, tiles: Iterable[Tile], made: Array) -> Array:
+    """What becomes of `made` by a step for every tile, those that are alike one after the other."""
+    groups: dict[Geometry, list[Tile]] = {}
+    for tile in tiles:
+        groups.setdefault(tile.geometry, []).append(tile)
+    for g, alike in groups.items():
+        made = step(alike[0], made) if len(alike) == 1 else _loop(step, g, alike, made)
+    return made
+
+
+def _loop(step: Step, g: Geometry, tiles: list[Tile], made: Array) -> Array:
+    from jax import lax, numpy
+
+    def turn(made: Array, starts: Array) -> tuple[Array, None]:
+        x, y = (
+            tuple[Any, ...](Moving(starts[side, at], size) for at, size in enumerate(shape))
+            for side, shape in enumerate((g.x_shape, g.y_shape))
+        )
+        return step(Tile(g, x, y), made), None
+
+    # A table, and no arithmetic with a counter: `zeros` in _pieces.py says more about that.
+    starts = [[[i.start or 0 for i in index] for index in (tile.x, tile.y)] for tile in tiles]
+    made, _ = lax.scan(turn, made, numpy.asarray(starts, dtype="uint32"))
+    return made
+
+
+def _moves(i: object) -> TypeGuard[Moving]:
+    return isinstance(i, Moving)
+
+
+def _starts(index: Index) -> list[Array | int]:
+    from jax import numpy
+
+    return [i.start if _moves(i) else numpy.uint32(i.start or 0) for i in index]
