@@ -10,6 +10,7 @@ import pytest
 import xconv
 from xconv import backends
 from xconv._planner import scheduled
+from xconv.backends.jax import JaxBackend
 from xconv.backends.numpy import NumpyBackend
 from xconv.primitives import device
 
@@ -40,6 +41,9 @@ def like_jax(monkeypatch):
     monkeypatch.setattr(array_api_compat, "is_numpy_array", lambda _: False)
     monkeypatch.setattr(array_api_compat, "is_jax_array", lambda _: True)
     monkeypatch.setattr(array_api_compat, "array_namespace", lambda *_: namespace)
+    # What these two ask JAX itself.
+    monkeypatch.setattr(JaxBackend, "common", backends.Backend.common)
+    monkeypatch.setattr("xconv.backends.jax._backend.staged", lambda: False)
     return namespace
 
 
@@ -88,10 +92,15 @@ def test_what_has_not_been_measured_is_chosen_by_name_only(monkeypatch):
     scheduled.cache_clear()
 
 
-def test_only_dense_arrays():
-    sparse = SimpleNamespace(layout="torch.sparse_coo", device=None)
+@pytest.mark.parametrize("attributes", [{"layout": "torch.sparse_coo"}, {"layout": "torch.strided", "is_nested": True}])
+def test_only_dense_arrays(attributes):
     with pytest.raises(TypeError, match="`x` must be a dense array, got one of layout"):
-        backends.Backend(np).of({"x": sparse})
+        backends.Backend(np).of({"x": SimpleNamespace(**attributes, device=None)})
+
+
+def test_only_sizes_in_numbers():
+    with pytest.raises(TypeError, match=r"`x` must have sizes in numbers, got shape \('n', 3\): export"):
+        backends.Backend(np).shape("x", SimpleNamespace(shape=("n", 3)))
 
 
 def test_libraries_that_do_not_tell_the_device():

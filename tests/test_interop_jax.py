@@ -187,6 +187,25 @@ def test_vmap(jax, bridge, integers):
     assert_same(*(jax.jit(partial(everything, f))(xs, ws, bs) for f in (bridge.conv, xconv.conv)))
 
 
+def test_many_tiles(jax, bridge, integers):
+    """Loops where they are compiled, and calls where not."""
+    x, w = integers((1, 2, 80), (3, 2, 3))
+
+    gradients = jax.value_and_grad(lambda *a: (bridge.conv(*a) ** 2).sum(), (0, 1))
+    y, (value, whole) = bridge.conv(x, w), jax.jit(lambda *a: gradients(*a))(x, w)
+    with xconv.config(workspace=3_000):
+        assert xconv.plan(x, w).tiles > 8
+        found, parts = jax.jit(gradients)(x, w)
+        assert_same((bridge.conv(x, w), found, *parts), (y, value, *whole))
+
+
+def test_constants_of_numpy(jax, bridge, integers):
+    x, w, b = integers((1, 2, 6), (3, 2, 3), (3,))
+    for module in (bridge, xconv):
+        made = jax.jit(lambda x, f=module.conv: f(x, np.asarray(w), np.asarray(b)))(x)
+        assert_same([made], [xconv.conv(x, w, b)])
+
+
 def test_options_are_static(jax, bridge, integers):
     """A compiled function keeps its options, which may be lists; nothing of a trace is kept."""
     x, w = integers((1, 2, 6), (2, 2, 3))

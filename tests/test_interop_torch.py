@@ -270,3 +270,18 @@ def test_jacobian(torch, bridge, integers):
     x, w = integers((1, 2, 5), (3, 2, 3))
     ours, theirs = (torch.func.jacrev(f, argnums=1)(x, w) for f in (bridge.conv, xconv.conv))
     assert_same(torch, [ours], [theirs])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_traced_and_exported(torch, bridge, integers):
+    x, w = leaves(*integers((1, 2, 5), (3, 2, 3)))
+    for function in (bridge.conv, lambda x, w: bridge.conv_transpose(x, w.transpose(0, 1), stride=2)):
+
+        class Layer(torch.nn.Module):
+            def forward(self, x, w, function=function):
+                return function(x, w)
+
+        traced = torch.jit.trace(function, (x, w))
+        exported = torch.export.export(Layer(), (x, w)).module()
+        for program in (traced, exported):
+            assert_same(torch, [program(x, w)], [function(x, w)])

@@ -440,3 +440,69 @@ def test_refuses_sparse_tensors(torch):
     x = torch.ones(1, 1, 4)
     with pytest.raises(TypeError, match=r"`w` must be a dense array, got one of layout torch\.sparse_coo"):
         xconv.conv(x, x.to_sparse())
+
+
+@pytest.mark.parametrize("layout", ["strided", "jagged"])
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+def test_refuses_nested_tensors(torch, layout):
+    x = torch.nested.nested_tensor([torch.ones(1, 4), torch.ones(1, 5)], layout=getattr(torch, layout))
+    for a, b in ((x, torch.ones(1, 1, 2)), (x, x)):
+        with pytest.raises(TypeError, match=rf"`x` must be a dense array, got one of layout torch\.{layout}, nested"):
+            xconv.conv(a, b)
+
+
+# Traces
+
+
+@pytest.fixture
+def layer(torch, integers):
+    """A module that convolves, and its input."""
+    x, w = integers((2, 3, 6, 5), (4, 3, 3, 3))
+
+    class Layer(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = torch.nn.Parameter(w)
+
+        def forward(self, x):
+            return xconv.conv(x, self.w, padding=1)
+
+    return Layer(), x
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_traced(torch, integers):
+    """The sizes are tensors there, and those of the trace are constants of it, of which PyTorch warns."""
+    x, w, b, dy = integers((2, 3, 6, 5), (4, 3, 3, 3), (4,), (2, 4, 6, 5))
+    functions = {
+        "conv": (lambda x, w, b: xconv.conv(x, w, b, padding=1), x, w, b),
+        "input": (lambda dy, w: xconv.conv_input_grad(dy, w, x.shape, padding=1), dy, w),
+        "weight": (lambda dy, x: xconv.conv_weight_grad(dy, x, w.shape, padding=1), dy, x),
+        "transpose": (lambda dy, w: xconv.conv_transpose(dy, w, stride=2), dy, w),
+        "columns": (lambda x: xconv.col2im(xconv.im2col(x, 3), x.shape[2:]), x),
+    }
+    for function, *operands in functions.values():
+        with pytest.warns(torch.jit.TracerWarning):
+            traced = torch.jit.trace(function, tuple(operands))
+        others = [a.flip(-1) for a in operands]
+        assert_equal(torch, traced(*others), function(*others))
+
+
+def test_exported(torch, layer):
+    module, x = layer
+    exported = torch.export.export(module, (x,)).module()
+    assert_equal(torch, exported(x.flip(0)), module(x.flip(0)))
+    with pytest.raises(torch._dynamo.exc.UserError, match=r"batch.*specialized it to be a constant \(2\)"):
+        torch.export.export(module, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    assert_equal(torch, module(x[:1]), module(x)[:1])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_onnx_exported(torch, layer, tmp_path):
+    reference = pytest.importorskip("onnx.reference")
+    module, x = layer
+    path = str(tmp_path / "model.onnx")
+    torch.onnx.export(module, (x,), path, dynamo=False)
+    model = reference.ReferenceEvaluator(path)
+    (y,) = model.run(None, {model.input_names[0]: x.numpy()})
+    assert_equal(torch, torch.from_numpy(y), module(x).detach())

@@ -9,7 +9,7 @@ from ._arguments import MOST_BYTES, WIDEST, check_memory, check_ranks, frozen, i
 from ._plan import Plan
 from ._planner import Options, Planned, scheduled
 from ._typing import Array, DType, Ints, Layout, Padding, PadMode, Shape
-from .backends import Backend, backend_of
+from .backends import Backend, backend_of, model
 from .schedules import Schedule
 
 
@@ -115,9 +115,10 @@ def conv(
     """
     given = {"x": x, "w": w} if b is None else {"x": x, "w": w, "b": b}
     backend = backend_of(given)
-    _check_bias(b, tuple(w.shape[:1]))
+    w_shape = backend.shape("w", w)
+    _check_bias(b, w_shape[:1])
     options = _options(backend, stride, padding, dilation, groups, pad_mode, layout, dtype, algorithm)
-    schedule = planned(backend, given, tuple(x.shape), tuple(w.shape), options)
+    schedule = planned(backend, given, backend.shape("x", x), w_shape, options)
     check_fits(backend, schedule, schedule.y_shape)
     return schedule.forward(x, w, b)
 
@@ -183,7 +184,7 @@ def conv_input_grad(
     backend = backend_of(given)
     x_shape = shape("x_shape", x_shape)
     options = _options(backend, stride, padding, dilation, groups, pad_mode, layout, dtype, algorithm)
-    schedule = planned(backend, given, x_shape, tuple(w.shape), options)
+    schedule = planned(backend, given, x_shape, backend.shape("w", w), options)
     _check_result(dy, schedule)
     check_fits(backend, schedule, x_shape)
     return schedule.input_grad(dy, w)
@@ -248,7 +249,7 @@ def conv_weight_grad(
     backend = backend_of(given)
     w_shape = shape("w_shape", w_shape)
     options = _options(backend, stride, padding, dilation, groups, pad_mode, layout, dtype, algorithm)
-    schedule = planned(backend, given, tuple(x.shape), w_shape, options)
+    schedule = planned(backend, given, backend.shape("x", x), w_shape, options)
     _check_result(dy, schedule)
     check_fits(backend, schedule, w_shape)
     return schedule.weight_grad(dy, x)
@@ -314,7 +315,7 @@ def conv_transpose(
     backend = backend_of(given)
     options = _options(backend, stride, padding, dilation, groups, "constant", layout, dtype, algorithm)
     options = options._replace(output_padding=frozen("output_padding", output_padding))
-    schedule = planned(backend, given, tuple(x.shape), tuple(w.shape), options)
+    schedule = planned(backend, given, backend.shape("x", x), backend.shape("w", w), options)
     _check_bias(b, (schedule.geometry.c_in,))
     check_fits(backend, schedule, schedule.x_shape)
     return schedule.input_grad(x, w, b, conjugate=False)
@@ -384,7 +385,7 @@ def unfolded(
     """`im2col` for :func:`im2col_indices`, whose columns lie in memory with `images_last`."""
     given = {"x": x}
     backend = backend_of(given)
-    x_shape = tuple(x.shape)
+    x_shape = backend.shape("x", x)
     if len(x_shape) < 3:
         check_ranks(x_shape, x_shape, ("x", "x"), channels_last=False)
     kernel = per_axis("kernel_size", frozen("kernel_size", kernel_size), len(x_shape) - 2, least=1)
@@ -441,7 +442,7 @@ def col2im(
     """
     given = {"cols": cols}
     backend = backend_of(given)
-    cols_shape = tuple(cols.shape)
+    cols_shape = backend.shape("cols", cols)
     if len(cols_shape) < 4 or len(cols_shape) % 2:
         msg = f"`cols` must have the axes (n, c, *kernel, *out), got shape {cols_shape}"
         raise ValueError(msg)
@@ -479,7 +480,8 @@ def plan(
     Parameters
     ----------
     x, w : array
-        The operands of the convolution, or arrays like them.
+        The operands of the convolution, or what has their shapes and dtypes: arrays like them, PyTorch's on the device
+        "meta", or a ``jax.ShapeDtypeStruct`` each.
     stride, padding, dilation, groups, pad_mode, layout, dtype, algorithm
         As in :func:`conv`.
 
@@ -501,9 +503,9 @@ def plan(
     'pointwise'
     """
     given = {"x": x, "w": w}
-    backend = backend_of(given)
+    backend = backend_of({name: model(array) for name, array in given.items()})
     options = _options(backend, stride, padding, dilation, groups, pad_mode, layout, dtype, algorithm)
-    schedule = planned(backend, given, tuple(x.shape), tuple(w.shape), options)
+    schedule = planned(backend, given, backend.shape("x", x), backend.shape("w", w), options)
     if not isinstance(schedule, Planned):
         msg = "`x` and `w` must lie in one piece: what is done with an array in chunks is planned chunk by chunk"
         raise TypeError(msg)

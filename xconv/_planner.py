@@ -206,7 +206,7 @@ def _result_dtype(backend: Backend, dtypes: tuple[tuple[str, DType], ...], wante
             to = floating[0] if floating else "float32 or int32, for example"
             msg = f"{rule}, got {given}: convert {' and '.join(odd)} to {to}"
             raise TypeError(msg)
-    common = _common(backend, *(dtype for _, dtype in dtypes))
+    common = backend.common(*(dtype for _, dtype in dtypes))
     if common is None:
         msg = f"the dtypes must have a common one, got {given}: convert one of them"
         raise TypeError(msg)
@@ -216,15 +216,7 @@ def _result_dtype(backend: Backend, dtypes: tuple[tuple[str, DType], ...], wante
     if wanted is None:
         return common
     wanted = backend.to_dtype(wanted)
-    if backend.kind(wanted) != backend.kind(common) or _common(backend, common, wanted) != wanted:
+    if backend.kind(wanted) != backend.kind(common) or backend.common(common, wanted) != wanted:
         msg = f"`dtype` must be able to hold {common}, the common dtype of {given}, got {wanted}"
         raise TypeError(msg)
     return wanted
-
-
-def _common(backend: Backend, *dtypes: DType) -> DType | None:
-    """The dtype that all of these promote to; None where the library has none."""
-    try:
-        return backend.xp.result_type(*dtypes)
-    except (TypeError, RuntimeError):
-        return None

@@ -143,7 +143,7 @@ def _choices(problem: Problem, function: Function) -> Iterator[Choice]:
     """Every algorithm by every way."""
     backend, whole, dtype, settings, *_ = problem
     kind = backend.kind(dtype)
-    may_stray = settings.numerics == "strict" and kind != "integer" and not backend.sees_numbers
+    must_not_stray = _is_strict(problem) and not backend.sees_numbers
     for way in WAYS[function]:
         g = way.geometry_of(whole)
         if g is None:
@@ -155,12 +155,17 @@ def _choices(problem: Problem, function: Function) -> Iterator[Choice]:
             note = None
             if settings.numerics == "strict" and not algorithm.componentwise:
                 note = 'its error bound is not componentwise, and `numerics` is "strict"'
-            elif may_stray and way.strays(algorithm, g):
+            elif must_not_stray and way.strays(algorithm, g):
                 note = 'filters meet zeros that are not there, which spread NaN, and `numerics` is "strict"'
             elif name in backend.unproven and settings.tuning is None:
                 note = f"it has not been measured on {backend.name}; ask for it by name"
             fitted = algorithm if refusal else algorithm.fitted(g, kind)
             yield Choice(way, fitted, g, refusal, note)
+
+
+def _is_strict(problem: Problem) -> bool:
+    """Whether NaN and infinity must stay in the windows that see them."""
+    return problem.settings.numerics == "strict" and problem.backend.kind(problem.dtype) != "integer"
 
 
 def able(problem: Problem, function: Function) -> list[Choice]:
@@ -277,7 +282,7 @@ def cut(problem: Problem, choice: Choice) -> Tiled:
         lanes=min(max(1, lanes), LANES),
         workspace=fixed + largest,
         cost=cost,
-        strict=settings.numerics == "strict" and backend.kind(dtype) != "integer",
+        looks=_is_strict(problem) and backend.sees_numbers,
         find_borders=partial(g.borders, largest, memory.border),
     )
 

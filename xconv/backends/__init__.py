@@ -3,6 +3,7 @@
 Nothing outside this folder asks which library an array is from.
 """
 
+import sys
 from collections.abc import Callable
 from functools import partial
 
@@ -11,7 +12,7 @@ import array_api_compat
 from .._typing import Array
 from ._backend import MIB, Backend
 
-__all__ = ["MIB", "Backend", "backend_of"]
+__all__ = ["MIB", "Backend", "backend_of", "model"]
 
 _by_type: dict[type, Backend] = {}
 _by_namespace: dict[object, Backend] = {}
@@ -24,16 +25,20 @@ def backend_of(arrays: dict[str, Array]) -> Backend:
     if known is not None and others.count(kind) == len(others):
         return known.of(arrays)
     backends = [_by_type.get(type(array)) or _discover(name, array) for name, array in arrays.items()]
-    backend = backends[0]
-    if any(found.chunked for found in backends):
-        backend = next(found for found in backends if found.chunked)
-    for found, name in zip(backends, arrays, strict=True):
-        if found is not backend and not backend.adopts(arrays[name]):
-            first = next(iter(arrays))
-            here, there = _type(arrays[first]), _type(arrays[name])
-            msg = f"`{first}` and `{name}` must be of one array library, got {here} and {there}: convert one of them"
-            raise TypeError(msg)
-    return backend.of(arrays)
+    for backend in backends:
+        if all(found is backend or backend.adopts(arrays[name]) for found, name in zip(backends, arrays, strict=True)):
+            return backend.of(arrays)
+    first = next(iter(arrays))
+    other = next(name for found, name in zip(backends, arrays, strict=True) if found is not backends[0])
+    here, there = _type(arrays[first]), _type(arrays[other])
+    msg = f"`{first}` and `{other}` must be of one array library, got {here} and {there}: convert one of them"
+    raise TypeError(msg)
+
+
+def model(array: Array) -> Array:
+    """An array of the same library, in place of what only has the shape and dtype of one: JAX's ShapeDtypeStruct."""
+    jax = sys.modules.get("jax")
+    return jax.numpy.empty(0) if jax and isinstance(array, jax.ShapeDtypeStruct) else array
 
 
 def _discover(name: str, array: Array) -> Backend:

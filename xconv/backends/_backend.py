@@ -1,11 +1,12 @@
 """What the planner asks of an array library: dtypes, devices, which algorithms there are, and what they cost."""
 
+import operator
 import re
 from collections.abc import Callable, Mapping
 from time import perf_counter
 
 from .._geometry import Geometry
-from .._typing import Array, DType, Kind
+from .._typing import Array, DType, Kind, Shape
 from ..algorithms import PORTABLE, Algorithm
 from ..primitives import Costs, Primitives, device
 from ..schedules import Schedule, Tiled
@@ -25,6 +26,8 @@ class Backend(Primitives):
     unproven: frozenset[str] = frozenset()
     #: The temporary memory of a tile where nothing else is asked for.
     tile_bytes = 256 * MIB
+    #: Whether the numbers of an array can be looked at: they are neither traced nor on another device.
+    sees_numbers = False
     #: Whether tiles can run in parallel.
     parallel = False
     #: How convolutions are run whose arrays lie in chunks of another library; None where they do not.
@@ -56,6 +59,13 @@ class Backend(Primitives):
             raise TypeError(msg)
         return found
 
+    def common(self, *dtypes: DType) -> DType | None:
+        """The dtype that all of these promote to; None where the library has none."""
+        try:
+            return self.xp.result_type(*dtypes)
+        except (TypeError, RuntimeError):
+            return None
+
     def accumulator(self, dtype: DType) -> DType:
         """The dtype in which products of `dtype` are summed: float32 for the half types."""
         return self.xp.float32 if _name(dtype) in {"float16", "bfloat16"} else dtype
@@ -71,7 +81,18 @@ class Backend(Primitives):
         parts = 2 if self.kind(dtype) == "complex" else 1
         return parts * int(self.xp.finfo(dtype).bits) // 8
 
-    # devices
+    # shapes and devices
+
+    def shape(self, name: str, x: Array) -> Shape:
+        """The shape of `x` in plain integers, of which a trace makes something else; TypeError for symbols."""
+        try:
+            return tuple(map(operator.index, x.shape))
+        except TypeError as error:
+            msg = (
+                f"`{name}` must have sizes in numbers, got shape {tuple(x.shape)}: export a program for every size, or "
+                "one that maps (`vmap`) the convolution of a single image over a batch of any size"
+            )
+            raise TypeError(msg) from error
 
     def place(self, x: Array) -> str:
         """The name of the device of `x`, for a record of times."""
@@ -86,6 +107,8 @@ class Backend(Primitives):
         """The backend of these arrays; TypeError unless they are dense and on one device, if the library tells."""
         for name, a in arrays.items():
             layout = str(getattr(a, "layout", "torch.strided"))  # of PyTorch
+            if getattr(a, "is_nested", False):
+                layout = f"{layout}, nested"
             if layout.startswith("torch.") and layout != "torch.strided":
                 msg = f"`{name}` must be a dense array, got one of layout {layout}"
                 raise TypeError(msg)

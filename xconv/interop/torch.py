@@ -56,7 +56,7 @@ def conv(x: Array, w: Array, b: Array | None = None, /, **options: Unpack[ConvOp
     >>> w.grad
     tensor([[[3., 6., 9.]]])
     """
-    return _Bilinear.apply(Product("y", options), x, w, b)
+    return _bilinear(Product("y", options), x, w, b)
 
 
 def conv_transpose(x: Array, w: Array, b: Array | None = None, /, **options: Unpack[TransposeOptions]) -> Array:
@@ -96,7 +96,12 @@ def conv_transpose(x: Array, w: Array, b: Array | None = None, /, **options: Unp
     >>> w.grad
     tensor([[[3., 3.]]])
     """
-    return _Bilinear.apply(Product("x", options), x, w, b)
+    return _bilinear(Product("x", options), x, w, b)
+
+
+def _bilinear(product: Product, *operands: Array | None) -> Array:
+    """A product, operation by operation where it is only traced: that knows no function with its own gradients."""
+    return product(*operands) if torch.jit.is_tracing() else _Bilinear.apply(product, *operands)
 
 
 class _Bilinear(torch.autograd.Function):
@@ -107,7 +112,7 @@ class _Bilinear(torch.autograd.Function):
     @staticmethod
     def forward(product: Product, a: Array, b: Array, bias: Array | None) -> Array:
         y = product(a, b, bias)
-        return y.data if y._is_view() else y  # noqa: SLF001 - a view made in here could not be changed in place
+        return y.detach() if y._is_view() else y  # noqa: SLF001 - a view made in here could not be changed in place
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Array) -> None:

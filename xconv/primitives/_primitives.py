@@ -55,9 +55,6 @@ class Primitives:
     ``u (blocks, rows, depth)`` and ``v (n, blocks, depth, pixels)``; a block is a group, or one frequency of it.
     """
 
-    #: Whether to look at the numbers of an array costs nothing: they are neither traced nor on another device.
-    sees_numbers = False
-
     def __init__(self, xp: Namespace) -> None:
         self.xp = xp
 

@@ -42,8 +42,8 @@ class Tiled:
     workspace: int
     #: The predicted time, in multiply-adds of float32.
     cost: float
-    #: Whether NaN and infinity must stay in the windows that see them.
-    strict: bool
+    #: Whether to look for filters that are not finite, and turn down those that would stray.
+    looks: bool
     #: Makes the parts of a padding that is not zeros.
     find_borders: Callable[[], Iterator[Border]]
     #: What the backend remembers of calls.
@@ -229,8 +229,8 @@ class Reflected(Forward):
         return any(axis.lo > 0 or axis.hi > 0 for axis in g.axes) or super().strays(algorithm, g)
 
     def run(self, dy: Array, w: Array, b: Array | None = None, *, conjugate: bool = True) -> Array:
-        xp, strays = self.backend.xp, self.strict and self.strays(self.algorithm, self.geometry)
-        if strays and self.backend.sees_numbers and not xp.all(xp.isfinite(w)):
+        xp = self.backend.xp
+        if self.looks and self.strays(self.algorithm, self.geometry) and not xp.all(xp.isfinite(w)):
             raise RefusedError(self.name, "filters meet zeros that are not there, and some are not finite")
         return super().run(dy, self._reflected(w, conjugate=conjugate), b)
 

@@ -4,10 +4,13 @@ import math
 from collections.abc import Sequence
 from itertools import islice
 
+import array_api_compat
+
 from ... import _config
 from ..._geometry import Geometry, Tile
 from ..._typing import Array, DType, Index
 from ...primitives import Costs, Piece, Team, Whole, device, joined, pad
+from ...schedules import Tiled
 from .._backend import Backend
 from ._costs import jax_costs
 from ._loops import read, repeated, staged, written
@@ -36,6 +39,21 @@ class JaxBackend(Backend):
         import jax
 
         return str(getattr(device(x), "platform", jax.default_backend()))
+
+    def adopts(self, array: Array) -> bool:
+        """A constant of a program is compiled into it, and does not travel when that runs."""
+        return array_api_compat.is_numpy_array(array) and staged()
+
+    def common(self, *dtypes: DType) -> DType | None:
+        """Constants may be wider than any array of JAX, as it is set up."""
+        from jax.dtypes import canonicalize_dtype
+
+        return super().common(*map(canonicalize_dtype, dtypes))
+
+    def call(self, tiled: Tiled, *arrays: Array, **options: bool) -> Array:
+        # Constants of a program are NumPy's arrays.
+        arrays = tuple(self.xp.asarray(a) if array_api_compat.is_numpy_array(a) else a for a in arrays)
+        return super().call(tiled, *arrays, **options)
 
     def costs(self, dtype: DType, precision: str) -> Costs:
         del precision

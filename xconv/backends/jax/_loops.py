@@ -26,10 +26,10 @@ def staged() -> bool:
 
 def read(x: Array, index: Index) -> Array:
     """``x[index]``, which may be moving."""
-    from jax import lax
-
     if not any(map(_moves, index)):
         return x[index]
+    from jax import lax
+
     sizes = [i.size if _moves(i) else size for i, size in zip(index, x.shape, strict=True)]
     return lax.dynamic_slice(x, _starts(index), sizes)
 

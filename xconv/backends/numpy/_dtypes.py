@@ -4,7 +4,7 @@ from contextlib import suppress
 
 import numpy as np
 
-from ..._typing import Array, DType, Kind
+from ..._typing import Array, DType, Kind, Shape
 from .._backend import Backend
 
 KINDS: dict[str, Kind] = {"i": "integer", "u": "integer", "f": "real", "c": "complex"}
@@ -31,6 +31,10 @@ class DtypesOfNumpy(Backend):
 
     def itemsize(self, dtype: DType) -> int:
         return int(np.dtype(dtype).itemsize)
+
+    def shape(self, name: str, x: Array) -> Shape:
+        del name
+        return tuple(x.shape)
 
     def conj(self, u: Array) -> Array:
         return self.xp.conj(u) if u.dtype.kind == "c" else u
