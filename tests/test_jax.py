@@ -475,7 +475,7 @@ def test_many_tiles_are_loops_where_they_are_compiled(jax, integers, monkeypatch
 
     expected = jax.jit(jax.value_and_grad(loss))(x)
     monkeypatch.setattr(jax.lax, "scan", None)
-    with xconv.config(workspace=2_000):
+    with xconv.config(workspace=250 * x.itemsize):
         assert xconv.plan(x, w).tiles > 8
         assert_equal(jax.value_and_grad(loss)(x), expected)
         with pytest.raises(TypeError, match="NoneType"):
@@ -483,21 +483,22 @@ def test_many_tiles_are_loops_where_they_are_compiled(jax, integers, monkeypatch
 
 
 LOOPS = {
-    "1d": ((2, 4, 50), (4, 2, 3), {"stride": 2, "padding": 2, "groups": 2}, 3_000),
-    "2d": ((1, 2, 10, 20), (2, 2, 3, 3), {"padding": 1}, 10_000),
+    "1d": ((2, 4, 50), (4, 2, 3), {"stride": 2, "padding": 2, "groups": 2}, 375),
+    "2d": ((1, 2, 10, 20), (2, 2, 3, 3), {"padding": 1}, 1_250),
 }
 
 
 @pytest.mark.parametrize("name", LOOPS)
 def test_loops_over_tiles(jax, integers, name):
     """As many equations for many tiles as for some, and the numbers of one."""
-    x_shape, w_shape, options, workspace = LOOPS[name]
+    x_shape, w_shape, options, room = LOOPS[name]
     sizes = {}
     for times in (1, 5):
         longer = tuple(times * n if n >= 10 else n for n in x_shape)
         x, w = integers(longer, w_shape)
         (dy,) = integers(result_of(jax, x, w, options))
         function = three(longer, w_shape, options)
+        workspace = room * x.itemsize
         with xconv.config(workspace=workspace):
             plan = xconv.plan(x, w, **options)
             assert plan.forward.tiles > 8 < plan.input_grad.tiles
@@ -520,7 +521,7 @@ def test_loops_over_columns(jax, integers):
         return xconv.col2im(xconv.im2col(x, 3), 100)
 
     whole = np.concatenate([there_and_back(x) for x in np.asarray(xs)])
-    with xconv.config(workspace=2_000):
+    with xconv.config(workspace=250 * xs.itemsize):
         traced = jax.jit(jax.vmap(there_and_back)).trace(xs)
         assert len(re.findall(r"= scan\[", str(traced.jaxpr))) == 2
         compiled = traced.lower().compile()
