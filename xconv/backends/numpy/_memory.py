@@ -34,9 +34,10 @@ class KeptMemory(DtypesOfNumpy):
         try:
             reshaped = x.reshape(shape, copy=False)
         except ValueError:
-            reshaped = None
-        if reshaped is not None and _in_lines(reshaped):
-            return reshaped
+            pass
+        else:
+            if _in_lines(reshaped):
+                return reshaped
         made = self.scratch.take(x.shape, x.dtype)
         made[...] = x
         return made.reshape(shape)
@@ -134,8 +135,8 @@ class KeptMemory(DtypesOfNumpy):
 
 def _in_lines(a: Array) -> bool:
     """Whether a product reads the matrices of `a` as they lie: with neighbours along an axis, and forwards."""
-    columns, rows = a.strides[-1], a.strides[-2]
-    return a.itemsize in {columns, rows} and min(columns, rows) > 0
+    rows, columns = a.strides[-2:]
+    return (columns == a.itemsize and rows > 0) or (rows == a.itemsize and columns > 0)
 
 
 def _run(task: Callable[[int], None], count: int, team: Team) -> None:
