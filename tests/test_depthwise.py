@@ -60,6 +60,13 @@ def test_complex(rng, lib, stride):
         lambda **how: xconv.conv_weight_grad(y_, x_, w.shape, **options, **how),
     ):
         lib.check(function(algorithm="depthwise"), lib.numpy(function(algorithm="gemm")), bound=1e-12)
+    y[0, 0, 0, 0] = np.nan
+    with np.errstate(invalid="ignore"):
+        dw, expected = (
+            lib.numpy(xconv.conv_weight_grad(lib.array(y), x_, w.shape, **options, algorithm=name))
+            for name in ("depthwise", "gemm")
+        )
+    assert np.allclose(dw, expected, rtol=1e-12, equal_nan=True)
 
 
 def test_auto_takes_it():
