@@ -172,7 +172,7 @@ def computed(
 
 
 def _scheduled(problem: Problem) -> Schedule:
-    backend, g, dtype, settings, algorithm, _ = problem
+    backend, g, dtype, settings, algorithm = problem[:5]
     accumulator = backend.accumulator(dtype)
     if backend.chunked is None:
         return Planned(backend, g, dtype, accumulator, problem)

@@ -18,7 +18,7 @@ from ._typing import DType, Function
 from .algorithms import Algorithm
 from .backends import MIB, Backend
 from .primitives import Costs, Team
-from .schedules import WAYS, Tiled
+from .schedules import STRAYING, WAYS, Tiled
 
 #: Multiply-adds of a call that is worth a hold on the BLAS.
 HEAVY = 2**19
@@ -42,7 +42,7 @@ class Problem(NamedTuple):
     dtype: DType
     settings: Settings
     algorithm: str = "auto"
-    #: The dtypes of the arrays, where these are to be cast tile by tile.
+    #: The dtypes of the arrays: what is of another one than what is multiplied is cast tile by tile.
     given: frozenset[DType] = frozenset()
 
     @property
@@ -141,22 +141,22 @@ def plans(problem: Problem, function: Function) -> Iterator[Tiled]:
 
 def _choices(problem: Problem, function: Function) -> Iterator[Choice]:
     """Every algorithm by every way."""
-    backend, whole, dtype, settings, *_ = problem
+    backend, whole, dtype, settings = problem[:4]
     kind = backend.kind(dtype)
-    must_not_stray = _is_strict(problem) and not backend.sees_numbers
+    confined = _is_strict(problem) and not backend.sees_numbers
     for way in WAYS[function]:
         g = way.geometry_of(whole)
         if g is None:
             continue
         for name, algorithm in backend.algorithms.items():
             refusal = algorithm.refusal(g, kind) or algorithm.lack(backend, dtype, settings.precision)
+            if not refusal and confined and way.strays(algorithm, g):
+                refusal = f'it {STRAYING}, and `numerics` is "strict"'
             if refusal and way is not WAYS[function][-1]:
                 continue  # the last way says why
             note = None
             if settings.numerics == "strict" and not algorithm.componentwise:
                 note = 'its error bound is not componentwise, and `numerics` is "strict"'
-            elif must_not_stray and way.strays(algorithm, g):
-                note = 'filters meet zeros that are not there, which spread NaN, and `numerics` is "strict"'
             elif name in backend.unproven and settings.tuning is None:
                 note = f"it has not been measured on {backend.name}; ask for it by name"
             fitted = algorithm if refusal else algorithm.fitted(g, kind)
@@ -176,8 +176,7 @@ def able(problem: Problem, function: Function) -> list[Choice]:
         msg = f"`algorithm` must be one of {known} on {problem.backend.name}, got {asked!r}"
         raise ValueError(msg)
     found = [choice for choice in _choices(problem, function) if asked in {"auto", choice.algorithm.name}]
-    able = [c for c in found if c.refusal is None]
-    able = [c for c in able if c.note is None] or (able if asked != "auto" else [])
+    able = [c for c in found if c.refusal is None and (c.note is None or asked != "auto")]
     if able:
         return able
     if asked != "auto":
@@ -243,12 +242,12 @@ class Memory(NamedTuple):
 
 def cut(problem: Problem, choice: Choice) -> Tiled:
     """Cut the work into tiles that fit the workspace and the caches, never so that the number of threads matters."""
-    backend, _, dtype, settings, *_, given = problem
+    backend, dtype, settings = problem.backend, problem.dtype, problem.settings
     way, algorithm, g = choice.way, choice.algorithm, choice.geometry
     accumulator = backend.accumulator(dtype)
     operand = backend.operand(dtype) if algorithm.takes_half else accumulator
     costs, sizes = problem.costs, (backend.itemsize(operand), backend.itemsize(accumulator))
-    casts = any(one != operand for one in (dtype, *given))
+    casts = any(one != operand for one in (dtype, *problem.given))
     memory = Memory(choice, costs, casts, accumulator != dtype, *sizes)
     shared = choice.whole(costs) >= SHARED
     whole = g.largest("outputs", (g.batch, *g.out))  # as the tiler judges it

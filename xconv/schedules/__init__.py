@@ -1,6 +1,17 @@
 """How a convolution is run: each function by an algorithm, over tiles."""
 
+from .._typing import Function
+from ._columns import Col2im, Im2col
 from ._schedule import Schedule
-from ._tiled import WAYS, Tiled
+from ._tiled import STRAYING, Forward, InputGrad, Reflected, Tiled, WeightGrad
 
-__all__ = ["WAYS", "Schedule", "Tiled"]
+__all__ = ["STRAYING", "WAYS", "Schedule", "Tiled"]
+
+#: The ways to compute each function.
+WAYS: dict[Function, tuple[type[Tiled], ...]] = {
+    "forward": (Forward,),
+    "input_grad": (Reflected, InputGrad),
+    "weight_grad": (WeightGrad,),
+    "im2col": (Im2col,),
+    "col2im": (Col2im,),
+}

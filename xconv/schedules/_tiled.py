@@ -16,6 +16,9 @@ from .._typing import Array, DType, Function, Index
 from ..algorithms import Algorithm, RefusedError
 from ..primitives import Costs, Primitives, Team, Whole
 
+#: What is said of a way on which NaN and infinity do not stay where they belong.
+STRAYING = "multiplies filters by zeros that no tap reads"
+
 
 @dataclass(frozen=True, eq=False)
 class Tiled:
@@ -186,7 +189,7 @@ class InputGrad(Tiled):
         # What is added to later is not rounded before.
         g = self.geometry
         dtype = self.dtype if g.pad_mode == "constant" else self.accumulator
-        dx = backend.assemble(Whole(g.x_shape, dtype, self._order, _input), self.tiles, piece, self.team)
+        dx = backend.assemble(Whole(g.x_shape, dtype, self._order, input_of), self.tiles, piece, self.team)
         if g.pad_mode != "constant":
             for border in self._borders:
                 for tile in border.parts():
@@ -226,12 +229,13 @@ class Reflected(Forward):
 
     @classmethod
     def strays(cls, algorithm: Algorithm, g: Geometry) -> bool:
-        return any(axis.lo > 0 or axis.hi > 0 for axis in g.axes) or super().strays(algorithm, g)
+        del algorithm
+        return any(axis.lo > 0 or axis.hi > 0 for axis in g.axes)
 
     def run(self, dy: Array, w: Array, b: Array | None = None, *, conjugate: bool = True) -> Array:
         xp = self.backend.xp
         if self.looks and self.strays(self.algorithm, self.geometry) and not xp.all(xp.isfinite(w)):
-            raise RefusedError(self.name, "filters meet zeros that are not there, and some are not finite")
+            raise RefusedError(self.algorithm.name, f"it {STRAYING}, and some are not finite")
         return super().run(dy, self._reflected(w, conjugate=conjugate), b)
 
     def _reflected(self, w: Array, *, conjugate: bool) -> Array:
@@ -262,89 +266,9 @@ class WeightGrad(Tiled):
         return backend.astype(self.algorithm.transform_adjoint(backend, self.geometry, total), self.dtype)
 
 
-class Im2col(Tiled):
-    """All windows, ``(n, c, *kernel, *out)``; with `images_last`, in memory that has the images behind the rest."""
-
-    function = "im2col"
-    over = "outputs"
-
-    @classmethod
-    def scratch(cls, algorithm: Algorithm, g: Geometry, costs: Costs) -> int:
-        del algorithm
-        return costs.columns_spare(g)
-
-    @classmethod
-    def reads(cls, g: Geometry) -> int:
-        del g
-        return 0  # nothing is multiplied, or cast
-
-    @classmethod
-    def cost_of(cls, algorithm: Algorithm, g: Geometry, costs: Costs) -> float:
-        del algorithm
-        return costs.im2col(g)
-
-    def run(self, x: Array, *, images_last: bool) -> Array:
-        def piece(tile: Tile, out: Array | None) -> Array:
-            g, part = self._read(tile, x)
-            return self.backend.im2col(part, g, out)
-
-        g = self.geometry
-        order = tuple(range(len(g.columns_shape)))
-        order = (*order[1:], 0) if images_last else order
-        whole = Whole(g.columns_shape, self.dtype, order, _columns)
-        return self.backend.assemble(whole, self.tiles, piece, self.team)
-
-
-class Col2im(Tiled):
-    """The adjoint of that."""
-
-    function = "col2im"
-    over = "inputs"
-
-    @classmethod
-    def scratch(cls, algorithm: Algorithm, g: Geometry, costs: Costs) -> int:
-        del algorithm
-        return costs.spare(g)
-
-    @classmethod
-    def reads(cls, g: Geometry) -> int:
-        return math.prod(g.columns_shape)
-
-    @classmethod
-    def cost_of(cls, algorithm: Algorithm, g: Geometry, costs: Costs) -> float:
-        del algorithm
-        return costs.col2im(g)
-
-    def run(self, cols: Array) -> Array:
-        def piece(tile: Tile, out: Array | None) -> Array:
-            g = tile.geometry
-            if g.pixels == 0:
-                return self.backend.zeros(g.x_shape, self.accumulator, cols, out)
-            return self.backend.col2im(self._operand(self.backend.part(cols, _columns(tile))), g, out)
-
-        g = self.geometry
-        order = tuple(range(len(g.x_shape)))
-        return self.backend.assemble(Whole(g.x_shape, self.dtype, order, _input), self.tiles, piece, self.team)
-
-
-#: The ways to compute each function.
-WAYS: dict[Function, tuple[type[Tiled], ...]] = {
-    "forward": (Forward,),
-    "input_grad": (Reflected, InputGrad),
-    "weight_grad": (WeightGrad,),
-    "im2col": (Im2col,),
-    "col2im": (Col2im,),
-}
-
-
-def _input(tile: Tile) -> Index:
+def input_of(tile: Tile) -> Index:
     return tile.x
 
 
 def _output(tile: Tile) -> Index:
     return tile.y
-
-
-def _columns(tile: Tile) -> Index:
-    """Where the windows of a tile lie among all, ``(n, c, *kernel, *out)``."""
-    return (tile.y[0], slice(None), *(slice(None) for _ in tile.geometry.axes), *tile.y[2:])

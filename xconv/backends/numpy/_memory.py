@@ -86,7 +86,7 @@ class KeptMemory(DtypesOfNumpy):
             tile = tiles[i]
             target = result[whole.place(tile)]
             made = piece(tile, target)
-            if made is not target and not np.may_share_memory(made, target):
+            if made is not target and not np.may_share_memory(made, target):  # or it has been written there
                 target[...] = made
 
         _run(fill, len(tiles), team)
@@ -136,7 +136,7 @@ class KeptMemory(DtypesOfNumpy):
 def _in_lines(a: Array) -> bool:
     """Whether a product reads the matrices of `a` as they lie: with neighbours along an axis, and forwards."""
     rows, columns = a.strides[-2:]
-    return (columns == a.itemsize and rows > 0) or (rows == a.itemsize and columns > 0)
+    return bool((columns == a.itemsize and rows > 0) or (rows == a.itemsize and columns > 0))
 
 
 def _run(task: Callable[[int], None], count: int, team: Team) -> None:
