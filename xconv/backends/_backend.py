@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Mapping
 from time import perf_counter
 
+from .._arguments import ONLY_INTEGERS
 from .._geometry import Geometry
 from .._typing import Array, DType, Kind, Shape
 from ..algorithms import PORTABLE, Algorithm
@@ -85,8 +86,11 @@ class Backend(Primitives):
 
     def shape(self, name: str, x: Array) -> Shape:
         """The shape of `x` in plain integers, of which a trace makes something else; TypeError for symbols."""
+        shape = tuple(x.shape)
+        if ONLY_INTEGERS.issuperset(map(type, shape)):
+            return shape
         try:
-            return tuple(map(operator.index, x.shape))
+            return tuple(map(operator.index, shape))
         except TypeError as error:
             msg = (
                 f"`{name}` must have sizes in numbers, got shape {tuple(x.shape)}: export a program for every size, or "
@@ -108,7 +112,8 @@ class Backend(Primitives):
         for name, a in arrays.items():
             layout = str(getattr(a, "layout", "torch.strided"))  # of PyTorch
             if getattr(a, "is_nested", False):
-                layout = f"{layout}, nested"
+                msg = f"`{name}` must be a dense array, got a nested one"
+                raise TypeError(msg)
             if layout.startswith("torch.") and layout != "torch.strided":
                 msg = f"`{name}` must be a dense array, got one of layout {layout}"
                 raise TypeError(msg)

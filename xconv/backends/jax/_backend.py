@@ -44,6 +44,9 @@ class JaxBackend(Backend):
         """A constant of a program is compiled into it, and does not travel when that runs."""
         return array_api_compat.is_numpy_array(array) and staged()
 
+    def of(self, arrays: dict[str, Array]) -> Backend:
+        return super().of({name: a for name, a in arrays.items() if not array_api_compat.is_numpy_array(a)})
+
     def common(self, *dtypes: DType) -> DType | None:
         """Constants may be wider than any array of JAX, as it is set up."""
         from jax.dtypes import canonicalize_dtype
@@ -106,8 +109,8 @@ class JaxBackend(Backend):
         if len(tiles) <= MOST_UNROLLED or not staged():
             return joined(self.xp, [(whole.place(tile), made(tile)) for tile in tiles])
         first = made(tiles[0])
-        out = written(self.zeros(whole.shape, whole.dtype, first), whole.place(tiles[0]), first)
-        return repeated(lambda tile, out: written(out, whole.place(tile), made(tile)), islice(tiles, 1, None), out)
+        begun = written(self.zeros(whole.shape, whole.dtype, first), whole.place(tiles[0]), first)
+        return repeated(lambda tile, out: written(out, whole.place(tile), made(tile)), islice(tiles, 1, None), begun)
 
     def total(self, tiles: Sequence[Tile], piece: Piece, *, team: Team, lanes: int = 1) -> Array:
         if len(tiles) <= MOST_UNROLLED or not staged():

@@ -54,16 +54,16 @@ def repeated(step: Step, tiles: Iterable[Tile], made: Array) -> Array:
 def _loop(step: Step, g: Geometry, tiles: list[Tile], made: Array) -> Array:
     from jax import lax, numpy
 
-    def turn(made: Array, starts: Array) -> tuple[Array, None]:
+    def turn(so_far: Array, places: Array) -> tuple[Array, None]:
         x, y = (
-            tuple[Any, ...](Moving(starts[side, at], size) for at, size in enumerate(shape))
+            tuple[Any, ...](Moving(places[side, at], size) for at, size in enumerate(shape))
             for side, shape in enumerate((g.x_shape, g.y_shape))
         )
-        return step(Tile(g, x, y), made), None
+        return step(Tile(g, x, y), so_far), None
 
-    # A table, and no arithmetic with a counter: `zeros` in _pieces.py says more about that.
-    starts = [[[i.start or 0 for i in index] for index in (tile.x, tile.y)] for tile in tiles]
-    made, _ = lax.scan(turn, made, numpy.asarray(starts, dtype="uint32"))
+    # A table, as JAX loses a counter of the loop where gradients of its own are differentiated in a scan.
+    table = [[[i.start or 0 for i in index] for index in (tile.x, tile.y)] for tile in tiles]
+    made, _ = lax.scan(turn, made, numpy.asarray(table, dtype="uint32"))
     return made
 
 
