@@ -93,3 +93,20 @@ def test_integers_take_the_dtype_of_the_others(lib, rng):
         lib.check(gradient, lib.numpy(same), dtype="float32")
     columns, _ = xconv.conv_forward(*(lib.array(a, "int32") for a in (X, W, b)))
     lib.check(columns, lib.numpy(expected).astype(int), dtype="int32")
+
+
+def test_gradients_have_the_dtypes_of_what_they_are_made_of(lib):
+    """Those of other arrays do not matter; integers take that of the floating-point numbers beside them."""
+    if not lib.has("float64"):
+        pytest.skip("has one floating-point dtype")
+    X, W, dout = np.ones((1, 1, 4, 4)), np.ones((2, 1, 3, 3)), np.ones((1, 2, 4, 4))
+    for dtypes, expected in (
+        (("float64", "float32", "float32"), ("float32", "float64", "float32")),
+        (("uint8", "float32", "float32"), ("float32", "float32", "float32")),
+        (("float32", "float32", "int32"), ("float32", "float32", "float32")),
+        (("int16", "int16", "int32"), ("int32", "int32", "int32")),
+    ):
+        x, w, dy = (lib.array(a, dtype) for a, dtype in zip((X, W, dout), dtypes, strict=True))
+        _, cache = xconv.conv_forward(x, w, lib.array(np.zeros((2, 1)), dtypes[1]))
+        gradients = xconv.conv_backward(dy, cache)
+        assert [g.dtype for g in gradients] == [lib.dtype(name) for name in expected]

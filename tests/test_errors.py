@@ -9,6 +9,7 @@ import pytest
 import xconv
 from xconv._arguments import check_memory
 from xconv.backends import Backend
+from xconv.backends.numpy import NumpyBackend
 
 pytestmark = pytest.mark.numpy_only
 
@@ -29,14 +30,14 @@ def conv(*args, **options):
 BAD = {
     # arrays
     "list": (conv([[1.0]], W), TypeError, "`x` must be an array"),
-    "list to convert": (conv([[1.0]], W), TypeError, "list: make one of it, such as by `numpy.asarray`"),
+    "list to convert": (conv([[1.0]], W), TypeError, "list: make an array of it first"),
     "number": (conv(X, 3.0), TypeError, "`w` must be an array"),
     "none": (conv(None, W), TypeError, "`x` must be an array"),
     "bias list": (conv(X, W, [1.0] * 6), TypeError, "`b` must be an array"),
     "masked": (
         conv(np.ma.ones((2, 4, 7, 7)), W),
         TypeError,
-        "`x` must be a plain array, got MaskedArray: convert it, a masked one with `filled`",
+        "`x` must be a plain array, got MaskedArray: convert it, a masked one with `filled(value)`",
     ),
     "keyword array": (lambda: xconv.conv(x=X, w=W), TypeError, "positional"),
     # ranks and channels
@@ -76,12 +77,28 @@ BAD = {
     ),
     "axes of a volume": (conv(ones(1, 4, 5, 5, 5), ones(4, 3)), ValueError, "got shapes (4, 3) and (1, 4, 5, 5, 5)"),
     "filters last": (conv(X, ones(3, 3, 4, 6)), ValueError, "on its second axis, got shape (3, 3, 4, 6)"),
-    "channels last": (conv(ones(2, 7, 7, 4), W), ValueError, "got shape (6, 4, 3, 3): is `layout` that of `x`?"),
+    "channels last": (
+        conv(ones(2, 7, 7, 4), W),
+        ValueError,
+        "got shape (6, 4, 3, 3): `layout` may be another for this `x`",
+    ),
     "x_shape with channels last": (
         lambda: xconv.conv_input_grad(DY, W, (2, 7, 7, 4)),
         ValueError,
-        "is `layout` that of `x_shape`?",
+        "`layout` may be another for this `x_shape`",
     ),
+    "no groups, and a size like the channels": (
+        conv(ones(1, 64, 32, 32), ones(32, 32, 3, 3)),
+        ValueError,
+        "got shape (32, 32, 3, 3): `groups` may be 2",
+    ),
+    "no groups of use": (conv(ones(1, 3, 9, 9), ones(1, 1, 3, 3)), ValueError, "got shape (1, 1, 3, 3)"),
+    "filters of a convolution to transpose": (
+        lambda: xconv.conv_transpose(ones(1, 8, 3, 3), ones(3, 8, 3, 3)),
+        ValueError,
+        "on its first axis, got shape (3, 8, 3, 3)",
+    ),
+    "bool with integers": (conv(X.astype(bool), W.astype("int16")), TypeError, "convert `x` to int16"),
     "no groups": (conv(X, ones(8, 1, 3, 3)), ValueError, "got shape (8, 1, 3, 3): `groups` may be 4"),
     "channels": (conv(X, ones(6, 3, 3, 3)), ValueError, "`w` must have 4 input channels"),
     "channels of a group": (conv(X, W, groups=2), ValueError, "`w` must have 2 input channels (4 over 2 groups)"),
@@ -119,7 +136,7 @@ BAD = {
     "bool": (
         conv(X > 0, W > 0),
         TypeError,
-        "got `x` bool, `w` bool: convert `x` and `w` to float32 or int32, for example",
+        "got `x` bool, `w` bool: convert `x` and `w` to float32, for example",
     ),
     "mask": (conv(X > 0, W), TypeError, "got `x` bool, `w` float64: convert `x` to float64"),
     "object": (conv(X.astype(object), W), TypeError, "`x` object"),
@@ -134,7 +151,7 @@ BAD = {
     "int bias": (conv(X, W, B.astype(int)), TypeError, "`b` int64: convert `b` to float64"),
     "u8 by i8": (conv(X.astype("u8"), W.astype("i8")), TypeError, "`w` int64: convert one of them"),
     "narrow": (conv(X, W, dtype=np.float32), TypeError, "`dtype` must be able to hold float64"),
-    "other kind": (conv(X, W, dtype=np.int64), TypeError, "`dtype` must be able to hold float64"),
+    "other kind": (conv(X, W, dtype=np.int64), TypeError, "`dtype` must be of the kind of float64"),
     "no dtype": (conv(X, W, dtype="nonsense"), TypeError, "`dtype` must be an integer, real or complex"),
     "dtype list": (conv(X, W, dtype=[1]), TypeError, "`dtype`"),
     "dtype bool": (conv(X, W, dtype=bool), TypeError, "`dtype`"),
@@ -215,7 +232,7 @@ BAD = {
     "transpose layout": (
         lambda: xconv.conv_transpose(ones(2, 7, 7, 6), W),
         ValueError,
-        "got shape (6, 4, 3, 3): is `layout` that of `x`?",
+        "got shape (6, 4, 3, 3): `layout` may be another for this `x`",
     ),
     "transpose groups": (
         lambda: xconv.conv_transpose(X, ones(4, 2, 3, 3), groups=3),
@@ -491,3 +508,16 @@ def test_what_some_memory_may_hold():
 def test_no_memory_for_a_result_that_is_none():
     """Whatever the other sizes are."""
     assert xconv.conv(np.ones((0, 1, 3)), np.ones((1, 1, 3)), padding=10**15).shape == (0, 1, 2 * 10**15 + 1)
+
+
+def test_what_to_do_where_memory_is_short(monkeypatch):
+    """The library's own error, with a note."""
+
+    def short(*_):
+        msg = "unable"
+        raise MemoryError(msg)
+
+    monkeypatch.setattr(NumpyBackend, "assemble", short)
+    with pytest.raises(MemoryError, match="unable") as caught:
+        xconv.conv(X, W)
+    assert "smaller sizes" in caught.value.__notes__[0]

@@ -408,6 +408,10 @@ def test_constants_of_numpy_are_compiled_in(jax, library, rng):
 
         for made in each(traced):
             assert_equal(made, expected)
+    # Beside what is traced, and what is there already.
+    assert_equal(
+        jax.jit(lambda b: xconv.conv(library.array(x), w, b))(library.array(b)), library.array(xconv.conv(x, w, b))
+    )
 
 
 def test_a_plan_of_shapes(jax, integers):

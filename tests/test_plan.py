@@ -426,11 +426,21 @@ def test_one_config_for_many_threads():
         assert result.result() == 100
 
 
-def test_config_left_without_being_entered():
-    with pytest.raises(RuntimeError, match="had not been entered"):
-        xconv.config().__exit__(None, None, None)
-    with xconv.config(threads=2), pytest.raises(RuntimeError, match="had not been entered"):
-        xconv.config().__exit__(None, None, None)
+def test_config_left_where_it_was_not_entered():
+    """There is nothing to put back where a generator is closed by another thread."""
+    from xconv import _config
+
+    def waiting():
+        with xconv.config(threads=2):
+            yield
+
+    generator = waiting()
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(next, generator).result()
+    with xconv.config(threads=3):
+        generator.close()
+        assert _config.current().threads == 3
+    assert _config.current().threads is None
 
 
 @pytest.mark.numpy_only

@@ -480,6 +480,7 @@ def test_traced(torch, integers):
         "weight": (lambda dy, x: xconv.conv_weight_grad(dy, x, w.shape, padding=1), dy, x),
         "transpose": (lambda dy, w: xconv.conv_transpose(dy, w, stride=2), dy, w),
         "columns": (lambda x: xconv.col2im(xconv.im2col(x, 3), x.shape[2:]), x),
+        "layer": (lambda x, w: xconv.conv_forward(x, w, w[:, 0, 0, 0])[0], x, w),
     }
     for function, *operands in functions.values():
         with pytest.warns(torch.jit.TracerWarning):

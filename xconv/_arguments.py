@@ -43,10 +43,11 @@ def geometry(
     if c_group * groups != c_in:
         channels = f"{c_in // groups} input channels ({c_in} over {groups} groups)"
         msg = f"`{w}` must have {channels} on its second axis, got shape {w_shape}"
-        if c_group * groups in size:
-            msg += f": is `layout` that of `{x}`?"
-        elif c_group and c_in % c_group == 0:
-            msg += f": `groups` may be {c_in // c_group}"
+        other = c_in // c_group if c_group else 0
+        if other * c_group == c_in and c_out % max(1, other) == 0:
+            msg += f": `groups` may be {other}"
+        elif c_group * groups in {size[0], size[-1]}:
+            msg += f": `layout` may be another for this `{x}`"
         raise ValueError(msg)
     if pad_mode not in PAD_MODES:
         msg = f"`pad_mode` must be one of {PAD_MODES}, got {pad_mode!r}"
@@ -81,7 +82,7 @@ def transposed_geometry(
     (batch, c_in, *size), (filters, c_group, *kernel) = x_shape, w_shape
     _check_groups(groups, c_in, c_group * groups)
     if filters != c_in:
-        hint = ": is `layout` that of `x`?" if filters in size else ""
+        hint = ": `layout` may be another for this `x`" if filters in {size[0], size[-1]} and c_group != c_in else ""
         msg = f"`w` must have the {c_in} channels of `x` on its first axis, got shape {w_shape}{hint}"
         raise ValueError(msg)
     if min(size) < 1:

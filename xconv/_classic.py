@@ -66,18 +66,17 @@ def conv_forward(X: Array, W: Array, b: Array, stride: int = 1, padding: int = 1
     (5, 20, 10, 10)
     """
     backend = backend_of({"X": X, "W": W, "b": b})
-    _check_images("X", X, "image")
-    _check_images("W", W, "filter")
-    filters = W.shape[0]
-    if tuple(b.shape) not in {(filters, 1), (filters,)}:
+    x_shape, w_shape = _four("X", backend.shape("X", X), "image"), _four("W", backend.shape("W", W), "filter")
+    filters = w_shape[0]
+    if backend.shape("b", b) not in {(filters, 1), (filters,)}:
         msg = f"`b` must have shape ({filters}, 1) or ({filters},), got {tuple(b.shape)}"
         raise ValueError(msg)
-    if W.shape[1] != X.shape[1] or 0 in W.shape[2:]:
-        msg = f"`W` must have the {X.shape[1]} channels of `X`, and a size, got shape {tuple(W.shape)}"
+    if w_shape[1] != x_shape[1] or 0 in w_shape[2:]:
+        msg = f"`W` must have the {x_shape[1]} channels of `X`, and a size, got shape {w_shape}"
         raise ValueError(msg)
-    stride, padding, _ = _windows(X.shape, W.shape[2], W.shape[3], padding, stride)
+    stride, padding, _ = _windows(x_shape, w_shape[2], w_shape[3], padding, stride)
     options = Options(stride=stride, padding=padding, mixed=True)
-    schedule = planned(backend, {"X": X, "W": W, "b": b}, X.shape, W.shape, options)
+    schedule = planned(backend, {"X": X, "W": W, "b": b}, x_shape, w_shape, options)
     check_fits(backend, schedule, schedule.y_shape)
     return schedule.forward(X, W, backend.xp.reshape(b, (filters,))), Cache(X, W, b, stride, padding)
 
@@ -95,7 +94,8 @@ def conv_backward(dout: Array, cache: tuple[Any, ...]) -> tuple[Array, Array, Ar
     Returns
     -------
     dX, dW, db : array
-        Gradients with respect to X, W and b, of their shapes.
+        Gradients with respect to X, W and b, of their shapes. `dX` has the common dtype of `dout` and W, `dW` that of
+        `dout` and X, and `db` that of `dout`; integers take the dtype of floating-point numbers beside them.
 
     Raises
     ------
@@ -115,15 +115,17 @@ def conv_backward(dout: Array, cache: tuple[Any, ...]) -> tuple[Array, Array, Ar
         raise TypeError(msg)
     X, W, b, stride, padding = cache
     backend = backend_of({"dout": dout, "X": X, "W": W})
-    height, width = _windows(X.shape, W.shape[2], W.shape[3], padding, stride).out
-    if tuple(dout.shape) != (X.shape[0], W.shape[0], height, width):
-        msg = f"`dout` must have shape {(X.shape[0], W.shape[0], height, width)}, got {tuple(dout.shape)}"
+    x_shape, w_shape = backend.shape("X", X), backend.shape("W", W)
+    expected = (x_shape[0], w_shape[0], *_windows(x_shape, w_shape[2], w_shape[3], padding, stride).out)
+    if backend.shape("dout", dout) != expected:
+        msg = f"`dout` must have shape {expected}, got {tuple(dout.shape)}"
         raise ValueError(msg)
-    options = Options(stride=stride, padding=padding, mixed=True)
-    schedule = planned(backend, {"dout": dout, "X": X, "W": W}, X.shape, W.shape, options)
-    dX, dW = schedule.input_grad(dout, W), schedule.weight_grad(dout, X)
-    sums = backend.xp.sum(dout, axis=(0, 2, 3), dtype=schedule.accumulator)
-    return dX, dW, backend.xp.reshape(backend.astype(sums, schedule.dtype), b.shape)
+    options, shapes = Options(stride=stride, padding=padding, mixed=True), (x_shape, w_shape)
+    dX = planned(backend, {"dout": dout, "W": W}, *shapes, options).input_grad(dout, W)
+    dW = planned(backend, {"dout": dout, "X": X}, *shapes, options).weight_grad(dout, X)
+    dtype = dW.dtype if backend.kind(dout.dtype) == "integer" else dout.dtype
+    db = backend.astype(backend.xp.sum(dout, axis=(0, 2, 3), dtype=backend.accumulator(dtype)), dtype)
+    return dX, dW, backend.xp.reshape(db, backend.shape("b", b))
 
 
 def im2col_indices(X: Array, field_height: int, field_width: int, padding: int = 1, stride: int = 1) -> Array:
@@ -158,8 +160,8 @@ def im2col_indices(X: Array, field_height: int, field_width: int, padding: int =
     (9, 500)
     """
     backend = backend_of({"X": X})
-    _check_images("X", X, "image")
-    stride, padding, _ = _windows(X.shape, field_height, field_width, padding, stride)
+    x_shape = _four("X", backend.shape("X", X), "image")
+    stride, padding, _ = _windows(x_shape, field_height, field_width, padding, stride)
     cols = unfolded(X, (field_height, field_width), stride, padding, images_last=True)
     n, c, kh, kw, oh, ow = cols.shape
     return backend.xp.reshape(backend.xp.permute_dims(cols, (1, 2, 3, 4, 5, 0)), (c * kh * kw, oh * ow * n))
@@ -210,7 +212,7 @@ def col2im_indices(
     stride, padding, (oh, ow) = _windows(x_shape, field_height, field_width, padding, stride)
     n, c, height, width = x_shape
     expected = (c * field_height * field_width, oh * ow * n)
-    if tuple(cols.shape) != expected:
+    if backend.shape("cols", cols) != expected:
         msg = f"`cols` must have shape {expected} for images of shape {tuple(x_shape)}, got {tuple(cols.shape)}"
         raise ValueError(msg)
     windows = backend.xp.reshape(cols, (c, field_height, field_width, oh, ow, n))
@@ -218,10 +220,12 @@ def col2im_indices(
     return col2im(windows, (height, width), padding=padding, stride=stride)
 
 
-def _check_images(name: str, array: Array, one: str) -> None:
-    if array.ndim != 4:
-        msg = f"`{name}` must have four axes, got shape {tuple(array.shape)}"
-        raise ValueError(msg + lacking(name, 4 - array.ndim, one))
+def _four(name: str, shape: Shape, one: str) -> Shape:
+    """The shape of images or filters; ValueError for another number of axes."""
+    if len(shape) != 4:
+        msg = f"`{name}` must have four axes, got shape {shape}"
+        raise ValueError(msg + lacking(name, 4 - len(shape), one))
+    return shape
 
 
 class _Windows(NamedTuple):

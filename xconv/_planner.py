@@ -9,14 +9,14 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from itertools import islice, takewhile
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from ._arguments import check_ranks, geometry, transposed_geometry
 from ._config import Settings, applied
 from ._geometry import Geometry
 from ._measuring import measured
 from ._ranking import Problem, able, plans
-from ._typing import Array, DType, Function, Shape
+from ._typing import Array, DType, Function, Kind, Shape
 from .algorithms import RefusedError
 from .backends import Backend, backend_of
 from .schedules import Schedule, Tiled
@@ -94,6 +94,9 @@ class Planned(Schedule):
         call = self.problem.backend.call
         try:
             return call(plan, *arrays, **options)
+        except MemoryError as error:
+            error.add_note("Take smaller sizes, or Dask arrays, which need not be in memory as a whole.")
+            raise
         except RefusedError:
             for other in islice(self._ranked(function, seconds), 1, None):
                 with suppress(RefusedError):
@@ -188,24 +191,27 @@ _of_part = lru_cache(maxsize=1024)(_scheduled)
 
 
 def _mixed(backend: Backend, dtypes: tuple[tuple[str, DType], ...]) -> tuple[tuple[str, DType], ...]:
-    """Those that are no integers, unless all are."""
-    return tuple((name, dtype) for name, dtype in dtypes if backend.kind(dtype) != "integer") or dtypes
+    """The dtypes that decide where integers take that of the others: those of the others, if there are any."""
+    others = tuple((name, dtype) for name, dtype in dtypes if backend.kind(dtype) != "integer")
+    return others or dtypes
 
 
 def _result_dtype(backend: Backend, dtypes: tuple[tuple[str, DType], ...], wanted: DType | None) -> DType:
     """The dtype of the result; TypeError for what cannot be multiplied, or not without a loss."""
     given = ", ".join(f"`{name}` {dtype}" for name, dtype in dtypes)
     kinds = {name: backend.kind(dtype) for name, dtype in dtypes}
-    floating = [str(dtype) for name, dtype in dtypes if kinds[name] in {"real", "complex"}]
-    for kind, rule in (
-        (None, "arrays must be of an integer, real or complex floating dtype"),
-        ("integer", "integers and floating-point numbers do not mix"),
-    ):
-        odd = [f"`{name}`" for name, found in kinds.items() if found == kind]
-        if odd and (floating or kind is None):
-            to = floating[0] if floating else "float32 or int32, for example"
-            msg = f"{rule}, got {given}: convert {' and '.join(odd)} to {to}"
-            raise TypeError(msg)
+    floating = [dtype for name, dtype in dtypes if kinds[name] in {"real", "complex"}]
+
+    def refuse(rule: str, kind: Kind) -> NoReturn:
+        odd = " and ".join(f"`{name}`" for name, found in kinds.items() if found == kind)
+        others = floating or [dtype for name, dtype in dtypes if kinds[name] is not None]
+        msg = f"{rule}, got {given}: convert {odd} to {others[0] if others else 'float32, for example'}"
+        raise TypeError(msg)
+
+    if None in kinds.values():
+        refuse("arrays must be of an integer, real or complex floating dtype", None)
+    if floating and "integer" in kinds.values():
+        refuse("integers and floating-point numbers do not mix", "integer")
     common = backend.common(*(dtype for _, dtype in dtypes))
     if common is None:
         msg = f"the dtypes must have a common one, got {given}: convert one of them"
@@ -216,7 +222,10 @@ def _result_dtype(backend: Backend, dtypes: tuple[tuple[str, DType], ...], wante
     if wanted is None:
         return common
     wanted = backend.to_dtype(wanted)
-    if backend.kind(wanted) != backend.kind(common) or backend.common(common, wanted) != wanted:
+    if backend.kind(wanted) != backend.kind(common):
+        msg = f"`dtype` must be of the kind of {common}, the common dtype of {given}, got {wanted}: convert the arrays"
+        raise TypeError(msg)
+    if backend.common(common, wanted) != wanted:
         msg = f"`dtype` must be able to hold {common}, the common dtype of {given}, got {wanted}"
         raise TypeError(msg)
     return wanted

@@ -45,7 +45,7 @@ def _discover(name: str, array: Array) -> Backend:
     """The backend of a type that is seen for the first time."""
     if not array_api_compat.is_array_api_obj(array):
         what = f"`{name}` must be an array of a library that follows the array-API standard"
-        msg = f"{what}, got {_type(array)}: make one of it, such as by `numpy.asarray`"
+        msg = f"{what}, got {_type(array)}: make an array of it first, of the library and dtype of the others"
         raise TypeError(msg)
     namespace: object
     make: Callable[[], Backend]

@@ -13,7 +13,8 @@ KINDS: dict[str, Kind] = {"i": "integer", "u": "integer", "f": "real", "c": "com
 def check_type(name: str, array: Array) -> None:
     """TypeError for the subclasses of ndarray whose meaning a convolution would lose."""
     if isinstance(array, (np.ma.MaskedArray, np.matrix)):
-        msg = f"`{name}` must be a plain array, got {type(array).__qualname__}: convert it, a masked one with `filled`"
+        kind = type(array).__qualname__
+        msg = f"`{name}` must be a plain array, got {kind}: convert it, a masked one with `filled(value)`"
         raise TypeError(msg)
 
 
