@@ -438,6 +438,9 @@ def test_symbolic_sizes(jax, integers):
             jax.export.export(jax.jit(lambda x, f=function: f(x, w)))(shape)
     with pytest.raises(TypeError, match=r"`x` must have sizes in numbers"):
         xconv.plan(shape, w)
+    images = jax.ShapeDtypeStruct(jax.export.symbolic_shape("n,2,9,9"), x.dtype)
+    with pytest.raises(TypeError, match=r"`X` must have sizes in numbers"):
+        jax.export.export(jax.jit(lambda X: xconv.im2col_indices(X, 3, 3)))(images)
     assert xconv._planner.scheduled.cache_info().currsize == kept
     mapped = jax.export.export(jax.jit(lambda x: jax.vmap(lambda x: xconv.conv(x[None], w)[0])(x)))(shape)
     assert_equal(mapped.call(x), xconv.conv(x, w))

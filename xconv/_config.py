@@ -57,9 +57,9 @@ class config:  # noqa: N801
     workspace : int, optional
         The most temporary memory that the arrays of a call may take, in bytes, beside its result. The call is cut into
         tiles that fit. A call that cannot fit is a ValueError that says how much it needs. Python's own objects and the
-        buffers of NumPy's operations come to some 100 kB more. By default the tiles have the
-        size that is best for the caches, and on a GPU up to 1.5 GiB. The NumPy backend keeps up to 32 MiB per
-        thread, and as much again for all threads together, for the next call.
+        buffers of NumPy's operations come to 100 or 200 kB more. By default the tiles have the size that is best for
+        the caches, and on a GPU up to 1.5 GiB. The NumPy backend keeps up to 32 MiB per thread, and as much again for
+        all threads together, for the next call.
     precision : {"ieee", "tf32"}, optional
         How products of float32 are computed on a GPU: in float32 (the default), or with the inputs
         rounded to TF32 (10 bits of mantissa) for speed. CPUs always compute in float32.
