@@ -182,7 +182,7 @@ BAD = {
         "`dy` must have the shape of the result",
     ),
     "x_shape": (lambda: xconv.conv_input_grad(DY, W, (2, 4, 7.0, 7)), TypeError, "`x_shape` must be made of integers"),
-    "x for its shape": (lambda: xconv.conv_input_grad(DY, W, X), ValueError, "got an array: write its `shape`"),
+    "x for its shape": (lambda: xconv.conv_input_grad(DY, W, X), TypeError, "got an array: write its `shape`"),
     "x_shape int": (lambda: xconv.conv_input_grad(DY, W, 7), ValueError, "`x_shape` must be a sequence"),
     "x_shape negative": (
         lambda: xconv.conv_input_grad(DY, W, (2, 4, -7, 7)),

@@ -167,9 +167,10 @@ def frozen(name: str, value: Any) -> Any:
 
 
 def shape(name: str, value: Sequence[int]) -> Shape:
+    """The sizes of an array as a tuple of ints; TypeError and ValueError naming the argument."""
     if getattr(value, "ndim", 1) > 1:  # before iterating over an image
         msg = f"`{name}` must be a sequence of integers from 0, got an array: write its `shape`"
-        raise ValueError(msg)
+        raise TypeError(msg)
     lengths = frozen(name, value)
     if isinstance(lengths, tuple) and ONLY_INTEGERS.issuperset(map(type, lengths)) and min(lengths, default=0) >= 0:
         return lengths
