@@ -447,7 +447,7 @@ def test_refuses_sparse_tensors(torch):
 def test_refuses_nested_tensors(torch, layout):
     x = torch.nested.nested_tensor([torch.ones(1, 4), torch.ones(1, 5)], layout=getattr(torch, layout))
     for a, b in ((x, torch.ones(1, 1, 2)), (x, x)):
-        with pytest.raises(TypeError, match=rf"`x` must be a dense array, got one of layout torch\.{layout}, nested"):
+        with pytest.raises(TypeError, match="`x` must be a dense array, got a nested one"):
             xconv.conv(a, b)
 
 
