@@ -94,7 +94,7 @@ def test_what_has_not_been_measured_is_chosen_by_name_only(monkeypatch):
 
 @pytest.mark.parametrize("attributes", [{"layout": "torch.sparse_coo"}, {"layout": "torch.strided", "is_nested": True}])
 def test_only_dense_arrays(attributes):
-    with pytest.raises(TypeError, match="`x` must be a dense array, got (one of layout|a nested one)"):
+    with pytest.raises(TypeError, match=r"`x` must be a dense array, got (one of layout|a nested one)"):
         backends.Backend(np).of({"x": SimpleNamespace(**attributes, device=None)})
 
 
