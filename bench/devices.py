@@ -9,7 +9,7 @@ import gc
 import os
 from abc import abstractmethod
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import islice
 from time import perf_counter
 from typing import Any, ClassVar
@@ -252,13 +252,22 @@ class TorchCuda(CupyBase, Torch):
         cudnn = self.torch.backends.cudnn.version()
         return {"torch": self.torch.__version__, "cudnn": str(cudnn)}
 
-    def setting(self, precision: str) -> AbstractContextManager[Any]:
+    @contextmanager
+    def setting(self, precision: str) -> Iterator[None]:
+        """What PyTorch is told for a block; afterwards it has what it had before."""
         backends, tf32 = self.torch.backends, precision == "tf32"
         if hasattr(backends.cudnn, "conv"):
-            backends.cudnn.conv.fp32_precision = backends.cuda.matmul.fp32_precision = "tf32" if tf32 else "ieee"
+            places, name, value = (backends.cudnn.conv, backends.cuda.matmul), "fp32_precision", ("ieee", "tf32")[tf32]
         else:
-            backends.cudnn.allow_tf32 = backends.cuda.matmul.allow_tf32 = tf32
-        return nullcontext()
+            places, name, value = (backends.cudnn, backends.cuda.matmul), "allow_tf32", tf32
+        found = [getattr(place, name) for place in places]
+        try:
+            for place in places:
+                setattr(place, name, value)
+            yield
+        finally:
+            for place, before in zip(places, found, strict=True):
+                setattr(place, name, before)
 
     def convert(self, array: Any, precision: str) -> Any:
         return self.torch.from_dlpack(array).to(getattr(self.torch, PRECISIONS[precision][0]))
