@@ -498,6 +498,8 @@ LOOPS = {
 @pytest.mark.parametrize("name", LOOPS)
 def test_loops_over_tiles(jax, integers, name):
     """As many equations for many tiles as for some, and the numbers of one."""
+    if not jax.config.jax_enable_x64:
+        pytest.skip("once is enough where every shape is compiled")
     x_shape, w_shape, options, room = LOOPS[name]
     sizes = {}
     for times in (1, 5):
