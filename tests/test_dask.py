@@ -1,5 +1,6 @@
 """Dask: the same numbers, lazily, with no task and no byte beyond what the halos need."""
 
+import gc
 import math
 import os
 import subprocess
@@ -468,3 +469,16 @@ def test_settings_are_those_of_the_call(rng, monkeypatch):
         y = xconv.conv(lazy, w)
     y.to_delayed().ravel()[0].compute()
     assert seen == ["tf32"]
+
+
+def test_building_waits_for_no_garbage():
+    """Collections would look at every task of a large graph, again and again; afterwards they are on again."""
+    x, w = da.zeros((1, 1, 400, 400), chunks=(1, 1, 10, 10)), np.ones((1, 1, 3, 3))
+    collections = []
+    gc.callbacks.append(lambda phase, _: collections.append(phase))
+    try:
+        xconv.conv(x, w, padding=1)
+    finally:
+        gc.callbacks.pop()
+    assert len(collections) < 10
+    assert gc.isenabled()

@@ -18,7 +18,7 @@ from ..._axis import Axis, Run
 from ..._geometry import Geometry, Side
 from ..._typing import Array, DType, Shape
 from ...schedules import Schedule
-from ._graph import Addition, Graph, Operand, edges_of, numbers, overlaps, placed, unsplit, whole
+from ._graph import Addition, Graph, Operand, edges_of, numbers, overlaps, placed, uncollected, unsplit, whole
 
 #: Partial sums of the filters' gradient that are added up in one task.
 TOGETHER = 8
@@ -44,6 +44,7 @@ class Chunked(Schedule):
     #: What tells it from other convolutions, besides its geometry and dtypes.
     identity: tuple[object, ...]
 
+    @uncollected
     def forward(self, x: Array, w: Array, b: Array | None = None) -> Array:
         g = self.geometry
         x, others = unsplit(x, self._at(1)), self._whole(w, b)
@@ -55,6 +56,7 @@ class Chunked(Schedule):
         graph.blocks(chunks, runs, self._operands(graph, x, parts.x, g.c_in), *weights)
         return graph.array(chunks, self.dtype, x)
 
+    @uncollected
     def input_grad(self, dy: Array, w: Array, b: Array | None = None, *, conjugate: bool = True) -> Array:
         g = self.geometry
         dy, others = unsplit(dy, self._at(1)), self._whole(w, b)
@@ -81,6 +83,7 @@ class Chunked(Schedule):
                 graph.block(number, run, here, *weights)
         return graph.array(chunks, self.dtype, dy)
 
+    @uncollected
     def weight_grad(self, dy: Array, x: Array) -> Array:
         g = self.geometry
         dy, x = (unsplit(a, self._at(1)) for a in (dy, x))
@@ -97,6 +100,7 @@ class Chunked(Schedule):
         graph.total_block(len(g.w_shape) * (0,), self.dtype, sums)
         return graph.array(tuple((n,) for n in g.w_shape), self.dtype, dy)
 
+    @uncollected
     def im2col(self, x: Array, *, images_last: bool) -> Array:
         g = self.geometry
         x = unsplit(x, 1)
@@ -108,6 +112,7 @@ class Chunked(Schedule):
         graph.blocks(chunks, runs, self._operands(graph, x, parts.x, g.c_in))
         return graph.array(chunks, self.dtype, x)
 
+    @uncollected
     def col2im(self, cols: Array) -> Array:
         g = self.geometry
         for at in range(1, 2 + len(g.axes)):

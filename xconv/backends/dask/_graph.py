@@ -1,10 +1,11 @@
 """Graphs of tasks that make the chunks of an array from those of others, and what these tasks do."""
 
+import gc
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
-from functools import cache
+from functools import cache, wraps
 from itertools import accumulate, chain, pairwise, product, starmap
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, ParamSpec, TypeAlias
 
 import array_api_compat
 import dask.array
@@ -17,6 +18,24 @@ from ..._axis import Run
 from ..._typing import Array, DType, Index, Shape
 from ...primitives import joined
 from ...primitives._windows import follow, retract
+
+P = ParamSpec("P")
+
+
+def uncollected(make: Callable[P, Array]) -> Callable[P, Array]:
+    """`make` without collections of garbage: a graph has none, and each would look at all its tasks once more."""
+
+    @wraps(make)
+    def made(*args: P.args, **kwargs: P.kwargs) -> Array:
+        was_on = gc.isenabled()
+        gc.disable()
+        try:
+            return make(*args, **kwargs)
+        finally:
+            if was_on:
+                gc.enable()
+
+    return made
 
 
 def whole(a: Array) -> Array:
