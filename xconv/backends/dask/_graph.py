@@ -27,13 +27,12 @@ def uncollected(make: Callable[P, Array]) -> Callable[P, Array]:
 
     @wraps(make)
     def made(*args: P.args, **kwargs: P.kwargs) -> Array:
-        was_on = gc.isenabled()
+        restore = gc.enable if gc.isenabled() else gc.disable
         gc.disable()
         try:
             return make(*args, **kwargs)
         finally:
-            if was_on:
-                gc.enable()
+            restore()
 
     return made
 
