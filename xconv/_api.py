@@ -515,6 +515,7 @@ def plan(
 
 
 def planned(backend: Backend, given: dict[str, Array], x_shape: Shape, w_shape: Shape, options: Options) -> Schedule:
+    """How to run this convolution under the settings of the moment; all that does not depend on numbers is checked."""
     dtypes = tuple([(name, array.dtype) for name, array in given.items()])
     return scheduled(backend, x_shape, w_shape, dtypes, options, _config.current())
 
