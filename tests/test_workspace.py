@@ -198,6 +198,15 @@ def test_bound_of_the_classic_functions(rng):
         assert peak <= MIB + OBJECTS
 
 
+def test_operands_that_lie_backwards_are_copied_within_it(rng):
+    """As a product cannot read them, whichever side they come to stand on."""
+    w, dy = rng.standard_normal((16, 1, 1)), rng.standard_normal((16, 16, 18_000))
+    dy = np.flip(np.flip(dy).copy())
+    with xconv.config(workspace=MIB):
+        peak, _ = temporary_peak(lambda: xconv.conv_input_grad(dy, w, (16, 1, 18_000), algorithm="gemm"))
+    assert peak <= MIB + OBJECTS
+
+
 def test_what_lies_in_the_result_is_not_copied_there(rng):
     """A tile's part may come back as another view of that memory, with other steps along axes of length 1."""
     x, w = rng.standard_normal((5, 154, 321, 2)), rng.standard_normal((32, 1, 6, 3))
