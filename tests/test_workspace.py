@@ -29,8 +29,8 @@ def exact():
         yield
 
 
-#: What is not arrays: tiles and views, a thread.
-OBJECTS = 100_000
+#: What is not arrays: tiles and views, a thread, and what caches of geometries exchange for it. As documented.
+OBJECTS = 200_000
 
 
 def temporary_peak(function):
