@@ -49,7 +49,7 @@ def case(g, dtype="float16", *, adjoint=False, seed=0, scattered=False, wide=Fal
 
     With `scattered` the images lie in any order with gaps, or run backwards; otherwise channels are last. With `wide`,
     half types come out as float32. With `nan`, one element of the source is not a number. Images of the source lie so
-    many elements `apart`. What is to be rounded to TF32 lies a little beside the integers.
+    many elements `apart`. What is to be rounded to TF32 lies a little nearer to zero than the integers.
     """
     rng = np.random.default_rng(seed)
     options = {
@@ -64,7 +64,7 @@ def case(g, dtype="float16", *, adjoint=False, seed=0, scattered=False, wide=Fal
     values, w = rng.integers(-2, 3, shapes[0]).astype(float), rng.integers(-2, 3, g.w_shape).astype(float)
     if nan and values.size:
         values.reshape(*shapes[0][:2], -1)[-1, -1, -1] = np.nan
-    beside = 1 + 2**-12 * (dtype == "float32")
+    beside = 1 - 2**-13 * (dtype == "float32")
     source.fill(values * beside)
     product = _implicit_kernel.product(g, source.memory, result.memory, adjoint=adjoint)
     expected = (oracle.input_grad if adjoint else oracle.conv)(values, w)

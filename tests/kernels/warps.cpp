@@ -5,10 +5,15 @@
 // waited for and no sooner; until then there are not-a-numbers in its place. So whoever reads too early, or writes to
 // what others still read, is seen; and between two barriers every two threads are held to be unordered.
 #include "warps.hpp"
+#include <algorithm>
+#include <cfloat>
+#include <cmath>
+#include <cstdlib>
 #include <deque>
+#include <link.h>
+#include <map>
 #include <memory>
 #include <ucontext.h>
-#include <unordered_map>
 #include <vector>
 
 // Memory of a device: an array that a kernel reads, or writes once an element.
@@ -19,23 +24,56 @@ struct Range {
   unsigned char* written;  // by element, where the array is a result
 };
 
-struct Copy { char* to; const char* from; };  // from nowhere: zeros
+struct Copy { char* to; const char* from; int bytes; };  // from nowhere: zeros
 
-// 16 bytes of shared memory: when they were last written and read, counted in barriers.
-struct Cell { int written = -1, read = -1; bool on_its_way = false; };
+// 4 bytes of shared memory: the interval between two barriers in which they were last written and read, and the first
+// one of the block that has a copy on its way to them. Intervals are counted from 1 on, through all blocks and kernels.
+struct Cell { int written, read, on_its_way; };
+
+// The memory of a kernel's static variables, with a cell for each 4 bytes.
+struct Shared {
+  uintptr_t begin, end;
+  std::unique_ptr<Cell, void (*)(void*)> cells;
+};
+
+// The variables around p, or nothing where no file's are.
+static Shared* shared_around(uintptr_t p) {
+  static std::map<uintptr_t, Shared> known;  // by their end
+  auto found = known.upper_bound(p);
+  if (found != known.end() && p >= found->second.begin) return &found->second;
+  uintptr_t range[3] = {p};
+  dl_iterate_phdr([](dl_phdr_info* file, size_t, void* data) {
+    uintptr_t* range = (uintptr_t*)data;
+    for (int i = 0; i < file->dlpi_phnum; ++i) {
+      const auto& segment = file->dlpi_phdr[i];
+      const uintptr_t begin = file->dlpi_addr + segment.p_vaddr, end = begin + segment.p_memsz;
+      if (segment.p_type != PT_LOAD || !(segment.p_flags & PF_W) || range[0] < begin || range[0] >= end) continue;
+      range[1] = begin / 16 * 16, range[2] = end;
+    }
+    return 0;
+  }, range);
+  if (!range[2]) return nullptr;
+  Cell* cells = (Cell*)std::calloc((range[2] - range[1]) / 4 + 1, sizeof(Cell));
+  return &known.emplace(range[2], Shared{range[1], range[2], {cells, std::free}}).first->second;
+}
+
+__attribute__((noinline)) static void jump(void** to) { __builtin_longjmp(to, 1); }
 
 enum State { READY, IN_WARP, AT_BARRIER, DONE };
 
 struct Thread {
   int x;  // the number that the kernel sees
   State state;
-  int barriers;
-  ucontext_t context;
+  ucontext_t start;
+  void* at[5];  // where it paused, if it has
+  bool started;
   std::deque<std::vector<Copy>> groups;
   std::vector<Copy> open;
   unsigned* registers;  // what it brings to its warp's instruction
   const void* inputs[2];
 };
+
+static int intervals = 0;
 
 struct Block {
   static const int STACK = 1 << 18;
@@ -43,8 +81,10 @@ struct Block {
   std::vector<Thread> threads;
   std::unique_ptr<char[]> stacks;
   Thread* running;
-  ucontext_t scheduler;
-  std::unordered_map<uintptr_t, Cell> shared;
+  void* scheduler[5];
+  Shared* shared = nullptr;  // what was used last
+  int first, now;  // intervals between barriers
+  int on_their_way;
   std::vector<int> arrived;
   std::vector<const char*> instruction;
   std::vector<Range> ranges;
@@ -53,10 +93,18 @@ struct Block {
 
   bool failed() const { return *report->text; }
 
-  void pause(State state) {
-    Thread* self = running;
-    self->state = state;
-    swapcontext(&self->context, &scheduler);
+  // The compiler's own way to jump between stacks is many times as fast as `swapcontext`, which asks the system.
+  __attribute__((noinline)) void pause(State state) {
+    running->state = state;
+    if (!__builtin_setjmp(running->at)) jump(scheduler);
+  }
+
+  __attribute__((noinline)) void resume(Thread* thread) {
+    running = thread;
+    if (__builtin_setjmp(scheduler)) return;
+    if (thread->started) jump(thread->at);
+    thread->started = true;
+    setcontext(&thread->start);
   }
 
   template <class... Values> void fail(const char* format, Values... values) {
@@ -65,10 +113,7 @@ struct Block {
     pause(DONE);  // and never runs again
   }
 
-  void barrier() {
-    pause(AT_BARRIER);
-    ++running->barriers;
-  }
+  void barrier() { pause(AT_BARRIER); }
 
   // The warp's instruction, which `run` does for all its lanes when the last has come.
   void together(const char* name, unsigned* registers, const void* a, const void* b, void (*run)(Thread*)) {
@@ -90,17 +135,18 @@ struct Block {
 
   void start(int count) {
     threads.assign(count, Thread());
-    shared.clear();
+    first = now = ++intervals;
+    on_their_way = 0;
     arrived.assign(count / 32, 0);
     instruction.assign(count / 32, "");
     for (int i = 0; i < count; ++i) {
       Thread& thread = threads[i];
-      thread.x = i, thread.state = READY, thread.barriers = 0;
-      getcontext(&thread.context);
-      thread.context.uc_stack.ss_sp = stacks.get() + (size_t)i * STACK;
-      thread.context.uc_stack.ss_size = STACK;
-      thread.context.uc_link = nullptr;
-      makecontext(&thread.context, enter, 0);
+      thread.x = i, thread.state = READY, thread.started = false;
+      getcontext(&thread.start);
+      thread.start.uc_stack.ss_sp = stacks.get() + (size_t)i * STACK;
+      thread.start.uc_stack.ss_size = STACK;
+      thread.start.uc_link = nullptr;
+      makecontext(&thread.start, enter, 0);
     }
   }
 
@@ -112,8 +158,7 @@ struct Block {
         for (int lane = 0; lane < 32 && !failed(); ++lane) {
           Thread& thread = threads[warp * 32 + lane];
           if (thread.state != READY) continue;
-          running = &thread;
-          swapcontext(&scheduler, &thread.context);
+          resume(&thread);
           again = moved = true;
         }
       }
@@ -123,6 +168,7 @@ struct Block {
 
   void run(int count) {
     if (!stacks) stacks.reset(new char[(size_t)count * STACK]);
+    if (count < 32 || count % 32) return (*report)("%d threads are not whole warps", count);
     start(count);
     while (!failed()) {
       if (turns()) continue;
@@ -132,9 +178,9 @@ struct Block {
       running = &threads[0];
       if (waiting < count) return (*report)("%d threads are at a barrier, %d at their end: the rest waits", waiting, done);
       for (Thread& thread : threads) thread.state = READY;
+      now = ++intervals;
     }
-    for (auto& cell : shared)
-      if (cell.second.on_its_way && !failed()) (*report)("a copy is on its way when the kernel ends");
+    if (on_their_way && !failed()) (*report)("a copy is on its way when the kernel ends");
   }
 
   // Memory
@@ -151,38 +197,58 @@ struct Block {
     if ((uintptr_t)p % bytes) fail("an address is not a multiple of %d", bytes);
   }
 
-  Cell& written_to(const void* p) {
-    aligned(p, 16);
-    Cell& cell = shared[(uintptr_t)p];
-    if (cell.on_its_way) fail("shared memory is written to that a copy is on its way to");
-    if (cell.read == running->barriers) fail("shared memory is written to that others may still read");
-    if (cell.written == running->barriers) fail("shared memory is written to twice");
-    return cell;
+  // An input.
+  void read_from(const void* p, int bytes) {
+    aligned(p, bytes);
+    if (range_of(p, bytes)->written) fail("the result is read");
+  }
+
+  Cell* cells_of(const void* p, int bytes) {
+    aligned(p, bytes);
+    const uintptr_t at = (uintptr_t)p;
+    if (!shared || at < shared->begin || at + bytes > shared->end) shared = shared_around(at);
+    if (!shared || at + bytes > shared->end) fail("%d bytes are outside of shared memory", bytes);
+    return shared->cells.get() + (at - shared->begin) / 4;
+  }
+
+  Cell* written_to(const void* p, int bytes) {
+    Cell* cells = cells_of(p, bytes);
+    for (Cell* cell = cells; cell < cells + bytes / 4; ++cell) {
+      if (cell->on_its_way == first) fail("shared memory is written to that a copy is on its way to");
+      if (cell->read == now) fail("shared memory is written to that others may still read");
+      if (cell->written == now) fail("shared memory is written to twice");
+    }
+    return cells;
+  }
+
+  Cell* read_at(const void* p, int bytes) {
+    Cell* cells = cells_of(p, bytes);
+    for (Cell* cell = cells; cell < cells + bytes / 4; ++cell) {
+      if (cell->on_its_way == first) fail("shared memory is read that a copy is on its way to");
+      if (cell->written < first) fail("shared memory is read that nobody has written to");
+      if (cell->written == now) fail("shared memory is read without a barrier since it was written");
+      cell->read = now;
+    }
+    return cells;
   }
 
   void arrive(const Copy& copy) {
-    std::memset(copy.to, 0, 16);
-    if (copy.from) std::memcpy(copy.to, copy.from, 16);
-    Cell& cell = shared[(uintptr_t)copy.to];
-    cell.on_its_way = false, cell.written = running->barriers;
+    std::memset(copy.to, 0, copy.bytes);
+    if (copy.from) std::memcpy(copy.to, copy.from, copy.bytes);
+    Cell* cells = cells_of(copy.to, copy.bytes);
+    for (Cell* cell = cells; cell < cells + copy.bytes / 4; ++cell) cell->on_its_way = 0, cell->written = now;
+    --on_their_way;
   }
 
   void matrices(Thread* lanes) {
     for (int matrix = 0; matrix < 4; ++matrix) {
       unsigned banks = 0;
       for (int row = 0; row < 8; ++row) {
-        const Thread& names = lanes[matrix * 8 + row];
-        const uintptr_t address = (uintptr_t)names.inputs[0];
-        aligned(names.inputs[0], 16);
-        auto found = shared.find(address);
-        if (found == shared.end()) return fail("shared memory is read that nobody has written to");
-        Cell& cell = found->second;
-        if (cell.on_its_way) return fail("shared memory is read that a copy is on its way to");
-        if (cell.written == names.barriers) return fail("shared memory is read without a barrier since it was written");
-        cell.read = names.barriers;
-        banks |= 1u << address / 16 % 8;
+        const char* from = (const char*)lanes[matrix * 8 + row].inputs[0];
+        read_at(from, 16);
+        banks |= 1u << (uintptr_t)from / 16 % 8;
         for (int lane = row * 4; lane < row * 4 + 4; ++lane)
-          std::memcpy(&lanes[lane].registers[matrix], (const char*)address + lane % 4 * 4, 4);
+          std::memcpy(&lanes[lane].registers[matrix], from + lane % 4 * 4, 4);
       }
       if (banks != 255) return fail("two rows of a matrix lie in the same banks");
     }
@@ -196,17 +262,18 @@ int thread_number() { return block->running->x; }
 int block_number() { return block->number; }
 void barrier() { block->barrier(); }
 
-void copy_async(void* to, const void* from, bool inside) {
-  block->aligned(from, 16);
-  if (inside) block->range_of(from, 16);
-  Cell& cell = block->written_to(to);
-  cell.on_its_way = true;
-  std::memset(to, 0xff, 16);
-  block->running->open.push_back({(char*)to, inside ? (const char*)from : nullptr});
+void copy_to_shared(void* to, const void* from, int bytes, bool inside) {
+  block->aligned(from, bytes);
+  if (inside) block->read_from(from, bytes);
+  Cell* cells = block->written_to(to, bytes);
+  for (Cell* cell = cells; cell < cells + bytes / 4; ++cell) cell->on_its_way = block->first;
+  ++block->on_their_way;
+  std::memset(to, 0xff, bytes);
+  block->running->open.push_back({(char*)to, inside ? (const char*)from : nullptr, bytes});
 }
 
 void commit() {
-  block->running->groups.push_back(block->running->open);
+  block->running->groups.push_back(std::move(block->running->open));
   block->running->open.clear();
 }
 
@@ -215,11 +282,12 @@ void wait_for_all_but(unsigned left) {
     for (const Copy& copy : groups.front()) block->arrive(copy);
 }
 
-void check_shared(void* to) { block->written_to(to).written = block->running->barriers; }
-
-void check_load(const void* from, int bytes) {
-  if (block->range_of(from, bytes) != &block->ranges[0]) block->fail("an element is loaded from another array than x");
+void check_shared(void* to, int bytes) {
+  Cell* cells = block->written_to(to, bytes);
+  for (Cell* cell = cells; cell < cells + bytes / 4; ++cell) cell->written = block->now;
 }
+
+void check_load(const void* from, int bytes) { block->read_from(from, bytes); }
 
 void check_store(void* to, int bytes) {
   block->aligned(to, bytes);
@@ -236,12 +304,9 @@ void load_matrices(unsigned* v, const void* row) {
 }
 
 // Number i of a lane's fragment.
-static float element(F16, const unsigned* v, int i) { float16 h; h.bits = v[i / 2] >> i % 2 * 16; return h; }
-static float element(BF16, const unsigned* v, int i) { bfloat16 h; h.bits = v[i / 2] >> i % 2 * 16; return h; }
-static float element(TF32, const unsigned* v, int i) {
-  if (v[i] & 0x1fff) block->fail("an operand has not been rounded to TF32");
-  return bits_to_float(v[i]);
-}
+static float element(OfF16, const unsigned* v, int i) { float16 h; h.bits = v[i / 2] >> i % 2 * 16; return h; }
+static float element(OfBF16, const unsigned* v, int i) { bfloat16 h; h.bits = v[i / 2] >> i % 2 * 16; return h; }
+static float element(OfTF32, const unsigned* v, int i) { return bits_to_float(v[i] & ~0x1fffu); }
 
 // Where element i of a lane's fragment is in its matrix: mma.m16n8k16 for half types, mma.m16n8k8 for TF32.
 template <class T> void fragment_of_a(int lane, int i, int& row, int& column) {
@@ -262,8 +327,38 @@ template <class T> void fragment_of_b(int lane, int i, int& row, int& column) {
   else row = i == 0 ? in_group : in_group + 4;
 }
 
+// How many bits of each term a tensor core adds up, from the highest bit of the largest on; with 0, terms are added one
+// after the other in float32.
+static int width = 26;
+extern "C" void set_width(int bits) { width = bits; }
+
+// The sum of c and 8 products after M. Fasi, N. Higham, M. Mikaitis, S. Pranesh, Numerical behavior of NVIDIA tensor
+// cores, PeerJ Computer Science, 2021: terms are cut to `width` bits, added exactly, and their sum is cut to a float32.
+// Not-a-numbers and infinities are those of sums in float32, and a sum that is too large is infinite.
+static float sum_of_terms(float c, const float* a, const float* b) {
+  double terms[9], largest = std::fabs(c);
+  float plain = c;
+  bool finite = std::isfinite(c);
+  terms[8] = c;
+  for (int k = 0; k < 8; ++k) {
+    plain += a[k] * b[k];
+    terms[k] = (double)a[k] * b[k];
+    finite = finite && std::isfinite(terms[k]);
+    largest = std::max(largest, std::fabs(terms[k]));
+  }
+  if (!width || !finite || largest == 0) return plain;
+  const int shift = width - 1 - std::ilogb(largest);
+  const double unit = std::ldexp(1.0, -shift), units = std::ldexp(1.0, shift);
+  long long sum = 0;
+  for (double term : terms) sum += (long long)(term * units);
+  const double exact = (double)sum * unit;
+  const float nearest = (float)exact;
+  if (std::isinf(nearest)) return std::fabs(exact) < 0x1p128 ? std::copysign(FLT_MAX, nearest) : nearest;
+  return std::fabs(nearest) > std::fabs(exact) ? std::nextafter(nearest, 0.0f) : nearest;
+}
+
 template <class T> void multiply(Thread* lanes) {
-  float a[16][T::DEPTH], b[T::DEPTH][8];
+  float a[16][T::DEPTH], b[8][T::DEPTH];
   int row, column;
   for (int lane = 0; lane < 32; ++lane) {
     const unsigned* const* inputs = (const unsigned* const*)lanes[lane].inputs;
@@ -273,25 +368,25 @@ template <class T> void multiply(Thread* lanes) {
     }
     for (int i = 0; i < T::DEPTH / 4; ++i) {
       fragment_of_b<T>(lane, i, row, column);
-      b[row][column] = element(T(), inputs[1], i);
+      b[column][row] = element(T(), inputs[1], i);
     }
   }
   for (int lane = 0; lane < 32; ++lane)
     for (int i = 0; i < 4; ++i) {
       float* c = (float*)lanes[lane].registers;
       row = (lane >> 2) + (i < 2 ? 0 : 8), column = lane % 4 * 2 + (i & 1);
-      for (int k = 0; k < T::DEPTH; ++k) c[i] += a[row][k] * b[k][column];
+      for (int k = 0; k < T::DEPTH; k += 8) c[i] = sum_of_terms(c[i], a[row] + k, b[column] + k);
     }
 }
 
-void multiply_as(F16, float* c, const unsigned* a, const unsigned* b) {
-  block->together("mma", (unsigned*)c, a, b, multiply<F16>);
+void multiply_as(OfF16, float* c, const unsigned* a, const unsigned* b) {
+  block->together("mma", (unsigned*)c, a, b, multiply<OfF16>);
 }
-void multiply_as(BF16, float* c, const unsigned* a, const unsigned* b) {
-  block->together("mma", (unsigned*)c, a, b, multiply<BF16>);
+void multiply_as(OfBF16, float* c, const unsigned* a, const unsigned* b) {
+  block->together("mma", (unsigned*)c, a, b, multiply<OfBF16>);
 }
-void multiply_as(TF32, float* c, const unsigned* a, const unsigned* b) {
-  block->together("mma", (unsigned*)c, a, b, multiply<TF32>);
+void multiply_as(OfTF32, float* c, const unsigned* a, const unsigned* b) {
+  block->together("mma", (unsigned*)c, a, b, multiply<OfTF32>);
 }
 
 void run_blocks(void (*kernel)(), int threads, int first, int last, void** data, const long long* sizes,

@@ -5,31 +5,31 @@
 #define __device__
 #define __global__
 #define __shared__ static
-#define __launch_bounds__(threads)
+#define __launch_bounds__(...)
 #define __syncthreads() barrier()
 #define threadIdx (Index{thread_number()})
 #define blockIdx (Index{block_number()})
 
 struct Index { int x; };
 
-// Types of products, and how many columns the left side has.
-struct F16 { static const int DEPTH = 16; };
-struct BF16 { static const int DEPTH = 16; };
-struct TF32 { static const int DEPTH = 8; };
+// Types of products, and how many columns the left side has; F16, BF16 and TF32 are macros of kernels.
+struct OfF16 { static const int DEPTH = 16; };
+struct OfBF16 { static const int DEPTH = 16; };
+struct OfTF32 { static const int DEPTH = 8; };
 
 int thread_number();
 int block_number();
 void barrier();
-void copy_async(void* to, const void* from, bool inside);
+void copy_to_shared(void* to, const void* from, int bytes, bool inside);
 void commit();
 void wait_for_all_but(unsigned left);
-void check_shared(void* to);
+void check_shared(void* to, int bytes);
 void check_load(const void* from, int bytes);
 void check_store(void* to, int bytes);
 void load_matrices(unsigned* v, const void* row);
-void multiply_as(F16, float* c, const unsigned* a, const unsigned* b);
-void multiply_as(BF16, float* c, const unsigned* a, const unsigned* b);
-void multiply_as(TF32, float* c, const unsigned* a, const unsigned* b);
+void multiply_as(OfF16, float* c, const unsigned* a, const unsigned* b);
+void multiply_as(OfBF16, float* c, const unsigned* a, const unsigned* b);
+void multiply_as(OfTF32, float* c, const unsigned* a, const unsigned* b);
 
 // The blocks from `first` to `last` of a kernel on three arrays, of which the last is the result; `written` is counted by
 // element, and the first thing that went wrong is in `text`.
@@ -38,11 +38,19 @@ void run_blocks(void (*kernel)(), int threads, int first, int last, void** data,
 
 template <int LEFT> void wait() { wait_for_all_but(LEFT); }
 
-template <class T> void store_shared(T* to, const T& chunk) {
-  static_assert(sizeof(T) == 16, "");
-  check_shared(to);
-  *to = chunk;
+template <class T> void copy_async(T* to, const void* from, bool inside) {
+  static_assert(sizeof(T) == 4 || sizeof(T) == 16, "");
+  copy_to_shared(to, from, sizeof(T), inside);
 }
+
+template <class T> void store_shared(T* to, const T& values) {
+  static_assert(sizeof(T) == 4 || sizeof(T) == 16, "");
+  check_shared(to, sizeof(T));
+  *to = values;
+}
+
+inline float __uint_as_float(unsigned bits) { return bits_to_float(bits); }
+inline unsigned __float_as_uint(float x) { return float_to_bits(x); }
 
 // To the nearest, and away from zero from the middle.
 inline unsigned rounded_to_tf32(unsigned bits) { return (bits + 0x1000) & ~0x1fffu; }

@@ -1,12 +1,13 @@
 """Kernels on tensor cores on the CPU: their text behind an emulation of a block of threads and its warps.
 
-What is not shown: that a device does what NVIDIA's manual says, the order in which a tensor core adds up and how it
-rounds in between, speed.
+What is not shown: that a device does what NVIDIA's manual says, and adds up as the model in warps.cpp does; speed.
 """
 
+import contextlib
 import ctypes
 import functools
 import hashlib
+import re
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,10 +18,13 @@ from kernels.cpu import KernelError, compile_
 
 #: Kernels in one file of C++.
 BATCH = 25
-MACROS = ("F16", "BF16", "TF32", "ADJOINT", "PACKED", "NAME")
+#: How many bits of each term a tensor core adds up.
+WIDTH = 26
+#: Types of products, and what their results are rounded to where those are of 16 bits.
+HALVES = {"F16": "float16", "BF16": "bfloat16", "TF32": "float16"}
 #: What depends on the kernel's types; the rest is in warps.hpp and warps.cpp.
 EMULATION = """
-void multiply(float* c, const unsigned* a, const unsigned* b) { ::multiply_as(::NUMBER(), c, a, b); }
+void multiply(float* c, const unsigned* a, const unsigned* b) { ::multiply_as(::OfNUMBER(), c, a, b); }
 void convert(float& to, float from) { to = from; }
 void convert(unsigned short& to, float from) { to = ::HALF(from).bits; }
 """
@@ -28,14 +32,14 @@ void convert(unsigned short& to, float from) { to = ::HALF(from).bits; }
 
 def function(product, symbol):
     """The kernel as a C++ function over its blocks."""
-    number = next(macro for macro in MACROS[:3] if f"#define {macro}\n" in product.head)
-    head = product.head.replace(f"#define {number}\n", f"#define XCONV_{number}\n")
-    body = product.kernel.replace("#ifdef TF32", "#ifdef XCONV_TF32").replace('extern "C"', "")
-    emulation = EMULATION.replace("NUMBER", number).replace("HALF", "bfloat16" if number == "BF16" else "float16")
-    undone = "\n".join(f"#undef {name}" for name in (*MACROS, f"XCONV_{number}"))
+    number = next(macro for macro in HALVES if f"#define {macro}\n" in product.head)
+    body = product.kernel.replace('extern "C"', "")
+    emulation = EMULATION.replace("NUMBER", number).replace("HALF", HALVES[number])
+    macros = re.findall(r"^ *# *define +(\w+)", product.head + product.kernel, re.MULTILINE)
+    undone = "\n".join(f"#undef {name}" for name in macros)
     return f"""
 namespace {symbol}_ {{
-{head}
+{product.head}
 {emulation}
 {body}
 const E* x; const E* u; U* y;
@@ -67,7 +71,16 @@ class Warps:
         compile_(*self.flags, "-x", "c++-header", Path(self.folder.name, "warps.hpp"))
         emulation = Path(self.folder.name, "warps.so")
         compile_(*self.flags, "-O1", emulation.with_suffix(".cpp"), "-o", emulation)
-        ctypes.CDLL(str(emulation), ctypes.RTLD_GLOBAL)  # where the kernels find it
+        self.emulation = ctypes.CDLL(str(emulation), ctypes.RTLD_GLOBAL)  # where the kernels find it
+
+    @contextlib.contextmanager
+    def width(self, bits):
+        """Tensor cores add up so many bits of each term; with 0, one term after the other in float32."""
+        self.emulation.set_width(bits)
+        try:
+            yield
+        finally:
+            self.emulation.set_width(WIDTH)
 
     def prepare(self, products):
         """Compile kernels ahead of their launches."""
@@ -77,7 +90,7 @@ class Warps:
             list(pool.map(self._compile, [missing[i : i + size] for i in range(0, len(missing), size)]))
 
     def _compile(self, products):
-        symbols = ["k" + hashlib.sha256(p.code.encode()).hexdigest()[:16] for p in products]
+        symbols = ["k" + hashlib.sha256((p.head + p.kernel).encode()).hexdigest()[:16] for p in products]
         path = Path(self.folder.name, symbols[0])
         texts = (function(p, symbol) for p, symbol in zip(products, symbols, strict=True))
         path.with_suffix(".cpp").write_text('#include "warps.hpp"\n' + "".join(texts))
