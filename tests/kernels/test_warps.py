@@ -25,9 +25,8 @@ def product(body, *, blocks=1, threads=32, **numbers):
     lines += [f"constexpr int {name} = {number};" for name, number in {"THREADS": threads, **numbers}.items()]
     lines += ["struct alignas(16) Chunk { E v[4]; };"]
     signature = 'extern "C" __global__ void __launch_bounds__(THREADS, 2) NAME(const E* x, const E* u, U* y)'
-    return Product(
-        "tiny", "\n".join(lines) + "\n", blocks, f"{signature} {{\nconst int t = threadIdx.x;\n{body}\n}}", threads
-    )
+    kernel = f"{signature} {{\nconst int t = threadIdx.x;\n{body}\n}}"
+    return Product("tiny", "\n".join(lines) + "\n", blocks, kernel, threads)
 
 
 # Shared memory
@@ -44,6 +43,8 @@ unsigned v[4];
 load_matrices(v, tile + t);
 for (int i = 0; i < 4; ++i) store(y + i * 32 + t, __uint_as_float(v[i]) + load(u + i * 32 + t));
 """
+#: The same, 16 bytes at once.
+CHUNKS = COPY.replace(COPY.splitlines()[3], "copy_async(tile + t, x + 4 * t, t < 25);")
 READ = "load_matrices(v, tile + t);"
 
 #: What is replaced, by what, and what is said of it.
@@ -63,6 +64,12 @@ SLIPS = [
     ("__sync", "if (t == 7) store_shared(tile + 1, Chunk()); __sync", "written to twice"),
     ("__sync", "if (t == 7) copy_async(cells + 6, x, true); __sync", "written to twice"),
     ("__sync", "if (t == 7) { store_shared(tile + 40, Chunk()); store_shared(cells + 163, 1.0f); } __sync", "to twice"),
+    ("__sync", "if (t == 7) { store_shared(cells + 163, 1.0f); store_shared(tile + 40, Chunk()); } __sync", "to twice"),
+    (
+        "commit",
+        "if (t == 7) { copy_async(tile + 40, x, true); store_shared(cells + 163, 1.0f); } commit",
+        "on its way to",
+    ),
     (READ, READ + "if (t == 0) store_shared(cells + 127, 1.0f);", "written to that others may still read"),
     (READ, READ + "if (t == 0) copy_async(cells + 2, x, true);", "written to that others may still read"),
     (READ, READ + "if (t == 0) copy_async(cells + 200, x, true);", "a copy is on its way when the kernel ends"),
@@ -71,6 +78,8 @@ SLIPS = [
     ("cells + i * 32 + t,", "(float*)((char*)tile + 2),", "not a multiple of 4"),
     ("commit();", "copy_async(tile + 32 + t, x + t, true); commit();", "not a multiple of 16"),
     ("commit();", "copy_async((Chunk*)(cells + 128 + 2 * t), x, true); commit();", "not a multiple of 16"),
+    ("commit();", "copy_async(tile + 32 + t, x + 1, false); commit();", "not a multiple of 16"),
+    ("load(u", "load((const float*)((const char*)u + 2)", "not a multiple of 4"),
     (" < 100", " < 101", "4 bytes are outside of all arrays"),
     ("commit();", "copy_async(tile + 32 + t, x + 4 * t, t < 26); commit();", "16 bytes are outside of all arrays"),
     ("cells + i * 32 + t, x", "(float*)y + i * 32 + t, x", "4 bytes are outside of shared memory"),
@@ -88,24 +97,24 @@ def slipped(pattern, slip):
     return product(COPY.replace(pattern, slip), blocks=2)
 
 
-@pytest.fixture(scope="module")
-def _compiled():
+@pytest.fixture(scope="module", autouse=True)
+def compiled():
+    """All texts, compiled together."""
     forms = [product(DOT, **form) for form in FORMS]
-    warps().prepare([product(COPY), *forms, *(slipped(pattern, slip) for pattern, slip, _ in SLIPS)])
+    warps().prepare([product(COPY), product(CHUNKS), *forms, *(slipped(pattern, slip) for pattern, slip, _ in SLIPS)])
 
 
 def arrays():
     return np.arange(1, 101, dtype="f4"), np.arange(128, dtype="f4") / 4, np.zeros(128, "f4")
 
 
-@pytest.mark.usefixtures("_compiled")
-def test_single_numbers_go_through_shared_memory():
+@pytest.mark.parametrize("body", [COPY, CHUNKS])
+def test_numbers_go_through_shared_memory(body):
     x, u, y = arrays()
-    assert warps().launch(product(COPY), x, u, y).tolist() == [1] * 128
+    assert warps().launch(product(body), x, u, y).tolist() == [1] * 128
     assert np.array_equal(y, np.append(x, np.zeros(28, "f4")) + u)
 
 
-@pytest.mark.usefixtures("_compiled")
 @pytest.mark.parametrize(("pattern", "slip", "message"), SLIPS)
 def test_a_slip_is_noticed(pattern, slip, message):
     with pytest.raises(KernelError, match=message):
@@ -114,11 +123,9 @@ def test_a_slip_is_noticed(pattern, slip, message):
 
 def test_a_launch_knows_nothing_of_the_one_before():
     """Neither of what it has written, nor of a copy that was on its way when it failed."""
-    text = COPY.replace("wait<0>();", "if (load(u) == 0) wait<0>();").replace(
-        "i < 4; ++i) c", "i < 4 - load(u + 1); ++i) c"
-    )
+    text = COPY.replace("wait<0>", "if (load(u) == 0) wait<0>").replace("i < 4; ++i) c", "i < 4 - load(u + 1); ++i) c")
     one, (x, u, y) = product(text), arrays()
-    for flags, message in (((0, 0), ""), ((0, 1), "nobody has written"), ((1, 0), "on its way"), ((0, 0), "")):
+    for flags, message in (((0, 0), ""), ((1, 0), "on its way"), ((0, 1), "nobody has written"), ((0, 0), "")):
         u[:2] = flags
         if not message:
             warps().launch(one, x, u, y)
@@ -127,7 +134,7 @@ def test_a_launch_knows_nothing_of_the_one_before():
             warps().launch(one, x, u, y)
 
 
-@pytest.mark.parametrize("threads", [40, 16])
+@pytest.mark.parametrize("threads", [16, 40])
 def test_threads_make_whole_warps(threads):
     with pytest.raises(KernelError, match=f"{threads} threads are not whole warps"):
         warps().launch(product(COPY, threads=threads), *arrays())
@@ -135,8 +142,9 @@ def test_threads_make_whole_warps(threads):
 
 # Sums
 
-#: Rows of x times rows of u, 16 and 8 of them, `DEPTH` long. Of `PARTS` 0, operands are taken as they are; of 1, they are
-#: rounded; of 3, they are a big and a small part. With `CHUNK`, so many products are added up apart, small ones first.
+#: 16 rows of x a block times 8 rows of u, `DEPTH` long. With `PARTS` of 0, operands are taken as they are; of 1, they
+#: are rounded; of 3, they are a big and a small part. With `CHUNK`, so many products are added up apart, the small ones
+#: first.
 DOT = """
 const float* rows = x + blockIdx.x * 16 * DEPTH;
 auto part = [](float value, bool small) {
@@ -198,7 +206,6 @@ def model(a, b, width):
     return c
 
 
-@pytest.mark.usefixtures("_compiled")
 @pytest.mark.parametrize("width", [24, WIDTH, 30])
 def test_sums_are_those_of_the_model(width):
     rng = np.random.default_rng(width)
@@ -208,14 +215,12 @@ def test_sums_are_those_of_the_model(width):
     assert y.tolist() == [[model(row, other, width) for other in b.astype("f4")] for row in a.astype("f4")]
 
 
-@pytest.mark.usefixtures("_compiled")
 def test_integers_stay_exact():
     rng = np.random.default_rng(0)
     a, b = rng.integers(-500, 501, (16, 16)), rng.integers(-500, 501, (8, 16))
     assert np.array_equal(dot(a, b), a @ b.T)
 
 
-@pytest.mark.usefixtures("_compiled")
 def test_terms_are_cut_below_the_largest():
     """Tiny terms beside a large one are lost, be it a product or the sum before; what is left is cut, too."""
     for sign in (1, -1):
@@ -228,7 +233,6 @@ def test_terms_are_cut_below_the_largest():
         assert total(*[sign * 2.0**-26] * 7) == sign * 7 * 2.0**-26
 
 
-@pytest.mark.usefixtures("_compiled")
 def test_the_width():
     made = {}
     for width in (25, 26, 27, 0):
@@ -238,7 +242,6 @@ def test_the_width():
     assert total(*[1.5 * 2.0**-25] * 7, 1) == 1 + 2**-23
 
 
-@pytest.mark.usefixtures("_compiled")
 def test_operands_lose_their_low_bits():
     """Cut, not rounded."""
     for sign in (1, -1):
@@ -246,17 +249,9 @@ def test_operands_lose_their_low_bits():
         assert total((2.0, sign * (1 + 2**-11))) == sign * 2
 
 
-@pytest.mark.usefixtures("_compiled")
 def test_what_is_not_finite():
     inf, nan = float("inf"), float("nan")
-    cases = [
-        ((inf,), inf),
-        ((-inf, 3), -inf),
-        ((inf, -inf), nan),
-        (((inf, 0),), nan),
-        ((nan, 1, 2), nan),
-        ((2, nan), nan),
-    ]
+    cases = [((inf,), inf), ((-inf, 3), -inf), ((inf, -inf), nan), (((inf, 0),), nan), ((nan, 1, 2), nan)]
     large = 2.0**64
     cases += [(((large, large),), inf), (((large, -large),), -inf), (((large, large), (large, -large), 1), 0)]
     cases += [(((large, large), (-(2.0**51), 2.0**52)), np.finfo("f4").max)]
@@ -265,7 +260,6 @@ def test_what_is_not_finite():
         np.testing.assert_equal(total(*terms, *[0] * (16 - len(terms)), depth=16), np.float32(expected))
 
 
-@pytest.mark.usefixtures("_compiled")
 @pytest.mark.parametrize("depth", SIZES)
 def test_three_products(depth):
     """In chunks that leave the tensor core, they are as exact as float32; in one accumulator they are not."""

@@ -168,7 +168,7 @@ struct Block {
 
   void run(int count) {
     if (!stacks) stacks.reset(new char[(size_t)count * STACK]);
-    if (count < 32 || count % 32) return (*report)("%d threads are not whole warps", count);
+    if (count % 32) return (*report)("%d threads are not whole warps", count);
     start(count);
     while (!failed()) {
       if (turns()) continue;
@@ -197,9 +197,7 @@ struct Block {
     if ((uintptr_t)p % bytes) fail("an address is not a multiple of %d", bytes);
   }
 
-  // An input.
-  void read_from(const void* p, int bytes) {
-    aligned(p, bytes);
+  void check_input(const void* p, int bytes) {
     if (range_of(p, bytes)->written) fail("the result is read");
   }
 
@@ -264,7 +262,7 @@ void barrier() { block->barrier(); }
 
 void copy_to_shared(void* to, const void* from, int bytes, bool inside) {
   block->aligned(from, bytes);
-  if (inside) block->read_from(from, bytes);
+  if (inside) block->check_input(from, bytes);
   Cell* cells = block->written_to(to, bytes);
   for (Cell* cell = cells; cell < cells + bytes / 4; ++cell) cell->on_its_way = block->first;
   ++block->on_their_way;
@@ -287,7 +285,10 @@ void check_shared(void* to, int bytes) {
   for (Cell* cell = cells; cell < cells + bytes / 4; ++cell) cell->written = block->now;
 }
 
-void check_load(const void* from, int bytes) { block->read_from(from, bytes); }
+void check_load(const void* from, int bytes) {
+  block->aligned(from, bytes);
+  block->check_input(from, bytes);
+}
 
 void check_store(void* to, int bytes) {
   block->aligned(to, bytes);
@@ -329,7 +330,7 @@ template <class T> void fragment_of_b(int lane, int i, int& row, int& column) {
 
 // How many bits of each term a tensor core adds up, from the highest bit of the largest on; with 0, terms are added one
 // after the other in float32.
-static int width = 26;
+static int width;
 extern "C" void set_width(int bits) { width = bits; }
 
 // The sum of c and 8 products after M. Fasi, N. Higham, M. Mikaitis, S. Pranesh, Numerical behavior of NVIDIA tensor

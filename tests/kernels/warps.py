@@ -72,6 +72,7 @@ class Warps:
         emulation = Path(self.folder.name, "warps.so")
         compile_(*self.flags, "-O1", emulation.with_suffix(".cpp"), "-o", emulation)
         self.emulation = ctypes.CDLL(str(emulation), ctypes.RTLD_GLOBAL)  # where the kernels find it
+        self.emulation.set_width(WIDTH)
 
     @contextlib.contextmanager
     def width(self, bits):
