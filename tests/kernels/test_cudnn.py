@@ -3,6 +3,7 @@
 import math
 import sys
 import threading
+from collections import Counter
 
 import cupy
 import numpy as np
@@ -159,7 +160,7 @@ def kinds(run):
     """The dtypes of the operands and of the result, and the one that is computed in."""
     (node,) = run.graph.nodes
     tensors = (*node.inputs.values(), *node.outputs.values())
-    return {tensor.data_type.name for tensor in tensors}, node.compute_data_type.name
+    return frozenset(tensor.data_type.name for tensor in tensors), node.compute_data_type.name
 
 
 @pytest.mark.parametrize(
@@ -205,6 +206,7 @@ def test_halves_are_rounded_once(dnn):
     with xconv.config(workspace=least(dw)):
         found = dw()
     assert len(dnn.runs) > 3
+    assert {kinds(run) for run in dnn.runs} == {(frozenset({"FLOAT"}), "FLOAT")}
     assert host(found) == np.float16(1 + 8 * small / 2)
 
 
@@ -264,6 +266,37 @@ def test_a_graph_is_built_once(dnn):
     assert [graph.function for graph in dnn.graphs] == list(VERBS)
     assert len(dnn.runs) == 9
     assert len(dnn.handles) == 1
+
+
+def test_a_call_is_a_program(dnn, monkeypatch):
+    """On the memory of each call, and with the graph at hand: to hash the geometry takes longer than all else."""
+    (x, w, _), (y, _, _) = arrays(*LAYER)
+    plan = xconv.plan(device(x), device(w), padding=1, algorithm="cudnn")
+    for _ in range(3):
+        plan.conv(device(x), device(w))
+    (program,) = plan.schedule.predicted("forward").remembered.values()
+    assert Counter(type(step) for step, _ in program.steps)[_graphs.Convolution] == 1
+    monkeypatch.setattr(Geometry, "__hash__", None)
+    operands = device(2 * x), device(w)
+    same(plan.conv(*operands), 2 * y)
+    assert dnn.runs[-1].addresses[:2] == [a.data.ptr for a in operands]
+    assert len(dnn.graphs) == 1
+
+
+def test_a_program_of_another_thread(dnn, proven):
+    """Has a graph of the thread that runs it, and goes to the next best plan where that is refused."""
+    (x, w, _), (y, _, _) = arrays(*LAYER)
+    plan = xconv.plan(device(x), device(w), padding=1)
+    plan.conv(device(x), device(w))
+    found = []
+    for error in (None, cudnn.cudnnGraphNotSupportedError("no engine")):
+        dnn.refused |= {"conv_fprop": error} if error else {}
+        thread = threading.Thread(target=lambda: found.append(plan.conv(device(x), device(w))))
+        thread.start()
+        thread.join()
+        same(found.pop(), y)
+    assert dnn.functions == 2 * ["conv_fprop"]
+    assert len(dnn.graphs) == len(dnn.handles) == 3
 
 
 def test_each_thread_has_its_own(dnn):
@@ -345,9 +378,10 @@ def test_empty_arrays(dnn):
 
 
 @pytest.mark.parametrize("error", [cudnn.cudnnGraphNotSupportedError, RuntimeError, ValueError])
-def test_asked_for_by_name_and_refused(dnn, error):
+def test_asked_for_by_name_and_refused(dnn, monkeypatch, error):
     x, w = device(numbers((1, 2, 5, 5))), device(numbers((3, 2, 3, 3)))
     dnn.refused["conv_fprop"] = error("no engine has it")
+    monkeypatch.setattr(standin, "allocate", None)  # it is refused before memory is asked for
     for _ in range(2):
         with pytest.raises(ValueError, match=r"^`algorithm` 'cudnn' cannot .*: cuDNN says no engine has it$"):
             xconv.conv(x, w, algorithm="cudnn")

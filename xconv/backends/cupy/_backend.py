@@ -36,7 +36,7 @@ from ._steps import COPY, Launch, copied, each, flat, lying, ordered, total
 #: Pixels of a plane from which on every image has its own product.
 LARGE_PLANE = 1024
 #: Algorithms whose calls become programs, and the most tiles of these.
-PROGRAMMED, MOST_PROGRAMMED_TILES = {"gemm", "pointwise", "depthwise", "implicit", "winograd"}, 64
+PROGRAMMED, MOST_PROGRAMMED_TILES = {"gemm", "pointwise", "depthwise", "implicit", "winograd", "cudnn"}, 64
 #: Programs that are kept with a schedule, one for every way in which arrays lie in memory.
 MOST_PROGRAMS = 64
 #: Algorithms that take no temporary memory to speak of, where padding is zeros and sums have the dtype of the result.

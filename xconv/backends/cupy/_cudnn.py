@@ -79,13 +79,13 @@ class Cudnn(Algorithm):
 
     def _convolved(self, function: str, g: Geometry, a: Array, b: Array, out: Array | None, backend: Any) -> Array:
         try:
-            from ._graphs import convolve
+            from ._graphs import Task, convolve
         except (ImportError, OSError) as error:
             reason = f"its frontend cannot be imported: {error}"
             raise RefusedError(self.name, reason) from error
         accumulator, tf32 = backend.accumulator(a.dtype), _config.current().precision == "tf32"
         workspace = self._workspace(g) * backend.itemsize(accumulator)
-        return convolve(function, g, a, b, out, accumulator=accumulator, tf32=tf32, workspace=workspace)
+        return convolve(Task(function, g, accumulator.name, tf32, workspace), a, b, out, backend.do)
 
     def _workspace(self, g: Geometry) -> int:
         """Elements that cuDNN itself may take: all arrays in another memory order, and partial sums of the filters."""

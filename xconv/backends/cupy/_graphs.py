@@ -6,18 +6,19 @@ converted, and multiplied by the units for TF32, which holds each of them exactl
 """
 
 import threading
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import cudnn
 import cupy
+import numpy as np
 
 from ..._axis import Axis
 from ..._geometry import Geometry
 from ..._typing import Array, DType, Index, Shape
 from ...algorithms import RefusedError
-from ...primitives import inverse
+from ._steps import CLEAR, COPY, Doer, Places, Pointers, copied, each, ordered
 
 NAME = "cudnn"
 #: By dtype: cuDNN's name for it, and for the one that it computes in.
@@ -64,34 +65,24 @@ class Ready(NamedTuple):
     tensors: list[Any]
 
 
-def convolve(
-    function: str,
-    g: Geometry,
-    a: Array,
-    b: Array,
-    out: Array | None,
-    *,
-    accumulator: DType,
-    tf32: bool,
-    workspace: int,
-) -> Array:
-    """One of the three functions, in `out` or in new memory for numbers of the dtype `accumulator`."""
-    _, ((_, first), (_, second)), result = FUNCTIONS[function]
+def convolve(task: Task, a: Array, b: Array, out: Array | None, do: Doer) -> Array:
+    """One of the three functions, in `out` or in new memory of the task's dtype; negative padding is cut off here."""
+    g, (_, ((_, first), (_, second)), result) = task.geometry, FUNCTIONS[task.function]
     inner, seen = _inner(g)
-    whole = _empty(_shapes(g)[result], accumulator, g) if out is None else out
+    whole = _new(do, _shapes(g)[result], np.dtype(task.dtype), g) if out is None else out
     target = whole[seen] if result == "x" else whole
-    nothing = any(0 in shape for shape in _shapes(inner).values())
-    if nothing or target.shape != whole.shape:
-        whole.fill(0)  # what no window sees
-    if nothing:
-        return whole
-    a, b = (array[seen] if role == "x" else array for array, role in ((a, first), (b, second)))
-    halves = a.itemsize == 2
-    task = Task(function, inner, whole.dtype.name, whole.dtype == "float32" and (tf32 or halves), workspace)
-    made = target if _lies(target, g) else _empty(target.shape, target.dtype, g)
-    _own.run(task, _block(a, made.dtype, g), _block(b, made.dtype, g), made)
+    if any(0 in shape for shape in _shapes(inner).values()):
+        return each(do, CLEAR, whole)
+    tf32 = whole.dtype == "float32" and (task.tf32 or a.itemsize == 2)
+    step = _step(do.device_of(whole), task._replace(geometry=inner, dtype=whole.dtype.name, tf32=tf32))
+    _own.graph_of(step)  # or it is refused, before anything is done
+    if target.shape != whole.shape:
+        each(do, CLEAR, whole)  # what no window sees
+    made = target if _lies(target, g) else _new(do, target.shape, target.dtype, g)
+    operands = [array[seen] if role == "x" else array for array, role in ((a, first), (b, second))]
+    do.perform(step, *(_block(do, array, made.dtype, g) for array in operands), made)
     if made is not target:
-        target[...] = made
+        each(do, COPY, made, target)
     return whole
 
 
@@ -140,18 +131,13 @@ def _lies(a: Array, g: Geometry) -> bool:
     return a.data.ptr % ALIGNMENT == 0 and all(n == 1 or stride == a.itemsize * step for n, stride, step in found)
 
 
-def _empty(shape: Shape, dtype: DType, g: Geometry) -> Array:
-    order = _order(g)
-    return cupy.empty([shape[axis] for axis in order], dtype).transpose(inverse(order))
+def _new(do: Doer, shape: Shape, dtype: DType, g: Geometry) -> Array:
+    return ordered(do, shape, dtype, _order(g))
 
 
-def _block(a: Array, dtype: DType, g: Geometry) -> Array:
+def _block(do: Doer, a: Array, dtype: DType, g: Geometry) -> Array:
     """`a` in this dtype, as cuDNN takes it."""
-    if a.dtype == dtype and _lies(a, g):
-        return a
-    made = _empty(a.shape, dtype, g)
-    made[...] = a
-    return made
+    return a if a.dtype == dtype and _lies(a, g) else copied(do, a, dtype, _order(g))
 
 
 # Graphs
@@ -191,36 +177,52 @@ def build(graph: Any, task: Task) -> None:
     graph.build_plans(cudnn.build_plan_policy.HEURISTICS_CHOICE)
 
 
+@dataclass(frozen=True, eq=False)
+class Convolution:
+    """What the graph of a task makes of two arrays, in CuPy's current stream: a step, which has a graph a thread."""
+
+    device: int
+    task: Task
+
+    def __call__(self, pointers: Pointers, places: Places) -> None:
+        (graph, tensors), handle, size = _own.graph_of(self)
+        cudnn.set_stream(handle, cupy.cuda.get_current_stream().ptr)
+        space = cupy.cuda.alloc(size)
+        addresses = dict(zip(tensors, [pointers[block].ptr + at for block, at in places], strict=True))
+        # Told which shapes to override, if only that none are, the frontend does not describe every address anew.
+        graph.execute(addresses, space.ptr, handle=handle, override_uids=())
+
+
+#: One step for equal tasks, so that a call of a program need not compare these.
+_step = lru_cache(maxsize=MOST_GRAPHS)(Convolution)
+
+
 class _Own(threading.local):
     """The handles and the graphs of one thread, since cuDNN's are not to be shared."""
 
     def __init__(self) -> None:
         self.handles: dict[int, Any] = {}
-        self.ready = lru_cache(maxsize=MOST_GRAPHS)(self._made)
+        self.made = lru_cache(maxsize=MOST_GRAPHS)(self._made)
 
-    def run(self, task: Task, a: Array, b: Array, out: Array) -> None:
-        """What the graph of a task makes of `a` and `b`, in CuPy's current stream."""
-        device = out.device.id
-        ready = self.ready(device, task)
-        if isinstance(ready, str):
-            raise RefusedError(NAME, ready)
-        handle = self.handles[device]
-        cudnn.set_stream(handle, cupy.cuda.get_current_stream().ptr)
-        space = cupy.empty(max(1, ready.graph.get_workspace_size()), "uint8")
-        addresses = {tensor: array.data.ptr for tensor, array in zip(ready.tensors, (a, b, out), strict=True)}
-        ready.graph.execute(addresses, space.data.ptr, handle=handle)
+    def graph_of(self, step: Convolution) -> tuple[Ready, Any, int]:
+        """The graph on the current device, its handle, and the bytes of memory that it takes; or RefusedError."""
+        made = self.made(step)
+        if isinstance(made, str):
+            raise RefusedError(NAME, made)
+        return made
 
-    def _made(self, device: int, task: Task) -> Ready | str:
-        """The graph of a task on the current device, or why cuDNN has none."""
+    def _made(self, step: Convolution) -> tuple[Ready, Any, int] | str:
+        """The same, or why cuDNN has none."""
         try:
-            if device not in self.handles:
+            if step.device not in self.handles:
                 cupy.cuda.device.get_cublas_handle()  # cuDNN looks for cuBLAS by its name, and CuPy knows where it is
-                self.handles[device] = cudnn.create_handle()
-            ready = describe(task, handle=self.handles[device])
-            build(ready.graph, task)
+                self.handles[step.device] = cudnn.create_handle()
+            handle = self.handles[step.device]
+            ready = describe(step.task, handle=handle)
+            build(ready.graph, step.task)
+            return ready, handle, max(1, ready.graph.get_workspace_size())
         except (cudnn.cudnnGraphNotSupportedError, RuntimeError, ValueError) as error:
             return f"cuDNN says {error}"
-        return ready
 
 
 _own = _Own()

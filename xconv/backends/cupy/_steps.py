@@ -112,7 +112,7 @@ def flat(a: Array) -> tuple[Flat, Memory]:
     return Flat((length,), a.dtype, start * a.itemsize), memory
 
 
-# The steps; the products of `_cublas` are another
+# The steps; the products of `_cublas` and the graphs of `_graphs` are others
 
 
 @dataclass(frozen=True, slots=True)
