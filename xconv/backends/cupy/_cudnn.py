@@ -8,6 +8,7 @@ cuDNN may turn down a convolution for a reason that nobody but cuDNN knows, and 
 """
 
 import math
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -16,6 +17,7 @@ from ..._geometry import Geometry
 from ..._typing import Array, DType, Function, Kind
 from ...algorithms import Algorithm, RefusedError
 from ...primitives import Costs, Primitives
+from ._steps import ordered
 
 #: cuDNN counts elements in 32 bits.
 MOST_ELEMENTS = 2**31 - 1
@@ -25,10 +27,13 @@ WHOLE_TILE = 2**25
 LEAST_EXTRA, MOST_EXTRA = 2**10, 2**22
 
 
+@dataclass(frozen=True)
 class Cudnn(Algorithm):
     name = "cudnn"
     takes_half = True
     strays = frozenset({"input_grad"})
+    #: Windows in all tiles together, where that is known.
+    windows: int | None = None
 
     def refusal(self, g: Geometry, kind: Kind) -> str | None:
         if kind != "real":
@@ -42,6 +47,10 @@ class Cudnn(Algorithm):
     def lack(self, backend: Primitives, dtype: DType, precision: str) -> str | None:
         del backend, dtype, precision
         return None if find_spec("cudnn") else "it needs the extra `xconv[cudnn]`"
+
+    def fitted(self, g: Geometry, kind: Kind) -> "Cudnn":
+        del kind
+        return replace(self, windows=g.batch * g.pixels)
 
     def scratch(self, function: Function, g: Geometry, costs: Costs) -> int:
         del function, costs
@@ -75,7 +84,10 @@ class Cudnn(Algorithm):
         return self._convolved("input_grad", g, dy, u, out, backend)
 
     def weight_grad(self, backend: Any, g: Geometry, dy: Array, x: Array) -> Array:
-        return self._convolved("weight_grad", g, dy, x, None, backend)
+        out = None
+        if g.batch * g.pixels == self.windows:  # it is no part of a sum, and is rounded once
+            out = ordered(backend.do, g.w_shape, dy.dtype, g.in_layout(tuple(range(2 + len(g.axes)))))
+        return self._convolved("weight_grad", g, dy, x, out, backend)
 
     def _convolved(self, function: str, g: Geometry, a: Array, b: Array, out: Array | None, backend: Any) -> Array:
         try:
