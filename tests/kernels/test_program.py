@@ -14,8 +14,8 @@ from xconv import _config
 from xconv._planner import Options, computed, scheduled
 from xconv.backends.cupy import _backend, _implicit_kernel
 from xconv.backends.cupy._cublas import Product
-from xconv.backends.cupy._program import Block, Program, Symbol
-from xconv.backends.cupy._steps import Blocks, Each, Launch, Total, flat
+from xconv.backends.cupy._program import Block, Program, Recorder, Symbol
+from xconv.backends.cupy._steps import SUM, Blocks, Each, Launch, Total, each, flat, ordered
 
 OPERANDS = {"forward": ("x", "w"), "input_grad": ("dy", "w"), "weight_grad": ("dy", "x")}
 
@@ -448,6 +448,18 @@ def test_a_symbol_is_a_view_or_an_error():
     with pytest.raises(ValueError, match="copy"):
         part.reshape(12)
     assert a[:0, 1:].place == (3, 0)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (0, 2, 3, 1), (1, 2, 3, 0)])
+def test_elements_are_gone_through_as_the_result_lies(order):
+    """Neighbours in memory by threads that are neighbours: CuPy never changes the order of axes."""
+    y, b = ((shape, np.dtype("float32"), None) for shape in ((2, 3, 4, 5), (1, 3, 1, 1)))
+    do = Recorder(0, literal=False)
+    program = do.record(lambda y, b: each(do, SUM, y, b, ordered(do, y.shape, y.dtype, order)), (y, 0), (b, 0))
+    (step,) = (step for step, _ in program.steps if type(step) is Each)
+    steps = step.views[-1].strides
+    assert list(steps) == sorted(steps, reverse=True)
+    assert step.views[1].shape == tuple((1, 3, 1, 1)[axis] for axis in order)
 
 
 def test_a_program_is_not_entered_with_arrays(standin):

@@ -179,10 +179,17 @@ def lying(*arrays: Array) -> tuple[Lying, ...]:
 
 
 def each(do: Doer, kernel: Any, *arrays: Array) -> Array:
-    """The last of the arrays, into which the kernel has written what it makes of the others."""
-    if arrays[-1].size:
-        do.perform(Each(kernel, lying(*arrays)), *arrays)
-    return arrays[-1]
+    """The last of the arrays, into which the kernel has written what it makes of the others.
+
+    Neighbouring threads take neighbours along the last axis, and CuPy never reorders axes: so they come in the order
+    in which they lie in the result's memory.
+    """
+    out = arrays[-1]
+    if out.size:
+        order = _outermost_first(out)
+        views = arrays if order == list(range(out.ndim)) else [a.transpose(*order) for a in arrays]
+        do.perform(Each(kernel, lying(*views)), *arrays)
+    return out
 
 
 def total(do: Doer, a: Array, axis: int) -> Array:
@@ -209,6 +216,10 @@ def ordered(do: Doer, shape: Shape, dtype: DType, order: Sequence[int], *, line:
 
 def copied(do: Doer, a: Array, dtype: DType | None = None, order: Sequence[int] | None = None) -> Array:
     """A copy in new memory, in the order in which `a` lies in its own, or in another one."""
-    if order is None:
-        order = sorted(range(a.ndim), key=lambda axis: -abs(a.strides[axis]))
+    order = _outermost_first(a) if order is None else order
     return each(do, COPY, a, ordered(do, a.shape, a.dtype if dtype is None else dtype, order))
+
+
+def _outermost_first(a: Array) -> list[int]:
+    """The axes in the order in which they lie in memory."""
+    return sorted(range(a.ndim), key=lambda axis: -abs(a.strides[axis]))
