@@ -24,7 +24,7 @@ MOST_ELEMENTS = 2**31 - 1
 #: Elements of a tile from which on it is cut, 256 MiB of the widest numbers: cuDNN knows best how to go through memory.
 WHOLE_TILE = 2**25
 #: Elements of temporary memory that cuDNN may take beside copies of the arrays: at least, and at most.
-LEAST_EXTRA, MOST_EXTRA = 2**10, 2**22
+LEAST_EXTRA, MOST_EXTRA = 2**10, 2**23
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class Cudnn(Algorithm):
 
     def _workspace(self, g: Geometry) -> int:
         """Elements that cuDNN itself may take: all arrays in another memory order, and partial sums of the filters."""
-        return _arrays(g) + max(LEAST_EXTRA, min(_arrays(g), MOST_EXTRA))
+        return _arrays(g) + max(LEAST_EXTRA, min(2 * _arrays(g), MOST_EXTRA))
 
 
 def _arrays(g: Geometry) -> int:
