@@ -155,7 +155,7 @@ def _choices(problem: Problem, function: Function) -> Iterator[Choice]:
             if refusal and way is not WAYS[function][-1]:
                 continue  # the last way says why
             note = None
-            if settings.numerics == "strict" and not algorithm.componentwise:
+            if settings.numerics == "strict" and not algorithm.is_componentwise(dtype, settings.precision):
                 note = 'its error bound is not componentwise, and `numerics` is "strict"'
             elif name in backend.unproven and settings.tuning is None:
                 note = f"it has not been measured on {backend.name}; ask for it by name"

@@ -84,6 +84,19 @@ class Binary:
         found = (re.match(r"\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", line) for line in lines)
         return [match.group(1) for match in found if match]
 
+    def loop(self, name):
+        """The instructions of the shortest loop that has one of this name."""
+        lines, labels, found = [], {}, []
+        for line in disassembled(self.cubin).splitlines():
+            if label := re.match(r"\s*(\.L_x_\d+):", line):
+                labels[label.group(1)] = len(lines)
+            elif instruction := re.match(r"\s*/\*[0-9a-f]+\*/\s+(.*?);", line):
+                lines.append(instruction.group(1))
+                back = re.search(r"BRA.*`\((\.L_x_\d+)\)", lines[-1])
+                begin = labels.get(back.group(1), len(lines)) if back else len(lines)
+                found += [lines[begin:]] * any(name in line for line in lines[begin:])
+        return min(found, key=len)
+
     def count(self, pattern):
         """How many instructions match `pattern` from their beginning."""
         return sum(bool(re.match(pattern, name)) for name in self.instructions)

@@ -29,7 +29,7 @@ from kernels.blas import HostBlas
 from kernels.cpu import harness
 from kernels.warps import warps
 from xconv._planner import _of_part, scheduled
-from xconv.backends.cupy import _backend, _cublas, _implicit, _implicit_kernel, _texts
+from xconv.backends.cupy import _backend, _cublas, _implicit, _implicit_kernel, _tensor_cores, _texts
 
 
 class HostPointer(memory.MemoryPointer):
@@ -177,7 +177,7 @@ class StandIn:
 
     def _forget(self):
         """Empty the caches that hold what is replaced."""
-        kernels = (_texts._general, _texts._elementwise, _implicit.ready)
+        kernels = (_texts._general, _texts._elementwise, _implicit.ready, _implicit.gradient)
         for cached in (*kernels, _backend._constant, _cublas._cublas, scheduled, _of_part):
             cached.cache_clear()
 
@@ -202,11 +202,11 @@ class StandIn:
 
     def launch_blocks(self, code, name, grid, threads, arguments):
         """A kernel of blocks of threads: CuPy's `RawKernel`."""
-        assert threads == (_implicit_kernel.THREADS,)
+        assert f" THREADS = {threads[0]};" in code
         assert {self.device_of(a) for a in arguments} == {self.entered[-1]}
         self.launches.append((name, arguments))
-        head, kernel = code.split(_implicit_kernel.INSTRUCTIONS)
-        warps().launch(_implicit_kernel.Product(name, head, *grid, kernel), *map(host, arguments))
+        head, kernel = code.split(_tensor_cores.INSTRUCTIONS)
+        warps().launch(_implicit_kernel.Product(name, head, kernel, *grid, *threads), *map(host, arguments))
 
     @property
     def names(self):

@@ -12,7 +12,7 @@ from kernels import standin as module
 from kernels.standin import Meter, StandIn, device, host
 from xconv import _config
 from xconv._planner import Options, computed, scheduled
-from xconv.backends.cupy import _backend, _implicit_kernel
+from xconv.backends.cupy import _backend, _implicit
 from xconv.backends.cupy._cublas import Product
 from xconv.backends.cupy._program import Block, Program, Recorder, Symbol
 from xconv.backends.cupy._steps import SUM, Blocks, Each, Launch, Total, each, flat, ordered
@@ -433,7 +433,7 @@ def test_an_older_device_is_found_by_every_call(standin, monkeypatch):
     plan = xconv.plan(x, w, algorithm="implicit", layout="channels_last")
     for _ in range(4):
         plan.conv(x, w)
-    monkeypatch.setattr(_implicit_kernel, "LEAST_CAPABILITY", 1000)
+    monkeypatch.setattr(_implicit, "LEAST_CAPABILITY", 1000)
     with pytest.raises(ValueError, match="takes a device of compute capability"):
         plan.conv(x, w)
 

@@ -36,6 +36,11 @@ class Algorithm(ABC):
         del backend, dtype, precision
         return None
 
+    def is_componentwise(self, dtype: DType, precision: str) -> bool:
+        """The same, where it depends on what is multiplied."""
+        del dtype, precision
+        return self.componentwise
+
     def fitted(self, g: Geometry, kind: Kind) -> "Algorithm":
         """The algorithm with those choices made that all tiles of `g` must share."""
         del g, kind

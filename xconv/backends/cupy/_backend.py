@@ -24,7 +24,7 @@ from ...schedules import Tiled
 from .._backend import MIB, Backend
 from . import _kernels
 from . import _texts as texts
-from ._costs import KernelCosts
+from ._costs import COPIED, DOUBLE, HALF, SINGLE, TF32, KernelCosts
 from ._cublas import gemm
 from ._cudnn import Cudnn
 from ._implicit import Implicit
@@ -49,7 +49,7 @@ class CupyBackend(OnDevice):
     #: Smaller tiles would stay in no cache, and each costs the host some launches.
     tile_bytes = 1536 * MIB
     algorithms = PORTABLE | {"implicit": Implicit(), "cudnn": Cudnn()}
-    unproven = frozenset({"winograd", "fft", "implicit", "cudnn"})
+    unproven = frozenset({"winograd", "fft"})
 
     def tile_size(self, algorithm: str, g: Geometry, dtype: DType, whole: float, *, shared: bool) -> float:
         # What writes nothing but its result gains nothing by being cut; half types with a bias wait for it in float32.
@@ -57,13 +57,20 @@ class CupyBackend(OnDevice):
         return math.inf if in_place else super().tile_size(algorithm, g, dtype, whole, shared=shared)
 
     def costs(self, dtype: DType, precision: str) -> Costs:
-        """Of an H100 or H200: 67 TFLOP/s in float32, 500 in TF32, 800 in the half types, beside 4.3 TB/s."""
         if self.accumulator(dtype) != dtype:
-            return KernelCosts(1, 200, 0)
-        if precision == "tf32" and dtype == np.float32:
-            return KernelCosts(1, 230, 0)
-        is_complex = dtype.kind == "c"  # the units for double precision are as fast as those for single
-        return KernelCosts(4 if is_complex else 1, 8 * dtype.itemsize, 0, is_complex=is_complex)
+            rates = HALF
+        elif dtype.itemsize // (2 if dtype.kind == "c" else 1) == 8:
+            rates = DOUBLE
+        else:
+            rates = TF32 if precision == "tf32" else SINGLE
+        is_complex = dtype.kind == "c"
+        multiply = rates.product * (4 if is_complex else 1)
+        return KernelCosts(multiply, COPIED * dtype.itemsize, 0, is_complex=is_complex, rates=rates)
+
+    @property
+    def tf32(self) -> bool:
+        """Whether products of float32 may be those of TF32."""
+        return _config.current().precision == "tf32"
 
     # calls
 
@@ -210,7 +217,7 @@ class CupyBackend(OnDevice):
         return total(self.do, parts, 0) if lanes > 1 else parts[0]
 
     def _multiply(self, a: Array, b: Array, out: Array, *, add: bool = False) -> None:
-        gemm(self.do, a, b, out, tf32=_config.current().precision == "tf32", add=add)
+        gemm(self.do, a, b, out, tf32=self.tf32, add=add)
 
 
 @lru_cache(maxsize=256)

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any
 
-from ... import _config
 from ..._geometry import Geometry
 from ..._typing import Array, DType, Function, Kind
 from ...algorithms import Algorithm, RefusedError
@@ -66,9 +65,8 @@ class Cudnn(Algorithm):
     def multiplications(self, g: Geometry) -> int:
         return g.macs
 
-    def cost(self, function: Function, g: Geometry, costs: Costs) -> float:
-        del function
-        return costs.multiply * g.macs + costs.moved(_arrays(g))
+    def cost(self, function: Function, g: Geometry, costs: Any) -> float:
+        return float(costs.cudnn(function, g))
 
     def transform(self, backend: Primitives, g: Geometry, w: Array) -> Array:
         del backend, g
@@ -95,7 +93,7 @@ class Cudnn(Algorithm):
         except (ImportError, OSError) as error:
             reason = f"its frontend cannot be imported: {error}"
             raise RefusedError(self.name, reason) from error
-        accumulator, tf32 = backend.accumulator(a.dtype), _config.current().precision == "tf32"
+        accumulator, tf32 = backend.accumulator(a.dtype), backend.tf32
         workspace = self._workspace(g) * backend.itemsize(accumulator)
         return convolve(Task(function, g, accumulator.name, tf32, workspace), a, b, out, backend.do)
 

@@ -1,16 +1,19 @@
-"""im2col's matrix product with columns that are never written out: a kernel gathers them as it multiplies.
+"""im2col's matrix product with columns that are never written out: kernels gather them as they multiply.
 
-The forward pass and the input gradient read x, w or dy once from memory and write their result, and nothing else. The
-sum is that of a matrix product, with its error: ``|err| <= K * eps * conv(|x|, |w|)``, element by element. The weight
-gradient, a long sum for few results, is im2col's. Where a tap reads nothing, as most do in the input gradient of a
-large stride, it is multiplied by a zero: a NaN among the filters then reaches results that it has no part in. (S.
-Chetlur et al., *cuDNN: Efficient Primitives for Deep Learning*, 2014, section 3, describes the way.)
+A function reads its operands from memory and writes its result, and next to nothing else. The sum is that of a matrix
+product, with its error, ``|err| <= K * eps * conv(|x|, |w|)`` element by element, and sums of half types are float32.
+Float32 is multiplied by three TF32 products, with K + 8 for K, and by one where `precision` is "tf32"; three lose what
+is below 1e-41 of an operand. What a tap reads beyond dy is multiplied by a zero: a NaN among the filters then reaches
+results of the input gradient that it has no part in. (S. Chetlur et al., *cuDNN: Efficient Primitives for Deep
+Learning*, 2014, section 3, describes the way.)
+
+The weight gradient of half types is im2col's, and so is the input gradient of a stride with many phases.
 """
 
 import math
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import cupy
 
@@ -20,13 +23,20 @@ from ...algorithms import Gemm
 from ...primitives import Costs, Primitives
 from . import _implicit_kernel as kernel
 from ._lines import Memory
-from ._steps import CLEAR, COPY, Blocks, each, flat
+from ._steps import CLEAR, COPY, Blocks, each, flat, total
+from ._tensor_cores import LEAST_CAPABILITY, TYPES
 
-#: Elements of temporary memory for a tile, which it is cut by for the weight gradient's sake: the other two functions
-#: take next to none, and should fill the device.
+#: Elements of temporary memory for a tile, which it is cut by for im2col's sake: kernels take next to none, and should
+#: fill the device.
 LEAST_TILE = 2**26
-#: Channels of a tap are padded by less than so many.
-PADDING = 8
+
+
+class Ready(NamedTuple):
+    """A kernel on flat views of its arrays, and how many blocks of threads it takes."""
+
+    run: Callable[..., None]
+    blocks: int
+    threads: int
 
 
 class Implicit(Gemm):
@@ -36,22 +46,31 @@ class Implicit(Gemm):
     def refusal(self, g: Geometry, kind: Kind) -> str | None:
         if kind != "real":
             return f"it multiplies real floating-point numbers, and these are {kind}"
-        if not g.channels_last:
-            return 'it takes `layout` "channels_last"'
-        if g.groups != 1:
-            return f"it takes one group, and there are {g.groups}"
         if len(g.axes) > 3:
             return f"it takes up to 3 spatial axes, and there are {len(g.axes)}"
         return None
 
     def lack(self, backend: Primitives, dtype: DType, precision: str) -> str | None:
-        del backend
-        if dtype.itemsize == 2 or (precision == "tf32" and dtype.name == "float32"):
+        del backend, precision
+        if dtype.name in TYPES:
             return None
-        return f'its kernel takes float16, bfloat16, and float32 with `precision` "tf32", and these are {dtype.name}'
+        return f"its kernels take float16, bfloat16 and float32, and these are {dtype.name}"
+
+    def is_componentwise(self, dtype: DType, precision: str) -> bool:
+        return dtype.itemsize == 2 or precision == "tf32"
+
+    def scratch(self, function: Function, g: Geometry, costs: Any) -> int:
+        if _is_columns(function, g, costs):
+            return super().scratch(function, g, costs)
+        return (1 + kernel.lanes(g)) * math.prod(g.w_shape) if function == "weight_grad" else 0
+
+    def halves(self, function: Function, g: Geometry, costs: Any) -> int:
+        return super().halves(function, g, costs) if _is_columns(function, g, costs) else 0
 
     def filters(self, g: Geometry) -> int:
-        return g.taps * max(g.c_out * (g.c_in + PADDING), g.c_in * (g.c_out + PADDING))
+        if not _is_phased(g):
+            return super().filters(g) + kernel.filters_size(g, 2, adjoint=False)
+        return max(kernel.filters_size(g, 2, adjoint=adjoint) for adjoint in (False, True))
 
     def least_tile(self, g: Geometry, costs: Costs) -> int:
         del g, costs
@@ -60,56 +79,119 @@ class Implicit(Gemm):
     def traffic(self, g: Geometry) -> int:
         return math.prod(g.x_shape) + math.prod(g.y_shape) + math.prod(g.w_shape)
 
-    def cost(self, function: Function, g: Geometry, costs: Costs) -> float:
-        if function == "weight_grad":
+    def cost(self, function: Function, g: Geometry, costs: Any) -> float:
+        if _is_columns(function, g, costs):
             return super().cost(function, g, costs)
-        return costs.multiply * g.macs + costs.moved(self.traffic(g))
+        return float(costs.implicit(function, g, _multiply_adds(function, g)))
 
     def transform(self, backend: Any, g: Geometry, w: Array) -> Array:
         return _filters(backend, w, g, adjoint=False)
 
     def adjoint_operand(self, backend: Any, g: Geometry, w: Array) -> Array:
+        if not _is_phased(g):
+            return backend.xp.matrix_transpose(super().transform(backend, g, w))
         return _filters(backend, w, g, adjoint=True)
 
     def forward(self, backend: Any, g: Geometry, x: Array, u: Array, out: Array | None) -> Array:
-        return _product(backend, x, u, g, out, adjoint=False)
+        return _convolution(backend, x, u, g, out, adjoint=False)
 
     def input_grad(self, backend: Any, g: Geometry, dy: Array, u: Array, out: Array | None) -> Array:
-        return _product(backend, dy, u, g, out, adjoint=True)
+        if not _is_phased(g):
+            return super().input_grad(backend, g, dy, u, out)
+        return _convolution(backend, dy, u, g, out, adjoint=True)
+
+    def weight_grad(self, backend: Any, g: Geometry, dy: Array, x: Array) -> Array:
+        if x.itemsize == 2:
+            return super().transform_adjoint(backend, g, super().weight_grad(backend, g, dy, x))
+        sums = backend.do.empty((kernel.lanes(g), *g.w_shape), x.dtype)
+        if math.prod(g.y_shape) * math.prod(g.w_shape) == 0:
+            each(backend.do, CLEAR, sums)
+        else:
+            views, (source, other, _) = zip(*map(flat, (x, dy, sums)), strict=True)
+            made = gradient(g, source, other, backend.tf32)
+            backend.do.perform(Blocks(made.run, views, made.blocks, made.threads), x, dy, sums)
+        return total(backend.do, sums, 0) if len(sums) > 1 else sums[0]
+
+    def transform_adjoint(self, backend: Primitives, g: Geometry, u: Array) -> Array:
+        del backend, g
+        return u
 
 
-@lru_cache(maxsize=256)
-def ready(g: Geometry, source: Memory, result: Memory, adjoint: bool) -> tuple[Callable[..., None], int]:  # noqa: FBT001
-    """The kernel on flat views of the source, the packed filters and the result, and how many blocks it takes."""
-    made = kernel.product(g, source, result, adjoint=adjoint)
-    compiled = cupy.RawKernel(made.code, made.name)  # which CuPy compiles once a device
+def _is_phased(g: Geometry) -> bool:
+    """Whether the input gradient has a kernel for each of its phases."""
+    return math.prod(a.stride for a in g.axes) <= kernel.MOST_PHASES
+
+
+def _is_columns(function: Function, g: Geometry, costs: Any) -> bool:
+    """Whether a function is im2col's."""
+    return (function == "weight_grad" and costs.is_half) or (function == "input_grad" and not _is_phased(g))
+
+
+def _multiply_adds(function: Function, g: Geometry) -> int:
+    """Those of whole tiles."""
+    groups = max(1, g.groups)
+    filters = (g.c_in if function == "input_grad" else g.c_out) // groups
+    tile = kernel.tile(filters)
+    if function == "weight_grad":
+        rows, depth = g.c_in // groups * g.taps, g.batch * g.pixels
+    elif function == "forward":
+        rows, depth = g.batch * g.pixels, -(-(g.c_in // groups * g.taps) // 16) * 16
+    else:
+        strides = math.prod(a.stride for a in g.axes)
+        rows = g.batch * math.prod(g.size)
+        depth = -(-(g.c_out // groups * g.taps) // (strides * 16)) * 16
+    return groups * (-(-rows // tile.rows) * tile.rows) * (-(-filters // tile.filters) * tile.filters) * depth
+
+
+def _compiled(made: kernel.Product) -> Ready:
+    kernel_of_device = cupy.RawKernel(made.code, made.name)  # which CuPy compiles once a device
 
     def run(blocks: tuple[int], threads: tuple[int], arrays: tuple[Array, ...]) -> None:
         capability = int(arrays[0].device.compute_capability)
-        if capability < kernel.LEAST_CAPABILITY:
+        if capability < LEAST_CAPABILITY:
             msg = f"`algorithm` 'implicit' takes a device of compute capability 8.0, and this has {capability / 10}"
             raise ValueError(msg)
-        compiled(blocks, threads, arrays)
+        kernel_of_device(blocks, threads, arrays)
 
-    return run, made.blocks
+    return Ready(run, made.blocks, made.threads)
+
+
+@lru_cache(maxsize=256)
+def ready(g: Geometry, source: Memory, result: Memory, adjoint: bool, tf32: bool) -> list[Ready]:  # noqa: FBT001
+    """The kernels of a convolution, or of its adjoint in x."""
+    return [_compiled(made) for made in kernel.convolutions(g, source, result, adjoint=adjoint, tf32=tf32)]
+
+
+@lru_cache(maxsize=256)
+def gradient(g: Geometry, x: Memory, dy: Memory, tf32: bool) -> Ready:  # noqa: FBT001
+    """The kernel of the filters' gradient."""
+    return _compiled(kernel.weight_gradient(g, x, dy, tf32=tf32))
 
 
 def _filters(backend: Any, w: Array, g: Geometry, *, adjoint: bool) -> Array:
-    """The filters in the order in which the kernel takes them."""
-    w = w.swapaxes(0, 1) if adjoint else w
-    filters, channels = w.shape[:2]
-    u = backend.do.empty((filters, *g.kernel, kernel.width(channels, w.itemsize)), w.dtype)
-    if u.shape[-1] > channels:
+    """The filters of all phases in the order in which the kernels take them."""
+    groups = max(1, g.groups)
+    w = w.reshape(groups, g.c_out // groups, *w.shape[1:])
+    w = w.swapaxes(1, 2) if adjoint else w
+    filters, channels = w.shape[1:3]
+    u = backend.do.empty((kernel.filters_size(g, w.itemsize, adjoint=adjoint),), w.dtype)
+    phases = kernel.phases(g, w.itemsize, adjoint=adjoint)
+    if any(phase.depth > math.prod(phase.kernel) * channels for phase in phases):
         each(backend.do, CLEAR, u)
-    each(backend.do, COPY, w.transpose(0, *range(2, w.ndim), 1), u[..., :channels])
+    for phase in phases:
+        taps = w[(..., *(side.taps for side in phase.sides))]
+        rows = u[phase.start : phase.start + groups * filters * phase.depth].reshape(groups, filters, phase.depth)
+        length = math.prod(phase.kernel) * channels
+        to = rows[..., :length].reshape(groups, filters, *phase.kernel, channels)
+        each(backend.do, COPY, taps.transpose(0, 1, *range(3, taps.ndim), 2), to)
     return u
 
 
-def _product(backend: Any, x: Array, u: Array, g: Geometry, out: Array | None, *, adjoint: bool) -> Array:
+def _convolution(backend: Any, x: Array, u: Array, g: Geometry, out: Array | None, *, adjoint: bool) -> Array:
     """``conv(x, w)``; with `adjoint`, its transpose for ``x = dy``. In `out` if that is handed over."""
     out = backend.image(g, g.x_shape if adjoint else g.y_shape, x) if out is None else out
     if out.size:
         views, (source, _, result) = zip(*map(flat, (x, u, out)), strict=True)
-        run, blocks = ready(g, source, result, adjoint)
-        backend.do.perform(Blocks(run, views, blocks, kernel.THREADS), x, u, out)
+        for made in ready(g, source, result, adjoint, backend.tf32):
+            backend.do.perform(Blocks(made.run, views, made.blocks, made.threads), x, u, out)
     return out

@@ -1,306 +1,281 @@
-r"""Convolution as one matrix product whose left side is never written out, on tensor cores (`mma.sync`, from sm_80 on).
-
-The product is ``y[m, f] = sum_k a[m, k] u[f, k]``: a row m is a pixel of the result, a column k a tap and a channel,
-and ``a[m, k]`` the element of the source that the tap reads for the pixel, or a zero. A block of threads makes `ROWS`
-pixels of up to 128 filters. It walks along k in slices of 64 bytes, gathers each slice of a and u into shared memory
-while the tensor cores are at work on the slice before, and writes sums in float32 out once, in the dtype of the result.
-Every sum has one order, no two blocks write to one place: results are bitwise reproducible.
-
-The same text is the input gradient: there the result is dx, the source dy, and a tap reads ``(i + lo - t * dilation) /
-stride`` where that is whole. (For ``mma`` and ``ldmatrix`` see NVIDIA, *PTX ISA*, on warp-level matrix instructions.)
-
-A slice has four chunks of 16 bytes a row. Chunk q of row r lies at ``q ^ (r / 2 % 4)``, so that the eight rows that
-`ldmatrix` reads at once come from different banks. A tap's channels fill whole chunks, with zeros behind the last.
-"""
+"""The kernels of implicit matrix products for one geometry: their sizes, their text, and how many blocks they take."""
 
 import math
+from collections.abc import Iterator, Mapping
+from itertools import product as pairs
 from typing import Any, NamedTuple
 
+from ..._axis import Axis
 from ..._geometry import Geometry
 from ..._typing import Shape
 from ._lines import WIDEST, Memory
+from ._operands import CONVOLUTION, PLACES, WEIGHT_GRADIENT
+from ._tensor_cores import INSTRUCTIONS, KERNEL, SLICE, TYPES
 
-#: Pixels of a block, its threads, and the slices that it keeps in shared memory: 48 KiB for 128 filters.
-ROWS, THREADS, STAGES = 128, 256, 3
-#: Bytes of a slice of one row.
-SLICE = 64
-#: By dtype: what an element is kept in, and the product's type.
-TYPES = {"float16": ("unsigned short", "F16"), "bfloat16": ("unsigned short", "BF16"), "float32": ("float", "TF32")}
-#: The first architecture that has these instructions.
-LEAST_CAPABILITY = 80
+#: Bits in which it is kept which taps are inside.
+FEW_TAPS = 32
+#: A place that no tap reaches from.
+OUTSIDE = -(2**30)
+#: Blocks that fill a large device: the gradient of the filters is summed in so many lanes that there are no more.
+FILL = 396
+#: Phases for which an input gradient has a kernel each, at most.
+MOST_PHASES = 64
 
-#: What the machine does for the kernel below; the tests put the same, written in C++, in its place.
-INSTRUCTIONS = r"""
-__device__ inline unsigned shared_address(const void* p) { return (unsigned)__cvta_generic_to_shared(p); }
 
-// 16 bytes to shared memory, zeros where not `inside`; they are there once they have been waited for.
-__device__ inline void copy_async(Chunk* to, const E* from, bool inside) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
-               :: "r"(shared_address(to)), "l"(from), "r"(inside ? 16 : 0) : "memory");
-}
+class Tile(NamedTuple):
+    """Rows and filters of a block of threads, and of each of its warps; slices it keeps; blocks a multiprocessor.
 
-__device__ inline void commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+    There is a thread for every row.
+    """
 
-// Until no more than `LEFT` groups of this thread's copies are on their way.
-template <int LEFT> __device__ inline void wait() { asm volatile("cp.async.wait_group %0;" :: "n"(LEFT) : "memory"); }
+    rows: int
+    filters: int
+    warp_rows: int
+    warp_filters: int
+    stages: int = 3
+    blocks: int = 3
 
-__device__ inline void store_shared(Chunk* to, const Chunk& chunk) { *to = chunk; }
+    @property
+    def threads(self) -> int:
+        return 32 * (self.rows // self.warp_rows) * (self.filters // self.warp_filters)
 
-// Four matrices of eight rows of 16 bytes: lane l names row l % 8 of matrix l / 8, and gets 4 bytes of each matrix,
-// from row l / 4.
-__device__ inline void load_matrices(unsigned* v, const Chunk* row) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(v[0]), "=r"(v[1]), "=r"(v[2]), "=r"(v[3]) : "r"(shared_address(row)) : "memory");
-}
 
-#if defined(TF32)
-#define SHAPE "m16n8k8.row.col.f32.tf32.tf32.f32"
-#elif defined(BF16)
-#define SHAPE "m16n8k16.row.col.f32.bf16.bf16.f32"
-#else
-#define SHAPE "m16n8k16.row.col.f32.f16.f16.f32"
-#endif
+#: For few filters of a group, and for more.
+NARROW, TILE = Tile(128, 32, 32, 32), Tile(128, 64, 64, 32)
 
-// c += a b, of 16 rows, 8 columns and 32 bytes between them. All lanes take part: no compiler may move it to a branch.
-__device__ inline void multiply(float* c, const unsigned* a, const unsigned* b) {
-  asm volatile("mma.sync.aligned." SHAPE " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-}
 
-// A float32 as a TF32, rounded to the nearest.
-__device__ inline unsigned rounded_to_tf32(unsigned bits) {
-  unsigned rounded;
-  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(rounded) : "f"(__uint_as_float(bits)));
-  return rounded;
-}
-
-__device__ inline void convert(float& to, float from) { to = from; }
-
-__device__ inline void convert(unsigned short& to, float from) {
-#ifdef BF16
-  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(to) : "f"(from));
-#else
-  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(to) : "f"(from));
-#endif
-}
-
-__device__ inline E load(const E* from) { return __ldg(from); }
-
-template <class V> __device__ inline void store(V* to, const V& values) { *to = values; }
-"""
-
-KERNEL = r"""
-struct alignas(PAIRED ? 2 * sizeof(U) : sizeof(U)) Pair { U v[1 + PAIRED]; };
-
-// A pixel of the result; n is -1 behind the last.
-struct Pixel { I n, at0, at1, at2; };
-
-__device__ inline Pixel pixel(WIDE_N m) {
-  if (m >= PIXELS) return {-1, 0, 0, 0};
-  const I at2 = m % RESULT2, at1 = m / RESULT2 % RESULT1, at0 = m / ((WIDE_N)RESULT2 * RESULT1) % RESULT0;
-  return {(I)(m / ((WIDE_N)RESULT2 * RESULT1 * RESULT0)), at0, at1, at2};
-}
-
-// Where tap t of one axis reads for the place `at` of the result; less than 0 where that is outside.
-template <int SIZE, int STRIDE, int DILATION, int LO> __device__ inline I read(I at, int t) {
-#ifdef ADJOINT
-  const I q = at + LO - t * DILATION, o = q / STRIDE;
-  return q % STRIDE == 0 && o < SIZE ? o : -1;
-#else
-  const I i = at * STRIDE - LO + t * DILATION;
-  return i < SIZE ? i : -1;
-#endif
-}
-
-// The first channel that tap `t` reads for a pixel, as an offset in the source; -1 for zeros.
-__device__ inline I source(const Pixel& p, int t) {
-  const I i0 = read<SOURCE0, STRIDE0, DILATION0, LO0>(p.at0, t / (KERNEL2 * KERNEL1));
-  const I i1 = read<SOURCE1, STRIDE1, DILATION1, LO1>(p.at1, t / KERNEL2 % KERNEL1);
-  const I i2 = read<SOURCE2, STRIDE2, DILATION2, LO2>(p.at2, t % KERNEL2);
-  if (p.n < 0 || t >= TAPS || i0 < 0 || i1 < 0 || i2 < 0) return -1;
-  return SOURCE_START + p.n * SOURCE_N + i0 * SOURCE_STEP0 + i1 * SOURCE_STEP1 + i2 * SOURCE_STEP2;
-}
-
-__device__ inline Chunk* place(Chunk* slice, int row, int chunk) { return slice + row * 4 + (chunk ^ (row / 2 % 4)); }
-
-// The channels from `c` of what lies at `from` in the source.
-__device__ inline void gather(Chunk* to, const E* x, I from, int c) {
-#ifdef PACKED
-  copy_async(to, x + (from < 0 ? 0 : from + c), from >= 0);
-#else
-  Chunk chunk;
-#pragma unroll
-  for (int j = 0; j < V; ++j) {
-    const bool inside = from >= 0 && c + j < CHANNELS;
-    chunk.v[j] = inside ? load(x + from + (I)(c + j) * SOURCE_C) : E(0);
-  }
-  store_shared(to, chunk);
-#endif
-}
-
-extern "C" __global__ void __launch_bounds__(THREADS) NAME(const E* x, const E* u, U* y) {
-  alignas(128) __shared__ Chunk slices[STAGES][(ROWS + FILTERS) * 4];
-  const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32, q = thread % 4;
-  const int first_filter = blockIdx.x % BLOCKS_OF_FILTERS * FILTERS;
-  const WIDE_N first_pixel = (WIDE_N)(blockIdx.x / BLOCKS_OF_FILTERS) * ROWS;
-  const int warp_row = warp / WARPS_ALONG * WARP_ROWS, warp_filter = warp % WARPS_ALONG * 32;
-
-  Pixel pixels[ROWS * 4 / THREADS];
-#pragma unroll
-  for (int i = 0; i < ROWS * 4 / THREADS; ++i) pixels[i] = pixel(first_pixel + (thread + i * THREADS) / 4);
-
-  // Every thread copies chunk q of some rows of the pixels, and of the filters.
-  auto fetch = [&](int step) {
-    Chunk* slice = slices[step % STAGES];
-    const int k = step * 4 + q, tap = k / CHUNKS, c = k % CHUNKS * V;
-#pragma unroll
-    for (int i = 0; i < ROWS * 4 / THREADS; ++i)
-      gather(place(slice, (thread + i * THREADS) / 4, q), x, source(pixels[i], tap), c);
-#pragma unroll
-    for (int i = 0; i < (FILTERS * 4 + THREADS - 1) / THREADS; ++i) {
-      const int row = (thread + i * THREADS) / 4, f = first_filter + row;
-      const bool inside = f < RESULT_CHANNELS && k < DEPTH;
-      if (FILTERS * 4 % THREADS == 0 || row < FILTERS)
-        copy_async(place(slice, ROWS + row, q), u + (inside ? ((I)f * DEPTH + k) * V : 0), inside);
-    }
-  };
-
-  float sums[WARP_ROWS / 16][4][4] = {};
-#pragma unroll
-  for (int step = 0; step < STAGES - 1; ++step) {
-    if (step < STEPS) fetch(step);
-    commit();
-  }
-  for (int step = 0; step < STEPS; ++step) {
-    wait<STAGES - 2>();
-    __syncthreads();  // the slice is there, and nobody needs the one before it any longer
-    if (step + STAGES - 1 < STEPS) fetch(step + STAGES - 1);
-    commit();
-    Chunk* slice = slices[step % STAGES];
-#pragma unroll
-    for (int half = 0; half < 4; half += 2) {
-      unsigned a[WARP_ROWS / 16][4], b[4][2];
-#pragma unroll
-      for (int i = 0; i < WARP_ROWS / 16; ++i)
-        load_matrices(a[i], place(slice, warp_row + i * 16 + lane % 16, half + lane / 16));
-#pragma unroll
-      for (int j = 0; j < 4; j += 2)
-        load_matrices(b[j], place(slice, ROWS + warp_filter + j * 8 + lane % 8 + lane / 16 * 8, half + lane / 8 % 2));
-#ifdef TF32
-#pragma unroll
-      for (int i = 0; i < WARP_ROWS / 4; ++i) a[i / 4][i % 4] = rounded_to_tf32(a[i / 4][i % 4]);
-#pragma unroll
-      for (int j = 0; j < 8; ++j) b[j / 2][j % 2] = rounded_to_tf32(b[j / 2][j % 2]);
-#endif
-#pragma unroll
-      for (int i = 0; i < WARP_ROWS / 16; ++i)
-#pragma unroll
-        for (int j = 0; j < 4; ++j) multiply(sums[i][j], a[i], b[j]);
-    }
-  }
-
-#pragma unroll
-  for (int i = 0; i < WARP_ROWS / 8; ++i) {  // a lane holds two neighbouring filters of rows that are 8 apart
-    const Pixel p = pixel(first_pixel + warp_row + i * 8 + lane / 4);
-    if (p.n < 0) continue;
-    const I to = RESULT_START + p.n * RESULT_N + p.at0 * RESULT_STEP0 + p.at1 * RESULT_STEP1 + p.at2 * RESULT_STEP2;
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      const float* sum = &sums[i / 2][j][i % 2 * 2];
-#pragma unroll
-      for (int s = 0; s < 2; s += 1 + PAIRED) {
-        const int f = first_filter + warp_filter + j * 8 + lane % 4 * 2 + s;
-        Pair pair;
-        for (int e = 0; e < 1 + PAIRED; ++e) convert(pair.v[e], sum[s + e]);
-        if (f < RESULT_CHANNELS) store((Pair*)(y + (to + (I)f * RESULT_C)), pair);
-      }
-    }
-  }
-}
-"""
+def tile(filters: int) -> Tile:
+    return NARROW if filters <= NARROW.filters else TILE
 
 
 class Product(NamedTuple):
-    """The kernel of one geometry: its name, its numbers and types, and how many blocks it takes."""
+    """A kernel: its name, its sizes and types, what it does with them, and how many blocks of threads it takes."""
 
     name: str
     head: str
+    kernel: str
     blocks: int
-    kernel: str = KERNEL
+    threads: int
 
     @property
     def code(self) -> str:
         return self.head + INSTRUCTIONS + self.kernel
 
 
-def chunks(channels: int, itemsize: int) -> int:
-    """Chunks of 16 bytes that a tap's channels fill."""
-    return max(1, -(-channels * itemsize // WIDEST))
+class Side(NamedTuple):
+    """One axis of a phase, the pixels of the result that are a multiple of the stride apart, as a convolution.
 
-
-def product(g: Geometry, source: Memory, result: Memory, *, adjoint: bool) -> Product:
-    """The kernel for ``y = conv(x, w)``; with `adjoint`, for dx, where dy is the source."""
-    channels, filters = (g.c_out, g.c_in) if adjoint else (g.c_in, g.c_out)
-    along = 32 if filters <= 32 else 64 if filters <= 64 else 128
-    blocks_of_filters, depth = -(-filters // along), g.taps * chunks(channels, source.itemsize)
-    pixels = g.batch * math.prod(result.shape[2:])
-    blocks = -(-pixels // ROWS) * blocks_of_filters
-    wide = max(pixels + ROWS, depth * along * blocks_of_filters * WIDEST, *map(_reach, (source, result))) >= 2**31
-    packed, paired = _packed(source), _paired(result)
-    element, kind = TYPES[source.dtype]
-    numbers = {
-        "THREADS": THREADS,
-        "STAGES": STAGES,
-        "ROWS": ROWS,
-        "FILTERS": along,
-        "BLOCKS_OF_FILTERS": blocks_of_filters,
-        "WARPS_ALONG": along // 32,
-        "WARP_ROWS": ROWS * along // THREADS,
-        "V": WIDEST // source.itemsize,
-        "CHUNKS": chunks(channels, source.itemsize),
-        "DEPTH": depth,
-        "STEPS": -(-depth * WIDEST // SLICE),
-        "TAPS": g.taps,
-        "CHANNELS": channels,
-        "PIXELS": pixels,
-        "RESULT_CHANNELS": filters,
-        "PAIRED": int(paired),
-        **_axes("KERNEL", g.kernel, 1),
-        **_axes("STRIDE", [a.stride for a in g.axes], 1),
-        **_axes("DILATION", [a.dilation for a in g.axes], 1),
-        **_axes("LO", [a.lo for a in g.axes], 0),
-        **_placed("SOURCE", source),
-        **_placed("RESULT", result),
-    }
-    lines = [f"#define {kind}"] + ["#define ADJOINT"] * adjoint + ["#define PACKED"] * packed
-    form = f"{'i64' if wide else 'i32'}_{WIDEST // source.itemsize if packed else 1}_{along}"
-    name = _name(g, source.dtype, result.dtype, form, adjoint=adjoint)
-    lines += [f"#define NAME {name}", f"typedef {'long long' if wide else 'int'} I;"]
-    lines += [f"typedef unsigned {'long long' if wide else 'int'} WIDE_N;", f"typedef {element} E;"]
-    lines += [f"typedef {TYPES[result.dtype][0]} U;"]
-    lines += [f"constexpr {'long long' if abs(n) >= 2**31 else 'int'} {key} = {n};" for key, n in numbers.items()]
-    lines += ["struct alignas(16) Chunk { E v[V]; };"]
-    return Product(name, "\n".join(lines) + "\n", blocks)
-
-
-def width(channels: int, itemsize: int) -> int:
-    """Elements of a tap's channels in whole chunks, as the filters ``(c_out, *kernel, width)`` are taken.
-
-    With zeros behind the last channel; for the input gradient ``(c_in, *kernel, width)``, of the output channels.
+    Pixel q reads ``q * stride - lo + j * dilation`` for tap j.
     """
-    return chunks(channels, itemsize) * WIDEST // itemsize
+
+    #: The pixels: how many, the first in the result, and from one to the next.
+    size: int
+    first: int
+    every: int
+    #: The taps of the filters.
+    taps: slice
+    kernel: int
+    stride: int
+    dilation: int
+    lo: int
 
 
-def _name(g: Geometry, source: str, result: str, form: str, *, adjoint: bool) -> str:
+class Phase(NamedTuple):
+    """A convolution of the source, whose pixels are some of the result's; and where its filters begin among all."""
+
+    sides: tuple[Side, ...]
+    #: Elements of a row of the filters: those of all taps, and zeros up to whole slices.
+    depth: int
+    start: int
+
+    @property
+    def kernel(self) -> Shape:
+        return tuple(side.kernel for side in self.sides)
+
+
+def phases(g: Geometry, itemsize: int, *, adjoint: bool) -> list[Phase]:
+    """The forward pass is one phase; the input gradient has one for every place between two strides.
+
+    What their filters are does not depend on where a tile of the convolution begins.
+    """
+    channels, filters = (g.c_out, g.c_in) if adjoint else (g.c_in, g.c_out)
+    width, start, found = SLICE // itemsize, 0, []
+    for sides in pairs(*(_met(a) if adjoint else [_whole(a)] for a in g.axes)):
+        length = math.prod(side.kernel for side in sides) * (channels // max(1, g.groups))
+        found.append(Phase(sides, -(-length // width) * width, start))
+        start += filters * found[-1].depth
+    return found
+
+
+def filters_size(g: Geometry, itemsize: int, *, adjoint: bool) -> int:
+    """Elements of the filters of all phases."""
+    last = phases(g, itemsize, adjoint=adjoint)[-1]
+    return last.start + (g.c_in if adjoint else g.c_out) * last.depth
+
+
+def _whole(a: Axis) -> Side:
+    return Side(a.out, 0, 1, slice(0, a.kernel), a.kernel, a.stride, a.dilation, a.lo)
+
+
+def _met(a: Axis) -> Iterator[Side]:
+    """A pixel i of dx is met by tap t where the stride divides ``i + lo - t * dilation``."""
+    step = a.stride // math.gcd(a.stride, a.dilation)
+    for remainder in range(a.stride):
+        first = next((t for t in range(min(step, a.kernel)) if (remainder - t * a.dilation) % a.stride == 0), a.kernel)
+        taps, pixel = range(first, a.kernel, step), (remainder - a.lo) % a.stride
+        size = max(0, -(-(a.size - pixel) // a.stride))
+        lo = (first * a.dilation - pixel - a.lo) // a.stride
+        dilation = -step * a.dilation // a.stride
+        yield Side(size, pixel, a.stride, slice(first, a.kernel, step), len(taps), 1, dilation, lo)
+
+
+def convolutions(g: Geometry, source: Memory, result: Memory, *, adjoint: bool, tf32: bool = False) -> list[Product]:
+    """The kernels for ``y = conv(x, w)``; with `adjoint`, for dx, where dy is the source."""
+    groups = max(1, g.groups)
+    channels, filters = (g.c_out // groups, g.c_in // groups) if adjoint else (g.c_in // groups, g.c_out // groups)
+    packed = _packed(source, channels)
+    found = []
+    for number, phase in enumerate(phases(g, source.itemsize, adjoint=adjoint)):
+        sides, size = phase.sides, tuple(side.size for side in phase.sides)
+        pixels, taps = g.batch * math.prod(size), math.prod(phase.kernel)
+        if not pixels:
+            continue
+        made = tile(filters)
+        margin = max(abs(s.lo) + abs(s.kernel * s.dilation) + s.stride for s in sides)
+        numbers = {
+            **_sizes(made, filters, pixels, groups, phase.depth * source.itemsize // SLICE),
+            **_source(source, channels, [max(1, s.kernel) for s in sides], *zip(*[s[5:] for s in sides], strict=True)),
+            "TAPS": taps,
+            "FEW": int(taps <= FEW_TAPS),
+            "OWN_ROWS": made.rows * 4 // made.threads if packed else 1,
+            "DEPTH": phase.depth,
+            "WHOLE": int(channels % (SLICE // source.itemsize) == 0),
+            "PIXELS": pixels,
+            "U_START": phase.start,
+            "PAIRED": int(_paired(result, filters)),
+            **_axes("RESULT", size, 1),
+            **_axes("RESULT_STEP", [step * s.every for step, s in zip(result.steps[2:], sides, strict=True)], 0),
+            "RESULT_START": result.start + sum(step * s.first for step, s in zip(result.steps[2:], sides, strict=True)),
+            "RESULT_N": result.steps[0],
+            "RESULT_C": result.steps[1],
+        }
+        end = phase.start + (groups * filters + made.filters) * phase.depth
+        reach = max(pixels + made.rows, end, _reach(source, margin), _reach(result))
+        verb = f"implicit_input_grad_p{number}" if adjoint else "implicit"
+        kernel = PLACES + CONVOLUTION + KERNEL
+        found.append(_product(verb, g, source, result, numbers, kernel, reach, packed=packed, tf32=tf32))
+    return found
+
+
+def lanes(g: Geometry) -> int:
+    """Partial sums of the filters' gradient, each of some pixels: as many as fill a device."""
+    groups = max(1, g.groups)
+    made, rows = tile(g.c_out // groups), g.c_in // groups * g.taps
+    blocks = -(-rows // made.rows) * -(-(g.c_out // groups) // made.filters) * groups
+    slices = -(-g.batch * g.pixels * 4 // SLICE)
+    each = -(-slices // max(1, min(FILL // max(1, blocks), slices // 4)))
+    return max(1, -(-slices // max(1, each)))
+
+
+def weight_gradient(g: Geometry, x: Memory, dy: Memory, *, tf32: bool = False) -> Product:
+    """The kernel for the partial sums ``(lanes, *w_shape)`` of the filters' gradient, in float32."""
+    groups = max(1, g.groups)
+    channels, filters = g.c_in // groups, g.c_out // groups
+    made, pixels, summed = tile(filters), g.batch * g.pixels, lanes(g)
+    rows, slices = channels * g.taps, -(-g.batch * g.pixels * 4 // SLICE)
+    numbers = {
+        **_sizes(made, filters, rows, groups, -(-slices // summed)),
+        **_source(x, channels, g.kernel, *([getattr(a, f) for a in g.axes] for f in ("stride", "dilation", "lo"))),
+        "BLOCKS_OF_ROWS": -(-rows // made.rows),
+        "TAPS": g.taps,
+        "FEW": int(g.taps <= FEW_TAPS),
+        "PIXELS": pixels,
+        "PAIRED": 0,
+        **_axes("OUT", g.out, 1),
+        **_axes("DY_STEP", dy.steps[2:], 0),
+        "DY_START": dy.start,
+        "DY_N": dy.steps[0],
+        "DY_C": dy.steps[1],
+        "RESULT_C": rows,
+    }
+    margin = max(abs(a.lo) + a.extent + a.stride for a in g.axes)
+    reach = max(_reach(x, margin), _reach(dy), summed * math.prod(g.w_shape), pixels + SLICE * summed)
+    together = abs(x.steps[-1]) == 1
+    kernel = ("#define PIXELS_TOGETHER\n" if together else "") + PLACES + WEIGHT_GRADIENT + KERNEL
+    found = _product("implicit_weight_grad", g, x, x, numbers, kernel, reach, packed=False, tf32=tf32)
+    return found._replace(blocks=found.blocks * summed)
+
+
+def _product(
+    verb: str,
+    g: Geometry,
+    source: Memory,
+    result: Memory,
+    numbers: Mapping[str, int],
+    kernel: str,
+    reach: int,
+    *,
+    packed: bool,
+    tf32: bool,
+) -> Product:
+    three = source.dtype == "float32" and not tf32
+    bits, wide = (64, "long long") if reach >= 2**31 else (32, "int")
+    element, kind = TYPES[source.dtype]
+    pack = WIDEST // source.itemsize if packed else 1
+    name = f"{_name(verb, g)}_{source.dtype}_{result.dtype}_i{bits}_{pack}{'_three' * three}"
+    lines = [f"#define {kind}"] + ["#define PACKED"] * packed + ["#define COPIED"] * (source.itemsize == 4)
+    lines += ["#define THREE"] * three + [f"#define NAME {name}", f"typedef {wide} I;", f"typedef unsigned {wide} N;"]
+    lines += [f"typedef {element} E;", f"typedef {TYPES[result.dtype][0]} U;"]
+    values = {"V": WIDEST // source.itemsize, "OUTSIDE": OUTSIDE, **numbers}
+    lines += [f"constexpr {'long long' if abs(n) >= 2**31 else 'int'} {key} = {n};" for key, n in values.items()]
+    lines += ["constexpr float LARGEST = 3.402823466e38f;", "struct alignas(16) Chunk { E v[V]; };"]
+    blocks = numbers["BLOCKS_OF_FILTERS"] * -(-numbers["LAST_ROW"] // numbers["ROWS"]) * numbers["GROUPS"]
+    return Product(name, "\n".join(lines) + "\n", kernel, blocks, numbers["THREADS"])
+
+
+def _sizes(made: Tile, filters: int, rows: int, groups: int, steps: int) -> dict[str, int]:
+    """Those of the product and its tiles."""
+    return {
+        "THREADS": made.threads,
+        "BLOCKS": made.blocks,
+        "STAGES": made.stages,
+        "ROWS": made.rows,
+        "FILTERS": made.filters,
+        "WARPS_ALONG": made.filters // made.warp_filters,
+        "WARP_ROWS": made.warp_rows,
+        "WARP_FILTERS": made.warp_filters,
+        "BLOCKS_OF_FILTERS": -(-filters // made.filters),
+        "GROUPS": groups,
+        "LAST_ROW": rows,
+        "LAST_FILTER": filters,
+        "STEPS": steps,
+    }
+
+
+def _source(source: Memory, channels: int, kernel: Any, stride: Any, dilation: Any, lo: Any) -> dict[str, int]:
+    """Where the source lies, and what the taps read of it."""
+    return {
+        "CHANNELS": max(1, channels),
+        **_axes("KERNEL", kernel, 1),
+        **_axes("STRIDE", stride, 1),
+        **_axes("DILATION", dilation, 1),
+        **_axes("LO", lo, 0),
+        **_axes("SOURCE", source.shape[2:], 1),
+        **_axes("SOURCE_STEP", source.steps[2:], 0),
+        "SOURCE_START": source.start,
+        "SOURCE_N": source.steps[0],
+        "SOURCE_C": source.steps[1],
+    }
+
+
+def _name(verb: str, g: Geometry) -> str:
     """Says what the kernel is specialised to."""
     axes = {"": g.size, "k": g.kernel} | {
         letter: tuple(getattr(axis, field) for axis in g.axes)
         for letter, field in (("s", "stride"), ("d", "dilation"), ("l", "lo"), ("h", "hi"))
     }
     tags = "_".join(letter + "x".join(map(str, values)) for letter, values in axes.items()).replace("-", "m")
-    verb = "implicit_input_grad" if adjoint else "implicit"
-    return f"xconv_{verb}_n{g.batch}_c{g.c_in}_o{g.c_out}_{tags}_{source}_{result}_{form}"
+    return f"xconv_{verb}_n{g.batch}_c{g.c_in}_o{g.c_out}_g{g.groups}_{tags}"
 
 
 def _axes(name: str, values: Any, missing: int) -> dict[str, int]:
@@ -308,22 +283,16 @@ def _axes(name: str, values: Any, missing: int) -> dict[str, int]:
     return {f"{name}{a}": value for a, value in enumerate((*[missing] * (3 - len(values)), *values))}
 
 
-def _placed(name: str, memory: Memory) -> dict[str, int]:
-    """The sizes and steps of an image."""
-    sizes = _axes(name, memory.shape[2:], 1) | _axes(f"{name}_STEP", memory.steps[2:], 0)
-    return sizes | {f"{name}_START": memory.start, f"{name}_N": memory.steps[0], f"{name}_C": memory.steps[1]}
-
-
-def _packed(source: Memory) -> bool:
+def _packed(source: Memory, channels: int) -> bool:
     """Whether 16 bytes can be copied at once: channels are neighbours, fill whole chunks, and begin where they must."""
-    numbers = (source.shape[1], source.start, *_steps_taken(source))
-    together = source.steps[1] == 1 and source.aligned and source.shape[1] > 0
+    numbers = (channels, source.start, *_steps_taken(source))
+    together = source.steps[1] == 1 and source.aligned and channels > 0
     return together and all(number * source.itemsize % WIDEST == 0 for number in numbers)
 
 
-def _paired(result: Memory) -> bool:
+def _paired(result: Memory, filters: int) -> bool:
     """Whether two channels can be written at once."""
-    numbers = (result.shape[1], result.start, *_steps_taken(result))
+    numbers = (filters, result.start, *_steps_taken(result))
     return result.steps[1] == 1 and result.aligned and all(number % 2 == 0 for number in numbers)
 
 
@@ -332,5 +301,7 @@ def _steps_taken(memory: Memory) -> Shape:
     return tuple(step for axis, step in enumerate(memory.steps) if axis != 1 and memory.shape[axis] > 1)
 
 
-def _reach(memory: Memory) -> int:
-    return memory.start + sum(abs(step) * size for step, size in zip(memory.steps, memory.shape, strict=True))
+def _reach(memory: Memory, margin: int = 0) -> int:
+    """The largest offset that is computed: so many pixels beside the image, on any side."""
+    sides = [size + 2 * margin * (axis > 1) for axis, size in enumerate(memory.shape)]
+    return memory.start + sum(abs(step) * size for step, size in zip(memory.steps, sides, strict=True))
