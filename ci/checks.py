@@ -54,6 +54,7 @@ TOLERANCE = {
     "bfloat16": 5e-2,
     "complex64": 3e-5,
     "complex128": 1e-11,
+    "tf32": 2e-3,
 }
 SETTINGS: tuple[dict[str, Any], ...] = (
     {"workspace": 2**16},
@@ -81,13 +82,13 @@ class Problem:
         for name, run in ours.items():
             yield name, run, plain[name]
 
-    def tolerance(self, dtype: str, algorithm: str = "auto") -> float:
+    def tolerance(self, dtype: str, algorithm: str = "auto", precision: str = "ieee") -> float:
         """0 where what is going to run sums as it is written."""
         plan = xconv.plan(self.there["x"], self.there["w"], **{**self.options, "algorithm": algorithm})
         used = (plan.forward, plan.input_grad, plan.weight_grad)
         algorithms = backend_of({"x": self.there["x"]}).algorithms
         exact = all(algorithms[function.algorithm].componentwise for function in used)
-        return 0 if exact else TOLERANCE[dtype]
+        return 0 if exact else TOLERANCE["tf32" if precision == "tf32" else dtype]
 
 
 def _functions(arrays: dict[str, Any], options: dict[str, Any]) -> dict[str, Callable[[], Any]]:
@@ -217,8 +218,8 @@ class Checks:
             for dtype in ("float32", "float16", "float64"):
                 for last, suffix in LAST.items():
                     problem = self.problem(name, dtype, last=last)
-                    tolerance = partial(problem.tolerance, dtype, algorithm)
                     for precision in ("ieee", "tf32") if dtype == "float32" else ("ieee",):
+                        tolerance = partial(problem.tolerance, dtype, algorithm, precision)
                         for function, run, plain in problem.calls(algorithm=algorithm):
                             settings = xconv.config(precision=precision)
                             check = partial(self.compare, run, plain, dtype, tolerance, settings)

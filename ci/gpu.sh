@@ -96,7 +96,7 @@ elif ((${version%%.*} < 9)); then
   say "pytest: $version does not read [tool.pytest]; put wheels of version 9 into .whl/: gpu, large, cudnn, suite need it"
 fi
 
-pytest=("$python" -m pytest -q -p no:cacheprovider --backend=cupy --tb=short --no-showlocals --durations=8)
+pytest=("$python" -m pytest -q -p no:cacheprovider -p no:benchmark --backend=cupy --tb=short --no-showlocals --durations=8)
 parallel=()
 ! has xdist || parallel=("--numprocesses=$pool" --dist=worksteal)
 

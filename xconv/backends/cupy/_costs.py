@@ -110,4 +110,4 @@ class KernelCosts(Costs):
         arrays = math.prod(g.x_shape) + math.prod(g.y_shape)
         orders = REORDERED * self.moved(arrays) if self.rates.tensor_cores and not g.channels_last else 0
         rate = self.rates.cudnn[("forward", "input_grad", "weight_grad").index(function)]
-        return max(1, g.groups) * rate * g.macs + orders + self._touched(arrays)
+        return max(1, g.groups) * rate * g.macs + orders

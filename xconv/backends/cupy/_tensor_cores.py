@@ -167,17 +167,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) NAME(const E* x, c
         }
       }
 #pragma unroll
-      for (int half = 0; half < 2; ++half)
+      for (int term = 0; term < 6; ++term)  // the small ones first
 #pragma unroll
-        for (int j = 0; j < WARP_FILTERS / 8; ++j) multiply(part[j], small_a[half], b[half][j]);
-#pragma unroll
-      for (int half = 0; half < 2; ++half)
-#pragma unroll
-        for (int j = 0; j < WARP_FILTERS / 8; ++j) multiply(part[j], a[half], small_b[half][j]);
-#pragma unroll
-      for (int half = 0; half < 2; ++half)
-#pragma unroll
-        for (int j = 0; j < WARP_FILTERS / 8; ++j) multiply(part[j], a[half], b[half][j]);
+        for (int j = 0; j < WARP_FILTERS / 8; ++j)
+          multiply(part[j], term < 2 ? small_a[term % 2] : a[term % 2],
+                   term / 2 == 1 ? small_b[term % 2][j] : b[term % 2][j]);
 #pragma unroll
       for (int j = 0; j < WARP_FILTERS / 8; ++j)
 #pragma unroll
