@@ -97,11 +97,12 @@ class Planned(Schedule):
         except MemoryError as error:
             error.add_note("Take smaller sizes, or Dask arrays, which need not be in memory as a whole.")
             raise
-        except RefusedError:
-            for other in islice(self._ranked(function, seconds), 1, None):
-                with suppress(RefusedError):
-                    return call(other, *arrays, **options)
-            raise
+        except RefusedError as error:
+            refused = error.with_traceback(None)  # which keeps the memory of the call
+        for other in islice(self._ranked(function, seconds), 1, None):
+            with suppress(RefusedError):
+                return call(other, *arrays, **options)
+        raise refused
 
     def _ranked(self, function: Function, seconds: dict[str, float]) -> Iterator[Tiled]:
         """The plans of a function, the fastest first: by the times that were measured, or else by those predicted."""
