@@ -397,19 +397,28 @@ def test_three_products_are_as_exact_as_float32(cupy, tensor_cores, rng, distrib
 
 
 def test_what_is_not_finite_in_the_implicit_product(cupy, tensor_cores, rng, function):
-    """Infinities and not-a-numbers come out as they do of float32, and so do numbers at its end."""
+    """Infinities and not-a-numbers come out as they do of float32."""
     x_shape, w_shape, options = IMPLICIT["narrow"]
     x, w, dy, _ = draw(cupy, rng, x_shape, w_shape, options)
     x.view("uint32")[0, 3, 4, 5] = 0x7FFFFFFF  # not a number, as GPUs make it
     x[1, 2, 3, 4], dy[1, 2, 3, 4] = cupy.inf, -cupy.inf
     if function == "conv":  # in the input gradient it would meet zeros that are not there
         w[5, 2, 1, 1] = cupy.inf
-    x[1, 5, 12, 12], dy[0, 5, 3, 12] = np.finfo("float32").max, -np.finfo("float32").max
     found = functions(x, w, dy, {**options, "algorithm": "implicit"})[function]().get()
     with np.errstate(all="ignore"):
         on_host = (a.get().astype("float64") for a in (x, w, dy))
         expected = functions(*on_host, {**options, "algorithm": "gemm"})[function]().astype("float32")
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_large_numbers_in_the_implicit_product(cupy, tensor_cores, rng):
+    """The largest has no TF32 that is near; it is summed in float32."""
+    largest = np.finfo("float32").max
+    x = rng.uniform(-largest, largest, (2, 8, 9, 9)).astype("float32")
+    x[0, 3, 4, 4], w = largest, (rng.standard_normal((8, 8, 3, 3)) / 100).astype("float32")
+    found = xconv.conv(cupy.asarray(x), cupy.asarray(w), algorithm="implicit").get()
+    exact, size = (xconv.conv(a.astype("float64"), b.astype("float64")) for a, b in ((x, w), (abs(x), abs(w))))
+    assert np.all(abs(found - exact) <= 80 * 2.0**-23 * size)
 
 
 def test_tf32_only_on_request(cupy, rng, algorithm):

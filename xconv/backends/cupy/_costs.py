@@ -9,6 +9,7 @@ from typing import NamedTuple
 from ..._geometry import Geometry
 from ..._typing import Function
 from ...primitives import Costs, Product
+from ._lines import UNROLLED
 from ._steps import LINE
 
 #: A byte that is copied: read and written.
@@ -17,6 +18,8 @@ COPIED = 9.7
 WINDOWS = 1.1
 #: Sums from which on a product over pixels fills a device, and what it takes with fewer, in a product over channels.
 MANY, FEW = 2**18, 1.25
+#: A multiply-add of a depthwise convolution with more taps than are written out.
+LOOPED: dict[Function, float] = {"forward": 70, "input_grad": 70, "weight_grad": 700}
 #: The same multiply-add where every element is copied on its own, and a slice has more than one tap.
 RAGGED = 1.6
 #: Copies that cuDNN makes of images whose channels come first, for its tensor cores.
@@ -89,8 +92,9 @@ class KernelCosts(Costs):
         return (FEW if p.blocks * p.rows * p.depth < MANY else 0.9) * self.product(p)
 
     def depthwise(self, function: Function, g: Geometry) -> float:
-        """The sums stay in registers, and what is loaded for them in the first-level cache."""
-        del function
+        """Where taps are written out, what is loaded for them stays in the first-level cache."""
+        if g.taps > UNROLLED:
+            return LOOPED[function] * g.macs
         return self.moved(g.macs / 8 + math.prod(g.x_shape) + math.prod(g.y_shape))
 
     def depthwise_spare(self, g: Geometry) -> int:
