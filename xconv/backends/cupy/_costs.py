@@ -22,6 +22,8 @@ MANY, FEW = 2**18, 1.25
 LOOPED: dict[Function, float] = {"forward": 70, "input_grad": 70, "weight_grad": 700}
 #: The same multiply-add where every element is copied on its own, and a slice has more than one tap.
 RAGGED = 1.6
+#: A call of cuDNN, 5 us.
+GRAPH = 1e8
 #: Copies that cuDNN makes of images whose channels come first, for its tensor cores.
 REORDERED = 1.7
 
@@ -110,8 +112,8 @@ class KernelCosts(Costs):
         return self.rates.loose * (RAGGED if channels % (2 * LINE) else 1) * multiply_adds
 
     def cudnn(self, function: Function, g: Geometry) -> float:
-        """A convolution of one group by cuDNN; in groups nobody has measured it."""
+        """A convolution of one group by cuDNN, whose calls take the host longest; in groups nobody has measured it."""
         arrays = math.prod(g.x_shape) + math.prod(g.y_shape)
         orders = REORDERED * self.moved(arrays) if self.rates.tensor_cores and not g.channels_last else 0
         rate = self.rates.cudnn[("forward", "input_grad", "weight_grad").index(function)]
-        return max(1, g.groups) * rate * g.macs + orders
+        return max(1, g.groups) * rate * g.macs + orders + GRAPH
