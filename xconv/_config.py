@@ -61,12 +61,13 @@ class config:  # noqa: N801
         the caches, and on a GPU up to 1.5 GiB. The NumPy backend keeps up to 32 MiB per thread, and as much again for
         all threads together, for the next call.
     precision : {"ieee", "tf32"}, optional
-        How products of float32 are computed on a GPU: in float32 (the default), or with the inputs
-        rounded to TF32 (10 bits of mantissa) for speed. CPUs always compute in float32.
+        How products of float32 are computed on a GPU: as exactly as in float32 (the default), be it by three products
+        of TF32 numbers for one, or with the inputs rounded to TF32 (10 bits of mantissa) for speed. CPUs always compute
+        in float32.
     numerics : {"fast", "strict"}, optional
         Whether ``algorithm="auto"`` may choose every algorithm (the default), or only those with the
         componentwise bound ``|err| <= K * eps * conv(|x|, |w|)``, which also keep NaN and infinity within the
-        windows that see them.
+        windows that see them. Float32 is then multiplied in float32 alone.
     threads : int, optional
         Threads of the NumPy backend, at most: calls with little work stay in their thread. By default as many as
         NumPy's BLAS may use at the moment of the call. Results do not depend on it.
