@@ -67,14 +67,26 @@ def packed(w, g, *, adjoint):
 
 
 def case(
-    g, dtype="float16", function="forward", *, tf32=False, seed=0, order="last", wide=False, nan=False, apart=0, high=3
+    g,
+    dtype="float16",
+    function="forward",
+    *,
+    tf32=False,
+    seed=0,
+    order="last",
+    wide=False,
+    nan=False,
+    apart=0,
+    high=3,
+    literal=True,
 ):
     """The case of one geometry, of small integers.
 
     The images lie in one of three ways: channels "last", channels "first", or "scattered" in any order with gaps, or
     backwards. With `wide`, half types come out as float32. With `nan`, one element of the source is not a number.
     Images of the source lie so many elements `apart`. What is to be rounded to TF32 lies a little nearer to zero than
-    the integers, which are below `high`: where that is more than a TF32 can hold, sums are not exact.
+    the integers, which are below `high`: where that is more than a TF32 can hold, sums are not exact. Sizes are in the
+    text where that is `literal`.
     """
     rng = np.random.default_rng(seed)
     options = {
@@ -94,13 +106,15 @@ def case(
     if function == "weight_grad":
         other, dtype = _placed(rng, g.y_shape, dtype, order).fill(values["y"] * beside), "float32"
         result = Placed((_implicit_kernel.lanes(g), *g.w_shape), dtype)
-        products = [_implicit_kernel.weight_gradient(g, source.memory, other.memory, tf32=tf32)]
+        products = _implicit_kernel.weight_gradient(g, source.memory, other.memory, tf32=tf32, literal=literal)
         return Case(tuple(products), source, other, result, oracle.weight_grad(values["y"], values["x"]))
     adjoint = function == "input_grad"
     other = packed((values["w"] * beside).astype(source.flat.dtype), g, adjoint=adjoint)
     written = WIDE.get(dtype, dtype) if wide else dtype
     result = _placed(rng, g.x_shape if adjoint else g.y_shape, written, order)
-    products = _implicit_kernel.convolutions(g, source.memory, result.memory, adjoint=adjoint, tf32=tf32)
+    products = _implicit_kernel.convolutions(
+        g, source.memory, result.memory, adjoint=adjoint, tf32=tf32, literal=literal
+    )
     expected = (oracle.input_grad if adjoint else oracle.conv)(values[read], values["w"])
     error = 0 if high == 3 else 4e-7 * np.nanmax(abs(expected))
     return Case(tuple(products), source, other, result, expected, error)
@@ -131,7 +145,11 @@ def random_cases(count, seed=0):
             if not math.prod(g.y_shape) * math.prod(g.w_shape):
                 continue  # nothing to launch
             dtype = "float32"
-        form = {"tf32": dtype == "float32" and i % 2 == 0, "order": ("last", "first", "scattered")[i // 9 % 3]}
+        form = {
+            "literal": i % 4 > 0,
+            "tf32": dtype == "float32" and i % 2 == 0,
+            "order": ("last", "first", "scattered")[i // 9 % 3],
+        }
         yield case(g, dtype, function, seed=i, wide=i % 7 > 3, nan=i % 11 == 0, **form)
 
 

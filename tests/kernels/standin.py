@@ -177,7 +177,7 @@ class StandIn:
 
     def _forget(self):
         """Empty the caches that hold what is replaced."""
-        kernels = (_texts._general, _texts._elementwise, _implicit.ready, _implicit.gradient)
+        kernels = (_texts._general, _texts._elementwise, _implicit._raw)
         for cached in (*kernels, _backend._constant, _cublas._cublas, scheduled, _of_part):
             cached.cache_clear()
 
@@ -203,10 +203,12 @@ class StandIn:
     def launch_blocks(self, code, name, grid, threads, arguments):
         """A kernel of blocks of threads: CuPy's `RawKernel`."""
         assert f" THREADS = {threads[0]};" in code
-        assert {self.device_of(a) for a in arguments} == {self.entered[-1]}
+        arrays, numbers = arguments[:3], arguments[3:]
+        assert {self.device_of(a) for a in arrays} == {self.entered[-1]}
+        assert all(type(n) in (np.int32, np.int64) for n in numbers)
         self.launches.append((name, arguments))
         head, kernel = code.split(_tensor_cores.INSTRUCTIONS)
-        warps().launch(_implicit_kernel.Product(name, head, kernel, *grid, *threads), *map(host, arguments))
+        warps().launch(_implicit_kernel.Product(name, head, kernel, *grid, *threads, numbers), *map(host, arrays))
 
     @property
     def names(self):

@@ -37,13 +37,14 @@ def function(product, symbol):
     emulation = EMULATION.replace("NUMBER", number).replace("HALF", HALVES[number])
     macros = re.findall(r"^ *# *define +(\w+)", product.head + product.kernel, re.MULTILINE)
     undone = "\n".join(f"#undef {name}" for name in macros)
+    handed = "".join(f", {n}" for n in product.numbers)
     return f"""
 namespace {symbol}_ {{
 {product.head}
 {emulation}
 {body}
 const E* x; const E* u; U* y;
-void one() {{ NAME(x, u, y); }}
+void one() {{ NAME(x, u, y{handed}); }}
 void run(void** data, const long long* sizes, unsigned char* written, int first, int last, char* text) {{
   x = (const E*)data[0], u = (const E*)data[1], y = (U*)data[2];
   const int itemsizes[3] = {{sizeof(E), sizeof(E), sizeof(U)}};
@@ -91,7 +92,7 @@ class Warps:
             list(pool.map(self._compile, [missing[i : i + size] for i in range(0, len(missing), size)]))
 
     def _compile(self, products):
-        symbols = ["k" + hashlib.sha256((p.head + p.kernel).encode()).hexdigest()[:16] for p in products]
+        symbols = ["k" + hashlib.sha256(f"{p.head}{p.kernel}{p.numbers}".encode()).hexdigest()[:16] for p in products]
         path = Path(self.folder.name, symbols[0])
         texts = (function(p, symbol) for p, symbol in zip(products, symbols, strict=True))
         path.with_suffix(".cpp").write_text('#include "warps.hpp"\n' + "".join(texts))

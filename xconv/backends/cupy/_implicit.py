@@ -12,7 +12,7 @@ The weight gradient of half types is im2col's, and so is the input gradient of a
 
 import math
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import cupy
@@ -22,7 +22,7 @@ from ..._typing import Array, DType, Function, Kind
 from ...algorithms import Gemm
 from ...primitives import Costs, Primitives
 from . import _implicit_kernel as kernel
-from ._lines import Memory
+from . import _texts as texts
 from ._steps import CLEAR, COPY, Blocks, each, flat, total
 from ._tensor_cores import LEAST_CAPABILITY, TYPES
 
@@ -107,9 +107,7 @@ class Implicit(Gemm):
         if math.prod(g.y_shape) * math.prod(g.w_shape) == 0:
             each(backend.do, CLEAR, sums)
         else:
-            views, (source, other, _) = zip(*map(flat, (x, dy, sums)), strict=True)
-            made = gradient(g, source, other, backend.tf32)
-            backend.do.perform(Blocks(made.run, views, made.blocks, made.threads), x, dy, sums)
+            _perform(backend, GRADIENTS[backend.tf32], g, x, dy, sums, dy)
         return total(backend.do, sums, 0) if len(sums) > 1 else sums[0]
 
     def transform_adjoint(self, backend: Primitives, g: Geometry, u: Array) -> Array:
@@ -143,29 +141,38 @@ def _multiply_adds(function: Function, g: Geometry) -> int:
     return groups * (-(-rows // tile.rows) * tile.rows) * (-(-filters // tile.filters) * tile.filters) * depth
 
 
-def _compiled(made: kernel.Product) -> Ready:
-    kernel_of_device = cupy.RawKernel(made.code, made.name)  # which CuPy compiles once a device
-
-    def run(blocks: tuple[int], threads: tuple[int], arrays: tuple[Array, ...]) -> None:
-        capability = int(arrays[0].device.compute_capability)
-        if capability < LEAST_CAPABILITY:
-            msg = f"`algorithm` 'implicit' takes a device of compute capability 8.0, and this has {capability / 10}"
-            raise ValueError(msg)
-        kernel_of_device(blocks, threads, arrays)
-
-    return Ready(run, made.blocks, made.threads)
+@lru_cache(maxsize=1024)
+def _raw(code: str, name: str) -> Any:
+    return cupy.RawKernel(code, name)  # which CuPy compiles once a device
 
 
-@lru_cache(maxsize=256)
-def ready(g: Geometry, source: Memory, result: Memory, adjoint: bool, tf32: bool) -> list[Ready]:  # noqa: FBT001
-    """The kernels of a convolution, or of its adjoint in x."""
-    return [_compiled(made) for made in kernel.convolutions(g, source, result, adjoint=adjoint, tf32=tf32)]
+def _compiled(products: list[kernel.Product]) -> list[Ready]:
+    return [Ready(partial(_run, _raw(p.code, p.name), p.numbers), p.blocks, p.threads) for p in products]
 
 
-@lru_cache(maxsize=256)
-def gradient(g: Geometry, x: Memory, dy: Memory, tf32: bool) -> Ready:  # noqa: FBT001
-    """The kernel of the filters' gradient."""
-    return _compiled(kernel.weight_gradient(g, x, dy, tf32=tf32))
+def _run(raw: Any, numbers: tuple[Any, ...], blocks: tuple[int], threads: tuple[int], arrays: tuple[Any, ...]) -> None:
+    capability = int(arrays[0].device.compute_capability)
+    if capability < LEAST_CAPABILITY:
+        msg = f"`algorithm` 'implicit' takes a device of compute capability 8.0, and this has {capability / 10}"
+        raise ValueError(msg)
+    raw(blocks, threads, (*arrays, *numbers))
+
+
+#: Who writes the kernels, by whether it is the input gradient, and by whether products are those of TF32.
+CONVOLUTIONS = {
+    (adjoint, tf32): partial(kernel.convolutions, adjoint=adjoint, tf32=tf32)
+    for adjoint in (False, True)
+    for tf32 in (False, True)
+}
+GRADIENTS = {tf32: partial(kernel.weight_gradient, tf32=tf32) for tf32 in (False, True)}
+
+
+def _perform(backend: Any, write: texts.Writer, g: Geometry, a: Array, b: Array, out: Array, which: Array) -> None:
+    """Take the kernels on an image, what it is multiplied by, and the result; they depend on how two of these lie."""
+    views, memories = zip(*map(flat, (a, b, out)), strict=True)
+    lies = memories[0], memories[2] if which is out else memories[1]
+    for made in texts.ready(write, g, lies, backend.do.literal, _compiled):
+        backend.do.perform(Blocks(made.run, views, made.blocks, made.threads), a, b, out)
 
 
 def _filters(backend: Any, w: Array, g: Geometry, *, adjoint: bool) -> Array:
@@ -191,7 +198,5 @@ def _convolution(backend: Any, x: Array, u: Array, g: Geometry, out: Array | Non
     """``conv(x, w)``; with `adjoint`, its transpose for ``x = dy``. In `out` if that is handed over."""
     out = backend.image(g, g.x_shape if adjoint else g.y_shape, x) if out is None else out
     if out.size:
-        views, (source, _, result) = zip(*map(flat, (x, u, out)), strict=True)
-        for made in ready(g, source, result, adjoint, backend.tf32):
-            backend.do.perform(Blocks(made.run, views, made.blocks, made.threads), x, u, out)
+        _perform(backend, CONVOLUTIONS[adjoint, backend.tf32], g, x, u, out, out)
     return out

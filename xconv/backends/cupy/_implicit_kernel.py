@@ -5,6 +5,8 @@ from collections.abc import Iterator, Mapping
 from itertools import product as pairs
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from ..._axis import Axis
 from ..._geometry import Geometry
 from ..._typing import Shape
@@ -16,6 +18,11 @@ from ._tensor_cores import INSTRUCTIONS, KERNEL, SLICE, TYPES
 FEW_TAPS = 32
 #: A place that no tap reaches from.
 OUTSIDE = -(2**30)
+#: The numbers that are in every text.
+WRITTEN = (
+    *("THREADS", "BLOCKS", "STAGES", "ROWS", "FILTERS", "WARPS_ALONG", "WARP_ROWS", "WARP_FILTERS", "OWN_ROWS"),
+    *("FEW", "WHOLE", "PAIRED"),
+)
 #: Blocks that fill a large device: the gradient of the filters is summed in so many lanes that there are no more.
 FILL = 396
 #: Phases for which an input gradient has a kernel each, at most.
@@ -56,10 +63,22 @@ class Product(NamedTuple):
     kernel: str
     blocks: int
     threads: int
+    #: What is handed over behind its arrays, where the sizes are not in the text.
+    numbers: tuple[np.integer[Any], ...] = ()
 
     @property
     def code(self) -> str:
         return self.head + INSTRUCTIONS + self.kernel
+
+
+class Form(NamedTuple):
+    """Which kernel it is: its name and text, how its elements are read and multiplied, and whether sizes are in it."""
+
+    verb: str
+    kernel: str
+    packed: bool
+    tf32: bool
+    literal: bool
 
 
 class Side(NamedTuple):
@@ -129,7 +148,9 @@ def _met(a: Axis) -> Iterator[Side]:
         yield Side(size, pixel, a.stride, slice(first, a.kernel, step), len(taps), 1, dilation, lo)
 
 
-def convolutions(g: Geometry, source: Memory, result: Memory, *, adjoint: bool, tf32: bool = False) -> list[Product]:
+def convolutions(
+    g: Geometry, source: Memory, result: Memory, *, adjoint: bool, tf32: bool = False, literal: bool = True
+) -> list[Product]:
     """The kernels for ``y = conv(x, w)``; with `adjoint`, for dx, where dy is the source."""
     groups = max(1, g.groups)
     channels, filters = (g.c_out // groups, g.c_in // groups) if adjoint else (g.c_in // groups, g.c_out // groups)
@@ -146,7 +167,7 @@ def convolutions(g: Geometry, source: Memory, result: Memory, *, adjoint: bool, 
             **_sizes(made, filters, pixels, groups, phase.depth * source.itemsize // SLICE),
             **_source(source, channels, [max(1, s.kernel) for s in sides], *zip(*[s[5:] for s in sides], strict=True)),
             "TAPS": taps,
-            "FEW": int(taps <= FEW_TAPS),
+            "FEW": int(literal and taps <= FEW_TAPS),
             "OWN_ROWS": made.rows * 4 // made.threads if packed else 1,
             "DEPTH": phase.depth,
             "WHOLE": int(channels % (SLICE // source.itemsize) == 0),
@@ -161,9 +182,10 @@ def convolutions(g: Geometry, source: Memory, result: Memory, *, adjoint: bool, 
         }
         end = phase.start + (groups * filters + made.filters) * phase.depth
         reach = max(pixels + made.rows, end, _reach(source, margin), _reach(result))
-        verb = f"implicit_input_grad_p{number}" if adjoint else "implicit"
+        verb = f"implicit_input_grad_p{number}" if adjoint and literal else "implicit"
         kernel = PLACES + CONVOLUTION + KERNEL
-        found.append(_product(verb, g, source, result, numbers, kernel, reach, packed=packed, tf32=tf32))
+        form = Form(verb, kernel, packed=packed, tf32=tf32, literal=literal)
+        found.append(_product(form, g, source, result, numbers, reach))
     return found
 
 
@@ -177,7 +199,7 @@ def lanes(g: Geometry) -> int:
     return max(1, -(-slices // max(1, each)))
 
 
-def weight_gradient(g: Geometry, x: Memory, dy: Memory, *, tf32: bool = False) -> Product:
+def weight_gradient(g: Geometry, x: Memory, dy: Memory, *, tf32: bool = False, literal: bool = True) -> list[Product]:
     """The kernel for the partial sums ``(lanes, *w_shape)`` of the filters' gradient, in float32."""
     groups = max(1, g.groups)
     channels, filters = g.c_in // groups, g.c_out // groups
@@ -188,7 +210,7 @@ def weight_gradient(g: Geometry, x: Memory, dy: Memory, *, tf32: bool = False) -
         **_source(x, channels, g.kernel, *([getattr(a, f) for a in g.axes] for f in ("stride", "dilation", "lo"))),
         "BLOCKS_OF_ROWS": -(-rows // made.rows),
         "TAPS": g.taps,
-        "FEW": int(g.taps <= FEW_TAPS),
+        "FEW": int(literal and g.taps <= FEW_TAPS),
         "PIXELS": pixels,
         "PAIRED": 0,
         **_axes("OUT", g.out, 1),
@@ -202,35 +224,34 @@ def weight_gradient(g: Geometry, x: Memory, dy: Memory, *, tf32: bool = False) -
     reach = max(_reach(x, margin), _reach(dy), summed * math.prod(g.w_shape), pixels + SLICE * summed)
     together = abs(x.steps[-1]) == 1
     kernel = ("#define PIXELS_TOGETHER\n" if together else "") + PLACES + WEIGHT_GRADIENT + KERNEL
-    found = _product("implicit_weight_grad", g, x, x, numbers, kernel, reach, packed=False, tf32=tf32)
-    return found._replace(blocks=found.blocks * summed)
+    form = Form("implicit_weight_grad" + "_together" * together, kernel, packed=False, tf32=tf32, literal=literal)
+    found = _product(form, g, x, x, numbers, reach)
+    return [found._replace(blocks=found.blocks * summed)]
 
 
 def _product(
-    verb: str,
-    g: Geometry,
-    source: Memory,
-    result: Memory,
-    numbers: Mapping[str, int],
-    kernel: str,
-    reach: int,
-    *,
-    packed: bool,
-    tf32: bool,
+    form: Form, g: Geometry, source: Memory, result: Memory, numbers: Mapping[str, int], reach: int
 ) -> Product:
-    three = source.dtype == "float32" and not tf32
+    three = source.dtype == "float32" and not form.tf32
     bits, wide = (64, "long long") if reach >= 2**31 else (32, "int")
     element, kind = TYPES[source.dtype]
-    pack = WIDEST // source.itemsize if packed else 1
-    name = f"{_name(verb, g)}_{source.dtype}_{result.dtype}_i{bits}_{pack}{'_three' * three}"
-    lines = [f"#define {kind}"] + ["#define PACKED"] * packed + ["#define COPIED"] * (source.itemsize == 4)
+    pack = WIDEST // source.itemsize if form.packed else 1
+    which = (
+        _name(g) if form.literal else "_".join(str(numbers.get(key, 0)) for key in ("ROWS", "FILTERS", *WRITTEN[9:]))
+    )
+    name = f"xconv_{form.verb}_{which}_{source.dtype}_{result.dtype}_i{bits}_{pack}{'_three' * three}"
+    lines = [f"#define {kind}"] + ["#define PACKED"] * form.packed + ["#define COPIED"] * (source.itemsize == 4)
     lines += ["#define THREE"] * three + [f"#define NAME {name}", f"typedef {wide} I;", f"typedef unsigned {wide} N;"]
     lines += [f"typedef {element} E;", f"typedef {TYPES[result.dtype][0]} U;"]
-    values = {"V": WIDEST // source.itemsize, "OUTSIDE": OUTSIDE, **numbers}
-    lines += [f"constexpr {'long long' if abs(n) >= 2**31 else 'int'} {key} = {n};" for key, n in values.items()]
+    written = {"V": WIDEST // source.itemsize, "OUTSIDE": OUTSIDE, **numbers}
+    handed = {} if form.literal else {key: written.pop(key) for key in numbers if key not in WRITTEN}
+    lines += [f"constexpr {'long long' if abs(n) >= 2**31 else 'int'} {key} = {n};" for key, n in written.items()]
+    lines += ["struct Numbers {", *(f"  I {key};" for key in handed), "};", f"#define NUMBERS {', '.join(handed)}"]
+    lines += ["#define PARAMETERS " + "".join(f", I {key}" for key in handed)]
     lines += ["constexpr float LARGEST = 3.402823466e38f;", "struct alignas(16) Chunk { E v[V]; };"]
     blocks = numbers["BLOCKS_OF_FILTERS"] * -(-numbers["LAST_ROW"] // numbers["ROWS"]) * numbers["GROUPS"]
-    return Product(name, "\n".join(lines) + "\n", kernel, blocks, numbers["THREADS"])
+    values = tuple([(np.int64 if bits == 64 else np.int32)(n) for n in handed.values()])
+    return Product(name, "\n".join(lines) + "\n", form.kernel, blocks, numbers["THREADS"], values)
 
 
 def _sizes(made: Tile, filters: int, rows: int, groups: int, steps: int) -> dict[str, int]:
@@ -268,14 +289,14 @@ def _source(source: Memory, channels: int, kernel: Any, stride: Any, dilation: A
     }
 
 
-def _name(verb: str, g: Geometry) -> str:
+def _name(g: Geometry) -> str:
     """Says what the kernel is specialised to."""
     axes = {"": g.size, "k": g.kernel} | {
         letter: tuple(getattr(axis, field) for axis in g.axes)
         for letter, field in (("s", "stride"), ("d", "dilation"), ("l", "lo"), ("h", "hi"))
     }
     tags = "_".join(letter + "x".join(map(str, values)) for letter, values in axes.items()).replace("-", "m")
-    return f"xconv_{verb}_n{g.batch}_c{g.c_in}_o{g.c_out}_g{g.groups}_{tags}"
+    return f"n{g.batch}_c{g.c_in}_o{g.c_out}_g{g.groups}_{tags}"
 
 
 def _axes(name: str, values: Any, missing: int) -> dict[str, int]:

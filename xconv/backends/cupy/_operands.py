@@ -19,49 +19,57 @@ struct Place { I from; int i0, i1, i2; unsigned taps; };
 // What a tap adds to that, and which of the bits is its own.
 struct Tap { I from; int i0, i1, i2; unsigned bit; };
 
-__device__ inline Tap tap(int t) {
-  const int i0 = t / (KERNEL2 * KERNEL1) * DILATION0, i1 = t / KERNEL2 % KERNEL1 * DILATION1;
-  const int i2 = t % KERNEL2 * DILATION2;
-  return {i0 * SOURCE_STEP0 + i1 * SOURCE_STEP1 + i2 * SOURCE_STEP2, i0, i1, i2, FEW ? 1u << t % 32 : 0};
-}
+struct alignas(PAIRED ? 2 * sizeof(U) : sizeof(U)) Pair { U v[1 + PAIRED]; };
 
-template <int SIZE, int KERNEL, int DILATION> __device__ inline unsigned along(int i, unsigned taps, int shift) {
-  unsigned found = 0;
-#pragma unroll
-  for (int t = 0; t < KERNEL; ++t)
-    if ((unsigned)(i + t * DILATION) < SIZE) found |= taps << t * shift;
-  return found;
-}
+// The numbers of a geometry are constants, or they are members.
+struct Gather : Numbers {
+  __device__ inline Gather(const Numbers& numbers) : Numbers(numbers) {}
 
-__device__ inline Place reads_from(I from, int i0, int i1, int i2) {
-  unsigned taps = 0;
-  if (FEW) {
-    taps = along<SOURCE2, KERNEL2, DILATION2>(i2, 1, 1);
-    taps = along<SOURCE1, KERNEL1, DILATION1>(i1, taps, KERNEL2);
-    taps = along<SOURCE0, KERNEL0, DILATION0>(i0, taps, KERNEL2 * KERNEL1);
+  __device__ inline Tap tap(int t) const {
+    const int i0 = t / (KERNEL2 * KERNEL1) * DILATION0, i1 = t / KERNEL2 % KERNEL1 * DILATION1;
+    const int i2 = t % KERNEL2 * DILATION2;
+    return {i0 * SOURCE_STEP0 + i1 * SOURCE_STEP1 + i2 * SOURCE_STEP2, i0, i1, i2, FEW ? 1u << t % 32 : 0};
   }
-  return {from, i0, i1, i2, taps};
-}
 
-__device__ inline bool inside(const Place& p, const Tap& t) {
-  if (FEW) return p.taps & t.bit;
-  return (unsigned)(p.i0 + t.i0) < SOURCE0 && (unsigned)(p.i1 + t.i1) < SOURCE1 && (unsigned)(p.i2 + t.i2) < SOURCE2;
-}
+  __device__ inline static unsigned along(int i, I size, I kernel, I dilation, unsigned taps, int shift) {
+    unsigned found = 0;
+#pragma unroll
+    for (int t = 0; t < kernel; ++t)
+      if ((unsigned)(i + t * dilation) < size) found |= taps << t * shift;
+    return found;
+  }
+
+  __device__ inline Place reads_from(I from, int i0, int i1, int i2) const {
+    unsigned taps = 0;
+    if (FEW) {
+      taps = along(i2, SOURCE2, KERNEL2, DILATION2, 1, 1);
+      taps = along(i1, SOURCE1, KERNEL1, DILATION1, taps, KERNEL2);
+      taps = along(i0, SOURCE0, KERNEL0, DILATION0, taps, KERNEL2 * KERNEL1);
+    }
+    return {from, i0, i1, i2, taps};
+  }
+
+  __device__ inline bool inside(const Place& p, const Tap& t) const {
+    if (FEW) return p.taps & t.bit;
+    return (unsigned)(p.i0 + t.i0) < SOURCE0 && (unsigned)(p.i1 + t.i1) < SOURCE1 && (unsigned)(p.i2 + t.i2) < SOURCE2;
+  }
+
+  // Two neighbouring filters of a row.
+  __device__ inline void put(U* to, int filter, float one, float other) const {
+    const float sums[2] = {one, other};
+#pragma unroll
+    for (int s = 0; s < 2; s += 1 + PAIRED) {
+      Pair pair;
+      for (int e = 0; e < 1 + PAIRED; ++e) convert(pair.v[e], sums[s + e]);
+      if (filter + s < LAST_FILTER) store((Pair*)(to + (I)(filter + s) * RESULT_C), pair);
+    }
+  }
+};
 """
 
 #: A convolution: rows are pixels of the result, and columns taps and channels.
 CONVOLUTION = r"""
-// For a pixel of the result.
-__device__ inline Place pixel(N m) {
-  if (m >= PIXELS) return {0, OUTSIDE, 0, 0, 0};
-  const int i2 = (int)(m % RESULT2) * STRIDE2 - LO2, i1 = (int)(m / RESULT2 % RESULT1) * STRIDE1 - LO1;
-  const int i0 = (int)(m / ((N)RESULT2 * RESULT1) % RESULT0) * STRIDE0 - LO0;
-  const I n = (I)(m / ((N)RESULT2 * RESULT1 * RESULT0));
-  const I from = SOURCE_START + n * SOURCE_N + i0 * SOURCE_STEP0 + i1 * SOURCE_STEP1 + i2 * SOURCE_STEP2;
-  return reads_from(from, i0, i1, i2);
-}
-
-struct Work {
+struct Work : Gather {
   const E *x, *u;
   U* y;
   int thread, first_filter;
@@ -69,7 +77,8 @@ struct Work {
   Place pixels[OWN_ROWS];
   int t = 0, c = 0;  // of the slice that is fetched next, where it is one tap's
 
-  __device__ inline Work(const E* x, const E* u, U* y, int block, int thread) : thread(thread) {
+  __device__ inline Work(const Numbers& numbers, const E* x, const E* u, U* y, int block, int thread)
+      : Gather(numbers), thread(thread) {
     const int group = block / BLOCKS_OF_FILTERS % GROUPS;
     first_filter = block % BLOCKS_OF_FILTERS * FILTERS;
     first_row = (N)(block / (BLOCKS_OF_FILTERS * GROUPS)) * ROWS;
@@ -78,6 +87,16 @@ struct Work {
     this->y = y + RESULT_START + (I)group * LAST_FILTER * RESULT_C;
 #pragma unroll
     for (int i = 0; i < OWN_ROWS; ++i) pixels[i] = pixel(first_row + row(i));
+  }
+
+  // For a pixel of the result.
+  __device__ inline Place pixel(N m) const {
+    if (m >= PIXELS) return {0, OUTSIDE, 0, 0, 0};
+    const int i2 = (int)(m % RESULT2) * STRIDE2 - LO2, i1 = (int)(m / RESULT2 % RESULT1) * STRIDE1 - LO1;
+    const int i0 = (int)(m / ((N)RESULT2 * RESULT1) % RESULT0) * STRIDE0 - LO0;
+    const I n = (I)(m / ((N)RESULT2 * RESULT1 * RESULT0));
+    const I from = SOURCE_START + n * SOURCE_N + i0 * SOURCE_STEP0 + i1 * SOURCE_STEP1 + i2 * SOURCE_STEP2;
+    return reads_from(from, i0, i1, i2);
   }
 
   // The rows of which a thread copies: chunk by chunk, or with the next pixel in the next thread.
@@ -158,32 +177,7 @@ WEIGHT_GRADIENT = r"""
 // What is read for a pixel of dy, and where that is.
 struct Pixel { Place reads; I at; };
 
-__device__ inline Pixel pixel(N k) {
-  if (k >= PIXELS) return {{0, OUTSIDE, 0, 0, 0}, -1};
-  const int o2 = (int)(k % OUT2), o1 = (int)(k / OUT2 % OUT1), o0 = (int)(k / ((N)OUT2 * OUT1) % OUT0);
-  const int i2 = o2 * STRIDE2 - LO2, i1 = o1 * STRIDE1 - LO1, i0 = o0 * STRIDE0 - LO0;
-  const I n = (I)(k / ((N)OUT2 * OUT1 * OUT0));
-  const I from = SOURCE_START + n * SOURCE_N + i0 * SOURCE_STEP0 + i1 * SOURCE_STEP1 + i2 * SOURCE_STEP2;
-  return {reads_from(from, i0, i1, i2), DY_START + n * DY_N + o0 * DY_STEP0 + o1 * DY_STEP1 + o2 * DY_STEP2};
-}
-
-// The tap and the channel of a row; taps of one channel are neighbours where pixels are.
-#ifdef PIXELS_TOGETHER
-__device__ inline int tap_of(int row) { return row % TAPS; }
-__device__ inline int channel_of(int row) { return row / TAPS; }
-#else
-__device__ inline int tap_of(int row) { return row / CHANNELS; }
-__device__ inline int channel_of(int row) { return row % CHANNELS; }
-#endif
-
-__device__ inline Tap of_row(int row) {
-  if (row >= LAST_ROW) return {0, OUTSIDE, 0, 0, 0};
-  Tap reads = tap(tap_of(row));
-  reads.from += (I)channel_of(row) * SOURCE_C;
-  return reads;
-}
-
-struct Work {
+struct Work : Gather {
   const E *x, *dy;
   U* y;
   int thread, first_filter, first_row;
@@ -195,7 +189,33 @@ struct Work {
   Pixel* pixels;
 #endif
 
-  __device__ inline Work(const E* x, const E* dy, U* y, int block, int thread) : thread(thread) {
+  __device__ inline Pixel pixel(N k) const {
+    if (k >= PIXELS) return {{0, OUTSIDE, 0, 0, 0}, -1};
+    const int o2 = (int)(k % OUT2), o1 = (int)(k / OUT2 % OUT1), o0 = (int)(k / ((N)OUT2 * OUT1) % OUT0);
+    const int i2 = o2 * STRIDE2 - LO2, i1 = o1 * STRIDE1 - LO1, i0 = o0 * STRIDE0 - LO0;
+    const I n = (I)(k / ((N)OUT2 * OUT1 * OUT0));
+    const I from = SOURCE_START + n * SOURCE_N + i0 * SOURCE_STEP0 + i1 * SOURCE_STEP1 + i2 * SOURCE_STEP2;
+    return {reads_from(from, i0, i1, i2), DY_START + n * DY_N + o0 * DY_STEP0 + o1 * DY_STEP1 + o2 * DY_STEP2};
+  }
+
+  // The tap and the channel of a row; taps of one channel are neighbours where pixels are.
+#ifdef PIXELS_TOGETHER
+  __device__ inline int tap_of(int row) const { return row % TAPS; }
+  __device__ inline int channel_of(int row) const { return row / TAPS; }
+#else
+  __device__ inline int tap_of(int row) const { return row / CHANNELS; }
+  __device__ inline int channel_of(int row) const { return row % CHANNELS; }
+#endif
+
+  __device__ inline Tap of_row(int row) const {
+    if (row >= LAST_ROW) return {0, OUTSIDE, 0, 0, 0};
+    Tap reads = tap(tap_of(row));
+    reads.from += (I)channel_of(row) * SOURCE_C;
+    return reads;
+  }
+
+  __device__ inline Work(const Numbers& numbers, const E* x, const E* dy, U* y, int block, int thread)
+      : Gather(numbers), thread(thread) {
     const int lane = block / (BLOCKS_OF_FILTERS * BLOCKS_OF_ROWS * GROUPS);
     const int group = block / (BLOCKS_OF_FILTERS * BLOCKS_OF_ROWS) % GROUPS;
     first_filter = block % BLOCKS_OF_FILTERS * FILTERS;

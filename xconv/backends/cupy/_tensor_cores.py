@@ -87,8 +87,6 @@ template <class V> __device__ inline void store(V* to, const V& values) { *to = 
 """
 
 KERNEL = r"""
-struct alignas(PAIRED ? 2 * sizeof(U) : sizeof(U)) Pair { U v[1 + PAIRED]; };
-
 #if defined(TF32) && !defined(THREE)
 // A float32 whose first bits, which are all that is multiplied, are rounded to the nearest.
 __device__ inline unsigned rounded(unsigned bits) {
@@ -104,22 +102,11 @@ __device__ inline unsigned small_part(unsigned bits, unsigned large) {
 }
 #endif
 
-// Two neighbouring filters of a row.
-__device__ inline void put(U* to, int filter, float one, float other) {
-  const float sums[2] = {one, other};
-#pragma unroll
-  for (int s = 0; s < 2; s += 1 + PAIRED) {
-    Pair pair;
-    for (int e = 0; e < 1 + PAIRED; ++e) convert(pair.v[e], sums[s + e]);
-    if (filter + s < LAST_FILTER) store((Pair*)(to + (I)(filter + s) * RESULT_C), pair);
-  }
-}
-
-extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) NAME(const E* x, const E* u, U* y) {
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) NAME(const E* x, const E* u, U* y PARAMETERS) {
   alignas(128) __shared__ Chunk slices[STAGES][(ROWS + FILTERS) * 4];
   const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
   const int warp_row = warp / WARPS_ALONG * WARP_ROWS, warp_filter = warp % WARPS_ALONG * WARP_FILTERS;
-  Work work(x, u, y, blockIdx.x, thread);
+  Work work(Numbers{NUMBERS}, x, u, y, blockIdx.x, thread);
 
   float sums[WARP_ROWS / 16][WARP_FILTERS / 8][4] = {};
 #pragma unroll
@@ -218,7 +205,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) NAME(const E* x, c
         continue;
       }
 #endif
-      put(to, work.first_filter + warp_filter + j * 8 + lane % 4 * 2, sum[0], sum[1]);
+      work.put(to, work.first_filter + warp_filter + j * 8 + lane % 4 * 2, sum[0], sum[1]);
     }
   }
 #ifdef THREE
@@ -227,7 +214,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) NAME(const E* x, c
     if (again & 1) {
       const auto m = work.first_row + warp_row + at / (WARP_FILTERS / 8) * 8 + lane / 4;
       const int f = work.first_filter + warp_filter + at % (WARP_FILTERS / 8) * 8 + lane % 4 * 2;
-      put(work.result(m), f, f < LAST_FILTER ? work.sum(m, f) : 0, f + 1 < LAST_FILTER ? work.sum(m, f + 1) : 0);
+      work.put(work.result(m), f, f < LAST_FILTER ? work.sum(m, f) : 0, f + 1 < LAST_FILTER ? work.sum(m, f + 1) : 0);
     }
 #endif
 }

@@ -18,7 +18,10 @@ from ._lines import Kernel, Memory
 #: Calls with one geometry before its kernel gets a text of its own, and the most such texts in a process.
 WORTH_A_TEXT, MOST_TEXTS = 3, 256
 
-Writer: TypeAlias = Callable[..., Kernel]
+#: Writes the text for a geometry and how arrays lie, with `literal`; it is the same object every time.
+Writer: TypeAlias = Callable[..., Any]
+#: Makes of what was written what is to be run.
+Compiler: TypeAlias = Callable[[Any], Any]
 
 
 class Ready(NamedTuple):
@@ -35,9 +38,16 @@ class Texts:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.calls: Counter[Any] = Counter()
-        self.special: dict[Any, Ready] = {}
+        self.special: dict[Any, Any] = {}
 
-    def ready(self, write: Writer, g: Geometry, memories: tuple[Memory, ...], literal: bool | None) -> Ready:  # noqa: FBT001
+    def ready(
+        self,
+        write: Writer,
+        g: Geometry,
+        memories: tuple[Memory, ...],
+        literal: bool | None,  # noqa: FBT001
+        compiler: Compiler,
+    ) -> Any:
         """The specialised kernel, or the general one: unless `literal` says which, the number of calls decides."""
         key = (write, g, memories)
         if (found := self.special.get(key)) is not None:
@@ -48,13 +58,13 @@ class Texts:
             if len(self.calls) > 16 * MOST_TEXTS:
                 self.calls.clear()
         if not worth or len(self.special) >= MOST_TEXTS:
-            return _general(write, g, memories)
-        return self.special.setdefault(key, _compiled(write(g, *memories, literal=True)))
+            return _general(write, g, memories, compiler)
+        return self.special.setdefault(key, compiler(write(g, *memories, literal=True)))
 
 
 @lru_cache(maxsize=1024)
-def _general(write: Writer, g: Geometry, memories: tuple[Memory, ...]) -> Ready:
-    return _compiled(write(g, *memories, literal=False))
+def _general(write: Writer, g: Geometry, memories: tuple[Memory, ...], compiler: Compiler) -> Any:
+    return compiler(write(g, *memories, literal=False))
 
 
 def _compiled(kernel: Kernel) -> Ready:
@@ -70,6 +80,12 @@ def _elementwise(inputs: str, outputs: str, operation: str, name: str) -> Any:
 _texts = Texts()
 
 
-def ready(write: Writer, g: Geometry, memories: tuple[Memory, ...], literal: bool | None) -> Ready:  # noqa: FBT001
+def ready(
+    write: Writer,
+    g: Geometry,
+    memories: tuple[Memory, ...],
+    literal: bool | None,  # noqa: FBT001
+    compiler: Compiler = _compiled,
+) -> Any:
     """What `Texts.ready` says, for the process."""
-    return _texts.ready(write, g, memories, literal)
+    return _texts.ready(write, g, memories, literal, compiler)
