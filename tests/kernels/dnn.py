@@ -12,6 +12,7 @@ import os
 import subprocess
 import tempfile
 import threading
+from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
@@ -53,7 +54,7 @@ class HostDnn:
 
     @contextlib.contextmanager
     def installed(self):
-        from xconv.backends.cupy import _graphs
+        from xconv.backends.cupy import _cudnn, _graphs
 
         def made(**options):
             graph = HostGraph(**options)
@@ -67,6 +68,7 @@ class HostDnn:
             monkeypatch.setattr(cudnn, "set_stream", lambda handle, stream: setattr(handle, "stream", stream))
             monkeypatch.setattr(cupy.cuda, "get_current_stream", lambda: SimpleNamespace(ptr=self.stream))
             monkeypatch.setattr(_graphs, "_own", _graphs._Own())
+            monkeypatch.setattr(_cudnn, "find_spec", find_spec)
             yield self
 
     def create_handle(self):

@@ -8,7 +8,7 @@ device is replaced in these places, and nowhere else:
 - the ways between the two memories, `asarray` and `get`;
 - CuPy's reductions and libraries, `sum`, `max`, `copy`, `concat`, `tensordot` and `matmul` of integers, by NumPy;
 - kernels on tensor cores, by the emulation of warps;
-- cuBLAS, by a function after its documentation (`blas`);
+- cuBLAS, by a function after its documentation (`blas`), and cuDNN by nothing, until a test asks for it (`dnn`);
 - devices: an array is on the one that was current when its memory was handed out, and launches must be made there.
 """
 
@@ -29,7 +29,7 @@ from kernels.blas import HostBlas
 from kernels.cpu import harness
 from kernels.warps import warps
 from xconv._planner import _of_part, scheduled
-from xconv.backends.cupy import _backend, _cublas, _implicit, _implicit_kernel, _tensor_cores, _texts
+from xconv.backends.cupy import _backend, _cublas, _cudnn, _implicit, _implicit_kernel, _tensor_cores, _texts
 
 
 class HostPointer(memory.MemoryPointer):
@@ -174,6 +174,7 @@ class StandIn:
             monkeypatch.setattr(namespace, name, by_numpy(function))
         monkeypatch.setitem(vars(libraries), "cublas", self.blas)
         monkeypatch.setattr(cupy.cuda.device, "get_cublas_handle", lambda: self.blas.HANDLE)
+        monkeypatch.setattr(_cudnn, "find_spec", lambda name: None)
 
     def _forget(self):
         """Empty the caches that hold what is replaced."""

@@ -631,11 +631,6 @@ def test_an_older_device(standin, monkeypatch):
         xconv.conv(x, w, **IMPLICIT)
 
 
-@pytest.fixture
-def no_cudnn(monkeypatch):
-    monkeypatch.setattr(_cudnn, "find_spec", lambda name: None)
-
-
 def planned(shape, filters, dtype="float32", numerics="fast", precision="ieee", **options):
     x, w = device(np.zeros(shape, dtype)), device(np.zeros(filters, dtype))
     with xconv.config(numerics=numerics, precision=precision):
@@ -643,7 +638,7 @@ def planned(shape, filters, dtype="float32", numerics="fast", precision="ieee", 
         return [plan.forward.algorithm, plan.input_grad.algorithm, plan.weight_grad.algorithm], plan
 
 
-def test_it_is_chosen_where_it_was_measured_to_be_faster(standin, no_cudnn):
+def test_it_is_chosen_where_it_was_measured_to_be_faster(standin):
     """On an H200; strict convolutions of float32 are those of the units for float32."""
     wide, deep = ((64, 64, 56, 56), (64, 64, 3, 3)), ((64, 256, 14, 14), (256, 256, 3, 3))
     with_it = ["implicit", "implicit", "implicit"]
@@ -661,7 +656,8 @@ def test_it_is_chosen_where_it_was_measured_to_be_faster(standin, no_cudnn):
     assert asked.bytes_moved < planned(*wide, algorithm="gemm")[1].bytes_moved / 5
 
 
-def test_cudnn_is_chosen_where_it_was_measured_to_be_faster(standin):
+def test_cudnn_is_chosen_where_it_was_measured_to_be_faster(standin, monkeypatch):
+    monkeypatch.setattr(_cudnn, "find_spec", lambda name: name)
     wide, last = ((64, 64, 56, 56), (64, 64, 3, 3)), {"layout": "channels_last"}
     assert planned(*wide)[0] == ["implicit", "implicit", "implicit"]
     assert planned(*wide, numerics="strict")[0] == ["cudnn", "gemm", "gemm"]

@@ -62,7 +62,10 @@ class Implicit(Gemm):
     def scratch(self, function: Function, g: Geometry, costs: Any) -> int:
         if _is_columns(function, g, costs):
             return super().scratch(function, g, costs)
-        return (1 + kernel.lanes(g)) * math.prod(g.w_shape) if function == "weight_grad" else 0
+        if function == "weight_grad":
+            return (1 + kernel.lanes(g)) * math.prod(g.w_shape)
+        # A sum of halves waits for its bias in float32.
+        return math.prod(g.y_shape if function == "forward" else g.x_shape) if costs.is_half else 0
 
     def halves(self, function: Function, g: Geometry, costs: Any) -> int:
         return super().halves(function, g, costs) if _is_columns(function, g, costs) else 0
