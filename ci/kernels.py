@@ -41,19 +41,25 @@ def windows(place: Place, draw: Any, n: int, c: int, side: int) -> None:
         xconv.col2im(cols, side, padding=1)
     del cols
     three(x, taps, CALLS, padding=1, groups=c, algorithm="depthwise")
-    last = place.block(x.transpose(0, 2, 3, 1))
-    with xconv.config(precision="tf32"):
-        three(last, w, 1, padding=1, layout="channels_last", algorithm="implicit")
+    implicit(place, x, w, padding=1)
 
 
 def ragged(place: Place, draw: Any) -> None:
     """Sizes that fill no block of threads and no tile, and a stride."""
-    with xconv.config(precision="tf32"):
-        three(draw((2, 13, 11, 5)), draw((37, 5, 3, 2)), 1, layout="channels_last", algorithm="implicit")
+    implicit(place, draw((2, 5, 13, 11)), draw((37, 5, 3, 2)))
     n, c, side = SMALL
     x, w = draw((n, c, side, side)), draw((c, c, 3, 3))
     for layout, images in (("channels_first", x), ("channels_last", place.block(x.transpose(0, 2, 3, 1)))):
         three(images, w, CALLS, stride=2, padding=1, layout=layout)
+
+
+def implicit(place: Place, x: Any, w: Any, **options: Any) -> None:
+    """By three products for one of float32, and by one, in both layouts."""
+    last = place.block(x.transpose(0, 2, 3, 1))
+    for precision in ("ieee", "tf32"):
+        with xconv.config(precision=precision):
+            three(x, w, CALLS, **options, algorithm="implicit")
+            three(last, w, CALLS, **options, layout="channels_last", algorithm="implicit")
 
 
 def three(x: Any, w: Any, calls: int, **options: Any) -> None:
