@@ -494,3 +494,15 @@ def test_a_program_is_not_entered_with_arrays(standin):
     host(x)[...] = 1
     ones = host(plan.conv(x, w)).copy()
     assert np.array_equal(ones, xconv.conv(np.ones_like(before), host(w), algorithm="gemm"))
+
+
+def test_a_view_of_nothing_begins_where_its_memory_does(standin):
+    """There is no pointer in front of memory that is not there."""
+    x = device(np.zeros((0, 1, 3), "float32"))[:, :, ::-1]
+    view, memory = flat(x)
+    assert (view.before, memory.start) == (0, 0)
+    x, w, options = device(np.zeros((0, 1, 1), "float32")), device(np.ones((1, 1, 1), "float32")), {"pad_mode": "edge"}
+    dw = xconv.conv_weight_grad(
+        xconv.conv(x, w, padding=((-1, 2),), **options), x, w.shape, padding=((-1, 2),), **options
+    )
+    assert np.array_equal(host(dw), [[[0]]])

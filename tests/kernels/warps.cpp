@@ -285,6 +285,8 @@ void check_shared(void* to, int bytes) {
   for (Cell* cell = cells; cell < cells + bytes / 4; ++cell) cell->written = block->now;
 }
 
+void check_read(const void* from, int bytes) { block->read_at(from, bytes); }
+
 void check_load(const void* from, int bytes) {
   block->aligned(from, bytes);
   block->check_input(from, bytes);

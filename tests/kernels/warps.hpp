@@ -24,6 +24,7 @@ void copy_to_shared(void* to, const void* from, int bytes, bool inside);
 void commit();
 void wait_for_all_but(unsigned left);
 void check_shared(void* to, int bytes);
+void check_read(const void* from, int bytes);
 void check_load(const void* from, int bytes);
 void check_store(void* to, int bytes);
 void load_matrices(unsigned* v, const void* row);
@@ -44,9 +45,16 @@ template <class T> void copy_async(T* to, const void* from, bool inside) {
 }
 
 template <class T> void store_shared(T* to, const T& values) {
-  static_assert(sizeof(T) == 4 || sizeof(T) == 16, "");
-  check_shared(to, sizeof(T));
+  static_assert(sizeof(T) % 4 == 0, "");
+  const int step = alignof(T) == 16 ? 16 : 4;
+  for (size_t at = 0; at < sizeof(T); at += step) check_shared((char*)to + at, step);
   *to = values;
+}
+
+template <class T> T load_shared(const T* from) {
+  static_assert(sizeof(T) % 4 == 0, "");
+  for (size_t at = 0; at < sizeof(T); at += 4) check_read((const char*)from + at, 4);
+  return *from;
 }
 
 inline float __uint_as_float(unsigned bits) { return bits_to_float(bits); }

@@ -45,9 +45,9 @@ class Rates(NamedTuple):
 
 #: Nobody has measured it, or there is no such thing.
 NONE = 20.0
-HALF = Rates(0.068, 0.164, 0.25, (NONE, NONE), (0.09, 0.1, 0.1))
-TF32 = Rates(0.17, 0.35, 0.455, (0.75, 1.03), (0.17, 0.18, 0.33))
-SINGLE = Rates(1, 0.67, 0.75, (1.08, 1.4), (1.1, 1.65, 2.5), tensor_cores=False)
+HALF = Rates(0.16, 0.164, 0.26, (NONE, NONE), (0.11, 0.11, 0.11))
+TF32 = Rates(0.234, 0.35, 0.455, (0.85, 1), (0.17, 0.17, 0.28))
+SINGLE = Rates(1, 0.67, 0.75, (1.2, 1.3), (1, 1.2, 2.5), tensor_cores=False)
 DOUBLE = Rates(0.8, NONE, NONE, (NONE, NONE), (NONE, NONE, NONE), tensor_cores=False)
 
 
@@ -74,7 +74,7 @@ class KernelCosts(Costs):
         return WINDOWS * self._touched(math.prod(g.x_shape) + math.prod(g.columns_shape))
 
     def col2im(self, g: Geometry) -> float:
-        return self.im2col(g)
+        return 2 * self.im2col(g)  # and a product writes its columns, of half types in float32
 
     def columns(self, g: Geometry) -> int:
         return g.batch * g.c_in * g.taps * -(-g.pixels // LINE) * LINE
@@ -91,7 +91,7 @@ class KernelCosts(Costs):
         return max(self.multiply * p.multiply_adds, self._touched(touched))
 
     def outer(self, p: Product) -> float:
-        return (FEW if p.blocks * p.rows * p.depth < MANY else 0.9) * self.product(p)
+        return (FEW if p.blocks * p.rows * p.depth < MANY else 1) * self.product(p)
 
     def depthwise(self, function: Function, g: Geometry) -> float:
         """Where taps are written out, what is loaded for them stays in the first-level cache."""

@@ -37,6 +37,8 @@ class Cudnn(Algorithm):
     def refusal(self, g: Geometry, kind: Kind) -> str | None:
         if kind != "real":
             return f"it takes real floating-point numbers, and these are {kind}"
+        if 0 in g.size and g.is_padded:
+            return "there is nothing in `x` but its padding"
         if len(g.axes) > 3:
             return f"it takes three spatial axes at most, and there are {len(g.axes)}"
         if max(math.prod(shape) for shape in (g.x_shape, g.w_shape, g.y_shape)) > MOST_ELEMENTS:

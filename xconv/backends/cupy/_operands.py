@@ -226,13 +226,13 @@ struct Work : Gather {
     this->y = y + ((I)lane * GROUPS + group) * LAST_FILTER * LAST_ROW;
 #ifdef PIXELS_TOGETHER
     __shared__ Tap table[ROWS];
-    table[thread] = of_row(first_row + thread);
+    store_shared(&table[thread], of_row(first_row + thread));
     rows = table;
 #else
     __shared__ Pixel table[STAGES + 1][16];
     pixels = table[0];
     own = of_row(first_row + thread);
-    for (int k = thread; k < STAGES * 16; k += THREADS) pixels[k] = pixel(first_pixel + k);
+    for (int k = thread; k < STAGES * 16; k += THREADS) store_shared(&pixels[k], pixel(first_pixel + k));
 #endif
     __syncthreads();
   }
@@ -244,7 +244,7 @@ struct Work : Gather {
 #pragma unroll 4
     for (int i = 0; i < ROWS * 16 / THREADS; ++i) {
       const int row = thread / 16 + i * (THREADS / 16);
-      const Tap reads = rows[row];
+      const Tap reads = load_shared(&rows[row]);
       copy_async(&place(slice, row, k / 4)->v[k % 4], x + (p.reads.from + reads.from), inside(p.reads, reads));
     }
 #pragma unroll 4
@@ -254,19 +254,20 @@ struct Work : Gather {
                  p.at >= 0 && first_filter + f < LAST_FILTER);
     }
 #else
-    if (thread < 16)
-      pixels[(step + 1) % (STAGES + 1) * 16 + thread] = pixel(first_pixel + (step + 1) * 16 + thread);
+    const int next = step + 1;  // the first ones are there
+    if (next >= STAGES && thread < 16)
+      store_shared(&pixels[next % (STAGES + 1) * 16 + thread], pixel(first_pixel + next * 16 + thread));
     const Pixel* here = pixels + step % (STAGES + 1) * 16;
     const int f = thread % FILTERS;
 #pragma unroll 4
     for (int k = 0; k < 16; ++k) {
-      const Place p = here[k].reads;
+      const Place p = load_shared(&here[k].reads);
       copy_async(&place(slice, thread, k / 4)->v[k % 4], x + (p.from + own.from), inside(p, own));
     }
 #pragma unroll 4
     for (int i = 0; i < FILTERS * 16 / THREADS; ++i) {
       const int k = thread / FILTERS + i * (THREADS / FILTERS);
-      const I at = here[k].at;
+      const I at = load_shared(&here[k].at);
       copy_async(&place(slice, ROWS + f, k / 4)->v[k % 4], dy + (at + (I)(first_filter + f) * DY_C),
                  at >= 0 && first_filter + f < LAST_FILTER);
     }

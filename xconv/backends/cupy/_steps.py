@@ -104,7 +104,7 @@ def _views(views: tuple[Lying, ...], pointers: Pointers, places: Places) -> list
 def flat(a: Array) -> tuple[Flat, Memory]:
     """The flat view of `a`, and where in it the elements are."""
     steps = tuple([stride // a.itemsize for stride in a.strides])
-    ends = [(length - 1) * step for length, step in zip(a.shape, steps, strict=True)]
+    ends = [(length - 1) * step for length, step in zip(a.shape, steps, strict=True)] if a.size else []
     start = -sum(end for end in ends if end < 0)
     length = 1 + sum(map(abs, ends)) if a.size else 0
     aligned = (a.data.ptr - start * a.itemsize) % WIDEST == 0

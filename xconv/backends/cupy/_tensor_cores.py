@@ -47,7 +47,9 @@ __device__ inline void commit() { asm volatile("cp.async.commit_group;" ::: "mem
 // Until no more than `LEFT` groups of this thread's copies are on their way.
 template <int LEFT> __device__ inline void wait() { asm volatile("cp.async.wait_group %0;" :: "n"(LEFT) : "memory"); }
 
-__device__ inline void store_shared(Chunk* to, const Chunk& chunk) { *to = chunk; }
+template <class T> __device__ inline void store_shared(T* to, const T& value) { *to = value; }
+
+template <class T> __device__ inline T load_shared(const T* from) { return *from; }
 
 // Four matrices of eight rows of 16 bytes: lane l names row l % 8 of matrix l / 8, and gets 4 bytes of each matrix,
 // from row l / 4.
