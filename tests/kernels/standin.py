@@ -73,6 +73,21 @@ class Meter:
         self.most = max(self.most, self.used)
 
 
+def peak(monkeypatch, function):
+    """Bytes in use at one time, beside the result."""
+    meter = Meter()
+    monkeypatch.setattr(f"{__name__}.allocate", meter.allocate)
+    result = function()
+    return meter.most - result.nbytes
+
+
+class Names(list):
+    """Of what is launched; the arrays are not held."""
+
+    def append(self, launch):
+        super().append(launch[0])
+
+
 def host(array):
     """The same memory as an array of NumPy."""
     if not isinstance(array, cupy.ndarray):

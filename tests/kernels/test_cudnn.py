@@ -18,7 +18,7 @@ from xconv import _planner
 from xconv._axis import Axis
 from xconv._geometry import Geometry
 from xconv._ranking import plans
-from xconv.backends.cupy import CupyBackend, _cudnn, _graphs
+from xconv.backends.cupy import CupyBackend, _backend, _cudnn, _graphs
 
 ALWAYS = {"NONDETERMINISTIC", "DOWN_CONVERT_INPUTS", "REDUCED_PRECISION_REDUCTION", "FFT", "WINOGRAD"}
 LAYER = (2, 4, 9, 8), (6, 4, 3, 3), {"padding": 1}
@@ -403,6 +403,21 @@ def test_auto_falls_back_to_ours(dnn, verb, workspace):
         for function, value in zip(functions(*map(device, inputs), padding=1, algorithm="auto"), expected, strict=True):
             same(function(), value)
     assert set(dnn.functions) == set(VERBS) - {verb}
+
+
+def test_what_was_refused_has_given_back_its_memory(dnn, monkeypatch):
+    """Before the next plan takes its own: the error is kept, and the arrays of the call are not."""
+    monkeypatch.setattr(_backend, "PROGRAMMED", set())  # programs are refused when they are written
+    (x, w, _), (y, _, _) = arrays(*LAYER)
+    dnn.refused["conv_fprop"] = cudnn.cudnnGraphNotSupportedError  # a new one, or it would keep what raised it
+    x, w, most = device(x), device(w), []
+    for algorithm in ("auto", "gemm"):
+        meter = Meter()
+        monkeypatch.setattr(standin, "allocate", meter.allocate)
+        same(xconv.conv(x, w, padding=1, algorithm=algorithm), y)
+        most.append(meter.most)
+    assert len(dnn.graphs) == 1
+    assert most[0] == most[1]
 
 
 def test_a_workspace_without_room_for_it(dnn):

@@ -281,10 +281,10 @@ def test_several_channels_at_once_only_where_they_are_aligned(standin, multiplie
         assert columns.endswith("_1") == bool(x_shift)
 
 
-@pytest.mark.parametrize(("dtype", "product"), [("float16", "gemm"), ("float32", "implicit")])
-def test_one_channel_in_is_no_reason_to_leave_the_tensor_cores(standin, dtype, product):
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_one_channel_in_is_no_reason_to_leave_the_tensor_cores(standin, dtype):
     """Many filters on one channel are a product; many channels with a filter each are none."""
     x, w = device(np.zeros((2, 1, 64, 64), dtype)), device(np.zeros((128, 1, 7, 7), dtype))
-    assert xconv.plan(x, w).algorithm == product
+    assert xconv.plan(x, w).algorithm == "gemm"
     x, w = device(np.zeros((2, 32, 64, 64), dtype)), device(np.zeros((32, 1, 3, 3), dtype))
     assert xconv.plan(x, w, groups=32).algorithm == "depthwise"

@@ -3,6 +3,7 @@
 import re
 import sys
 from contextlib import nullcontext
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -57,30 +58,45 @@ def test_every_check_computes(standin, place, group):
 @pytest.mark.parametrize(
     ("verb", "pattern"),
     [
-        ("im2col", "layer.*: (conv|im2col)"),
-        ("col2im", "layer: col2im"),
+        ("im2col", "(gemm, .*: conv|layer: im2col)"),
+        ("col2im", "(gemm, .*: input_grad|layer: col2im)"),
         ("depthwise", "depthwise.*: conv"),
         ("depthwise_input_grad", "depthwise.*: input_grad"),
         ("depthwise_weight_grad", "depthwise.*: weight_grad"),
+        ("implicit", "implicit, float(32|16).*: conv"),
+        ("implicit_input_grad_p0", "implicit, float(32|16).*: input_grad"),
+        ("implicit_weight_grad", "implicit, float32.*: weight_grad"),
     ],
 )
 def test_a_slip_in_a_kernel_is_found(monkeypatch, place, verb, pattern):
-    """The first element of its result is too large by one."""
-    right, wrongly = StandIn.launch, []
+    """By every check that launches it: the first element of its result is too large by one."""
+    wrongly = []
 
-    def wrong(self, kernel, *arguments, **options):
-        made = right(self, kernel, *arguments, **options)
-        if re.match(rf"xconv_{verb}_(n?\d)", kernel.name):
-            wrongly.append(kernel.name)
-            host(made).reshape(-1)[0] += 1
+    def slips(name, result):
+        if re.match(rf"xconv_{verb}_(n?\d)", name):
+            wrongly.append(name)
+            host(result).reshape(-1)[0] += 1
+
+    def elementwise(self, kernel, *arguments, launch=StandIn.launch, **options):
+        made = launch(self, kernel, *arguments, **options)
+        slips(kernel.name, made)
         return made
 
-    monkeypatch.setattr(StandIn, "launch", wrong)
-    found = {row["check"]: row["state"] for row in checks.Checks(place, 1).rows("float32")}
-    affected = [state for check, state in found.items() if re.match(pattern, check)]
-    assert wrongly
+    def of_blocks(self, code, name, grid, threads, arguments, launch=StandIn.launch_blocks):
+        launch(self, code, name, grid, threads, arguments)
+        slips(name, arguments[-1])
+
+    monkeypatch.setattr(StandIn, "launch", elementwise)
+    monkeypatch.setattr(StandIn, "launch_blocks", of_blocks)
+    made = checks.Checks(place, 1)
+    affected = {
+        name: check for name, check in chain(made.of_dtype("float32"), made.algorithms()) if re.match(pattern, name)
+    }
     assert affected
-    assert set(affected) == {"wrong"}
+    for name, check in affected.items():
+        wrongly.clear()
+        assert check() is not None, name
+        assert wrongly, name
 
 
 def test_the_profiler_looks_for_every_kernel(standin, place):

@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import math
 import re
 from dataclasses import replace
 
@@ -15,7 +16,7 @@ import xconv
 from kernels import cuda
 from kernels.cpu import KernelError
 from kernels.products import DTYPES, FUNCTIONS, case, geometry, number, random_cases
-from kernels.standin import StandIn, device, host
+from kernels.standin import Names, StandIn, device, host, peak
 from kernels.test_sanitizers import run as run_sanitized
 from kernels.warps import warps
 from xconv._axis import Axis
@@ -589,6 +590,21 @@ def test_in_a_small_workspace(standin):
         dw = xconv.conv_weight_grad(device(dy), device(x), w.shape, **options)
     same(dw, oracle.weight_grad(dy, x), "float16")
     assert len(standin.names) > 2
+
+
+def test_halves_wait_for_their_bias_in_the_workspace(standin, monkeypatch):
+    """In float32, to be rounded once; without a bias, nothing is written but the result."""
+    standin.launches = Names()
+    x, w, b = (device(numbers(shape, "float16")) for shape in ((2, 8, 16, 12), (16, 8, 3, 3), (16,)))
+    options, workspace = {"padding": 1, "algorithm": "implicit"}, 20_000
+    assert 4 * math.prod(xconv.plan(x, w, **options).y_shape) > workspace
+    for bias in (None, b):
+        for function in (
+            lambda bias=bias: xconv.conv(x, w, bias, **options),
+            lambda bias=bias: xconv.conv_transpose(x, w.swapaxes(0, 1), bias, **options),
+        ):
+            with xconv.config(workspace=workspace):
+                assert peak(monkeypatch, function) <= (2 * w.nbytes if bias is None else workspace)
 
 
 def test_views(standin):

@@ -8,8 +8,7 @@ from oracle import Oracle
 
 import xconv
 from bench.cases import GPU_CASES, PRECISIONS
-from kernels import standin as module
-from kernels.standin import Meter, StandIn, device, host
+from kernels.standin import Names, StandIn, device, host, peak
 from xconv import _config
 from xconv._planner import Options, computed, scheduled
 from xconv.backends.cupy import _backend, _implicit
@@ -290,13 +289,6 @@ def test_integers_have_programs_of_windows(standin):
     assert len({host(xconv.col2im(cols[0], 8)).tobytes() for _ in range(4)}) == 1
 
 
-class Names(list):
-    """Of what is launched; the arrays are not held."""
-
-    def append(self, launch):
-        super().append(launch[0])
-
-
 @pytest.mark.parametrize(("kernel", "padding"), [(1, 2), (3, 6), (3, 1)])
 @pytest.mark.parametrize("groups", [1, 4])
 def test_integers_by_any_way(standin, kernel, padding, groups):
@@ -363,14 +355,6 @@ def test_alignment_is_that_of_the_memory_and_not_of_its_first_element(step, star
     _, memory = flat(whole[..., start : start + 38][..., ::step])
     assert memory.start == (0 if step > 0 else 37)
     assert memory.aligned == (start == 0)
-
-
-def peak(monkeypatch, function):
-    """Bytes in use at one time, beside the result."""
-    meter = Meter()
-    monkeypatch.setattr(module, "allocate", meter.allocate)
-    result = function()
-    return meter.most - result.nbytes
 
 
 @pytest.mark.parametrize("programmed", [True, False])
