@@ -94,10 +94,11 @@ class Cudnn(Algorithm):
             from ._graphs import Task, convolve
         except (ImportError, OSError) as error:
             reason = f"its frontend cannot be imported: {error}"
-            raise RefusedError(self.name, reason) from error
-        accumulator, tf32 = backend.accumulator(a.dtype), backend.tf32
-        workspace = self._workspace(g) * backend.itemsize(accumulator)
-        return convolve(Task(function, g, accumulator.name, tf32, workspace), a, b, out, backend.do)
+        else:
+            accumulator, tf32 = backend.accumulator(a.dtype), backend.tf32
+            workspace = self._workspace(g) * backend.itemsize(accumulator)
+            return convolve(Task(function, g, accumulator.name, tf32, workspace), a, b, out, backend.do)
+        raise RefusedError(self.name, reason)  # not from the other error, which keeps the memory of the call
 
     def _workspace(self, g: Geometry) -> int:
         """Elements that cuDNN itself may take: all arrays in another memory order, and partial sums of the filters."""
