@@ -403,10 +403,9 @@ MUTATIONS = [
     ("weights", r"o2 \* DY_STEP2", "o2 * DY_STEP1"),
     ("weights", r"group \* LAST_FILTER \* DY_C", "0"),
     ("weights", r"\(first_filter \+ f\) \* DY_C\),", "f * SOURCE_C),"),
-    ("weights, last", r"next % \(STAGES \+ 1\)", "(next + 1) % (STAGES + 1)"),
+    ("weights, last", r"next % STAGES \* 16", "(next + 1) % STAGES * 16"),
     ("weights, last", r"first_pixel \+ next \* 16", "first_pixel + step * 16"),
     ("weights, last", r"next >= STAGES && ", ""),
-    ("weights, last", r"% \(STAGES \+ 1\)", "% STAGES"),
     ("weights", r"    __syncthreads\(\);\n  }", "  }"),
     ("weights, last", r"k < STAGES \* 16; k \+= THREADS", "k < 16; k += THREADS"),
 ]

@@ -52,9 +52,9 @@ def written(shapes, function, dtype="float32", *, workspace=None, precision="iee
 #: own (k), products by cuBLAS (p), passes over elements to copy or convert them (e), and sums over one axis (t).
 STEPS = {
     "c64_56": (("1e 1k", "1e 1k", "1k 1t"), ("1e 1k", "1e 1k", "1e 1k 1p 1t")),
-    "c256_14": (("1e 1k", "1e 1k", "1e 1k 1p"), ("1e 1k 1p", "1k 1p", "2e 1k 1p")),
+    "c256_14": (("1e 1k", "1e 1k", "1e 1k 1p"), ("1e 1k 1p", "2e 1k 1p", "2e 1k 1p")),
     "stem": (("2e 1k", "1k 1p", "1k 1p 1t"), ("1k 1p", "1k 1p", "1e 1k 1p 1t")),
-    "vgg": (("1e 1k", "1e 1k", "1k 1t"), ("1k 1p", "2k 2p", "1e 1k 1p 1t")),
+    "vgg": (("1e 1k", "1e 1k", "1k 1t"), ("1k 1p", "1e 1k 1p", "1e 1k 1p 1t")),
     "s2": (("1e 1k", "4e 4k", "1e 1k 1p"), ("1e 1k 1p", "1k 1p", "2e 1k 1p")),
     "pw1x1": (("1e 1k", "1e 1k", "1k 1t"), ("1p", "1p", "1e 1p 1t")),
     "last": (("1e 1k", "1e 1k", "1k 1t"), ("1e 1k", "1e 1k", "1e 1k 1p")),
@@ -66,16 +66,16 @@ STEPS = {
 }
 #: The same of what has columns, where that is not all there is.
 WITH_COLUMNS = STEPS | {
-    "c64_56": (("1k 1p", "1k 1p", "1k 1p 1t"), ("1k 1p", "1k 1p", "1e 1k 1p 1t")),
-    "c256_14": (("1e 1k 1p", "1k 1p", "1e 1k 1p"), ("1e 1k 1p", "1k 1p", "2e 1k 1p")),
+    "c64_56": (("1k 1p", "1e 1k 1p", "1k 1p 1t"), ("1k 1p", "1e 1k 1p", "1e 1k 1p 1t")),
+    "c256_14": (("1e 1k 1p", "2e 1k 1p", "1e 1k 1p"), ("1e 1k 1p", "2e 1k 1p", "2e 1k 1p")),
     "stem": (("1k 1p", "1k 1p", "1k 1p 1t"), ("1k 1p", "1k 1p", "1e 1k 1p 1t")),
-    "vgg": (("2k 2p", "2k 2p", "1e 2k 2p 2t"), ("1k 1p", "2k 2p", "1e 1k 1p 1t")),
+    "vgg": (("2k 2p", "1e 2k 2p", "1e 2k 2p 2t"), ("1k 1p", "1e 1k 1p", "1e 1k 1p 1t")),
     "s2": (("1e 1k 1p", "1k 1p", "1e 1k 1p"), ("1e 1k 1p", "1k 1p", "2e 1k 1p")),
     "pw1x1": (("1p", "1p", "1p 1t"), ("1p", "1p", "1e 1p 1t")),
     "last": (("1e 1k 1p", "1e 1k 1p", "1k 1p"), ("1e 1k 1p", "1e 1k 1p", "1e 1k 1p")),
-    "signal": (("1k 1p", "1k 1p", "1k 1p 1t"), None),
-    "volume": (("1k 1p", "1k 1p", "1k 1p 1t"), None),
-    "single": (("1k 1p", "1k 1p", "1k 1p"), None),
+    "signal": (("1k 1p", "1e 1k 1p", "1k 1p 1t"), None),
+    "volume": (("1k 1p", "1e 1k 1p", "1k 1p 1t"), None),
+    "single": (("1k 1p", "1e 1k 1p", "1k 1p"), None),
     "tiny": (("1e 1k 1p", "1k 1p", "1e 1k 1p"), None),
 }
 

@@ -20,7 +20,8 @@ WINDOWS = 1.1
 MANY, FEW = 2**18, 1.25
 #: A multiply-add of a depthwise convolution with more taps than are written out.
 LOOPED: dict[Function, float] = {"forward": 70, "input_grad": 70, "weight_grad": 700}
-#: The same multiply-add where every element is copied on its own, and a slice has more than one tap.
+#: The same multiply-add where every element is copied on its own, and a slice has more than one tap, or pixels of the
+#: result are a stride apart.
 RAGGED = 1.6
 #: A call of cuDNN, 5 us.
 GRAPH = 1e8
@@ -109,7 +110,8 @@ class KernelCosts(Costs):
         channels = (g.c_out if function == "input_grad" else g.c_in) // max(1, g.groups)
         if g.channels_last and channels % LINE == 0:
             return self.rates.packed * multiply_adds
-        return self.rates.loose * (RAGGED if channels % (2 * LINE) else 1) * multiply_adds
+        apart = function == "input_grad" and any(a.stride > 1 for a in g.axes)
+        return self.rates.loose * (RAGGED if apart or channels % (2 * LINE) else 1) * multiply_adds
 
     def cudnn(self, function: Function, g: Geometry) -> float:
         """A convolution of one group by cuDNN, whose calls take the host longest; in groups nobody has measured it."""

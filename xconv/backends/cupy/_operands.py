@@ -229,7 +229,7 @@ struct Work : Gather {
     store_shared(&table[thread], of_row(first_row + thread));
     rows = table;
 #else
-    __shared__ Pixel table[STAGES + 1][16];
+    __shared__ Pixel table[STAGES][16];
     pixels = table[0];
     own = of_row(first_row + thread);
     for (int k = thread; k < STAGES * 16; k += THREADS) store_shared(&pixels[k], pixel(first_pixel + k));
@@ -256,8 +256,8 @@ struct Work : Gather {
 #else
     const int next = step + 1;  // the first ones are there
     if (next >= STAGES && thread < 16)
-      store_shared(&pixels[next % (STAGES + 1) * 16 + thread], pixel(first_pixel + next * 16 + thread));
-    const Pixel* here = pixels + step % (STAGES + 1) * 16;
+      store_shared(&pixels[next % STAGES * 16 + thread], pixel(first_pixel + next * 16 + thread));
+    const Pixel* here = pixels + step % STAGES * 16;
     const int f = thread % FILTERS;
 #pragma unroll 4
     for (int k = 0; k < 16; ++k) {
