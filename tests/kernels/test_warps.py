@@ -17,6 +17,7 @@ class Product(NamedTuple):
     blocks: int
     kernel: str
     threads: int
+    numbers: tuple = ()
 
 
 def product(body, *, blocks=1, threads=32, **numbers):
@@ -74,8 +75,6 @@ SLIPS = [
     ("__sync", "if (t == 0) load_shared(cells); __sync", "read that a copy is on its way to|without a barrier"),
     (READ, "load_shared(cells + 3); " + READ + "if (t == 9) store_shared(cells + 3, 1.0f);", "others may still read"),
     (READ, READ + "if (t == 0) copy_async(cells + 2, x, true);", "written to that others may still read"),
-    ("__sync", "if (t == 0) load_shared(cells); __sync", "read that a copy is on its way to|without a barrier"),
-    (READ, "load_shared(cells + 3); " + READ + "if (t == 9) store_shared(cells + 3, 1.0f);", "others may still read"),
     (READ, READ + "if (t == 0) copy_async(cells + 200, x, true);", "a copy is on its way when the kernel ends"),
     # Addresses.
     ("x + i * 32 + t,", "(const float*)((const char*)x + 2),", "not a multiple of 4"),
