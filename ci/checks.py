@@ -62,6 +62,13 @@ SETTINGS: tuple[dict[str, Any], ...] = (
     {"numerics": "strict"},
     {"precision": "tf32"},
 )
+#: The geometries of algorithms that are asked for by name, where it is not a layer alone.
+FORCED = {
+    "depthwise": ("depthwise",),
+    "pointwise": ("pixel",),
+    "implicit": ("layer", "steps"),
+    "cudnn": ("layer", "steps"),
+}
 LAST = {False: "", True: ", last"}
 #: Calls of which each is looked at: the fourth is done by a specialised kernel.
 CALLS = 4
@@ -214,16 +221,21 @@ class Checks:
     def algorithms(self) -> Named:
         """Every algorithm by its name."""
         for algorithm in backend_of({"x": self.there(np.zeros(1), "float32")}).algorithms:
-            name = {"depthwise": "depthwise", "pointwise": "pixel"}.get(algorithm, "layer")
-            for dtype in ("float32", "float16", "float64"):
-                for last, suffix in LAST.items():
-                    problem = self.problem(name, dtype, last=last)
-                    for precision in ("ieee", "tf32") if dtype == "float32" else ("ieee",):
-                        tolerance = partial(problem.tolerance, dtype, algorithm, precision)
-                        for function, run, plain in problem.calls(algorithm=algorithm):
-                            settings = xconv.config(precision=precision)
-                            check = partial(self.compare, run, plain, dtype, tolerance, settings)
-                            yield f"{algorithm}, {dtype}, {precision}{suffix}: {function}", check
+            for name in FORCED.get(algorithm, ("layer",)):
+                for dtype in ("float32", "float16", "float64"):
+                    for last, suffix in LAST.items():
+                        yield from self.algorithm(algorithm, name, dtype, suffix, last=last)
+
+    def algorithm(self, algorithm: str, name: str, dtype: str, suffix: str, *, last: bool) -> Named:
+        """One of them, in a geometry and a dtype."""
+        problem = self.problem(name, dtype, last=last)
+        for precision in ("ieee", "tf32") if dtype == "float32" else ("ieee",):
+            tolerance = partial(problem.tolerance, dtype, algorithm, precision)
+            for function, run, plain in problem.calls(algorithm=algorithm):
+                settings = xconv.config(precision=precision)
+                check = partial(self.compare, run, plain, dtype, tolerance, settings)
+                where = f"{algorithm} of {name}" if name == "steps" else algorithm
+                yield f"{where}, {dtype}, {precision}{suffix}: {function}", check
 
     def settings(self) -> Named:
         """Every setting, memory and streams of any kind, plans, tuning, and the transposed convolution."""
