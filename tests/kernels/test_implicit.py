@@ -638,6 +638,9 @@ def test_what_it_cannot_serve(standin):
     assert refused(x.astype("int8"), w.astype("int8")).endswith("these are integer")
     line = np.zeros((1, 2, 2, 2, 2, 4), "float16"), np.zeros((4, 4, 1, 1, 1, 1), "float16")
     assert refused(*line) == "it takes up to 3 spatial axes, and there are 4"
+    far = np.zeros((1, 9, 4), "float16"), np.zeros((4, 4, 3), "float16")
+    assert refused(*far, padding=2**29) == "it counts along an axis, padding and taps included, up to 536870912"
+    assert refused(*far, padding=2**28, dilation=2**28).startswith("it counts along an axis")
     double = "its kernels take float16, bfloat16 and float32, and these are float64"
     assert refused(x, w.astype("float64"), "tf32") == double
 

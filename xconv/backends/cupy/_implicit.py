@@ -48,6 +48,8 @@ class Implicit(Gemm):
             return f"it multiplies real floating-point numbers, and these are {kind}"
         if len(g.axes) > 3:
             return f"it takes up to 3 spatial axes, and there are {len(g.axes)}"
+        if any(a.size + abs(a.lo) + abs(a.hi) + a.extent >= kernel.FARTHEST for a in g.axes):
+            return f"it counts along an axis, padding and taps included, up to {kernel.FARTHEST}"
         return None
 
     def lack(self, backend: Primitives, dtype: DType, precision: str) -> str | None:

@@ -16,8 +16,8 @@ from ._tensor_cores import INSTRUCTIONS, KERNEL, SLICE, TYPES
 
 #: Bits in which it is kept which taps are inside.
 FEW_TAPS = 32
-#: A place that no tap reaches from.
-OUTSIDE = -(2**30)
+#: A place that no tap reaches from, and how far one may be.
+OUTSIDE, FARTHEST = -(2**30), 2**29
 #: The numbers that are in every text.
 WRITTEN = (
     *("THREADS", "BLOCKS", "STAGES", "ROWS", "FILTERS", "WARPS_ALONG", "WARP_ROWS", "WARP_FILTERS", "OWN_ROWS"),
