@@ -86,7 +86,7 @@ def test_what_has_not_been_measured_is_chosen_by_name_only(monkeypatch):
     others = [c.name for c in plan.candidates if c.refusal is None and c.name != "winograd"]
     assert plan.algorithm == others[0]
     assert re.search(
-        r"  winograd +predicted cost .*; it has not been measured on numpy; ask for it by name", repr(plan)
+        r"  winograd +predicted cost .*; it has not been found to be fast on numpy; ask for it by name", repr(plan)
     )
     assert xconv.plan(x, w, algorithm="winograd").algorithm == "winograd"
     scheduled.cache_clear()

@@ -64,9 +64,8 @@ def conv(
         product per row of outputs, whose columns overlap in memory; on NumPy, two axes or more), "pointwise" (a kernel
         of one tap), "depthwise" (one input channel per group, no columns), "winograd" (kernels of up to 7 taps, stride
         and dilation 1, no integers), "fft" (Fourier transforms of overlapping blocks, for large kernels; no integers),
-        "implicit" (on tensor cores, for CuPy arrays of float16, bfloat16 or, as TF32, float32, with channels last and
-        one group; not yet run on a device) or "cudnn" (NVIDIA's library, for CuPy arrays of real numbers, where it is
-        installed).
+        "implicit" (on tensor cores without columns, for CuPy arrays of float16, bfloat16 or float32) or "cudnn"
+        (NVIDIA's library, for CuPy arrays of real numbers, where it is installed).
 
     Returns
     -------

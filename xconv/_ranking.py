@@ -158,7 +158,7 @@ def _choices(problem: Problem, function: Function) -> Iterator[Choice]:
             if settings.numerics == "strict" and not algorithm.is_componentwise(dtype, settings.precision):
                 note = 'its error bound is not componentwise, and `numerics` is "strict"'
             elif name in backend.unproven and settings.tuning is None:
-                note = f"it has not been measured on {backend.name}; ask for it by name"
+                note = f"it has not been found to be fast on {backend.name}; ask for it by name"
             fitted = algorithm if refusal else algorithm.fitted(g, kind)
             yield Choice(way, fitted, g, refusal, note)
 

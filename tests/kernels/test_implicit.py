@@ -21,8 +21,8 @@ from kernels.test_sanitizers import run as run_sanitized
 from kernels.warps import warps
 from xconv._axis import Axis
 from xconv._ranking import plans
-from xconv.backends.cupy import _cudnn, _tensor_cores, _texts
-from xconv.backends.cupy._implicit_kernel import phases
+from xconv.backends.cupy import _cudnn, _lines, _tensor_cores, _texts
+from xconv.backends.cupy._implicit_kernel import convolutions, lanes, most_lanes, phases
 
 ARCHITECTURES = [a for a in cuda.ARCHITECTURES if a >= _tensor_cores.LEAST_CAPABILITY]
 ORDERS = ("last", "first")
@@ -44,7 +44,7 @@ COMPILED = {
 def binary(product, architecture):
     """As CuPy compiles it, but for the headers, of which it needs none."""
     log = io.StringIO()
-    options = (f"-arch=sm_{architecture}", "-std=c++17", "--ptxas-options=-v")
+    options = (f"-arch=sm_{architecture}", "-std=c++17", "-ftz=true", "--ptxas-options=-v")
     cubin, _ = compiler._NVRTCProgram(product.code, product.name, method="cubin").compile(options, log)
     return cuda.Binary(cubin, log.getvalue())
 
@@ -128,6 +128,42 @@ def test_edges_of_tiles(dtype, order):
         case(geometry(c, f, axes[i % 3], batch=1), dtype, seed=i, wide=i % 2 > 0, order=order)
         for i, (c, f) in enumerate(sizes)
     )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_images_of_one_pixel(dtype):
+    """Channels are neighbours then, whatever comes first; no address in the padding is computed by a step of one."""
+    g = geometry(8, 8, *(Axis(1, 3, 1, 1, 1, 1),) * 2)
+    check(
+        case(g, dtype, function, order=order, literal=literal)
+        for function, order, literal in itertools.product(FUNCTIONS[:2], ["last", "first"], [True, False])
+    )
+
+
+def test_steps_are_counted_in_the_index_type():
+    """Those from one pixel of a phase to the next may be longer than any offset in the arrays."""
+    g = geometry(1024, 8, Axis(32768, 64, 64, 1, 0, 126), Axis(1024, 1), batch=1)
+    order = (0, 2, 3, 1)
+    memories = [
+        _lines.Memory("float32", 4, shape, steps_of(shape, order), aligned=True) for shape in (g.y_shape, g.x_shape)
+    ]
+    for literal in (True, False):
+        products = convolutions(g, *memories, adjoint=True, literal=literal)
+        assert all("_i64_" in product.name for product in products)
+
+
+def steps_of(shape, order):
+    steps, step = [0] * len(shape), 1
+    for axis in reversed(order):
+        steps[axis], step = step, step * shape[axis]
+    return tuple(steps)
+
+
+def test_lanes_of_a_tile_are_no_more_than_those_of_the_largest():
+    """Where the largest is counted by the most that there may be."""
+    for pixels in range(1, 6000, 7):
+        g = geometry(16, 16, Axis(pixels, 1), batch=1)
+        assert 1 <= lanes(g) <= most_lanes(g) <= most_lanes(geometry(16, 16, Axis(pixels + 7, 1), batch=1))
 
 
 @pytest.mark.parametrize("order", ["last", "first", "scattered"])
@@ -564,6 +600,14 @@ def test_a_geometry_gets_kernels_of_its_own(standin, monkeypatch):
         assert standin.names[0].startswith("xconv_implicit_128_32_")
 
 
+def test_many_phases_share_their_text(standin):
+    """Each of its own would take some tenths of a second to compile."""
+    w = device(numbers((4, 4, 4, 4), "float16"))
+    for _ in range(3):
+        xconv.conv_transpose(device(numbers((1, 3, 3, 4), "float16")), w, stride=4, **IMPLICIT)
+    assert set(standin.names) == {standin.names[0]}
+
+
 def test_kernels_for_every_geometry(standin):
     """Sizes that are handed over give what those in the text do."""
     for function in FUNCTIONS:
@@ -639,8 +683,9 @@ def test_what_it_cannot_serve(standin):
     line = np.zeros((1, 2, 2, 2, 2, 4), "float16"), np.zeros((4, 4, 1, 1, 1, 1), "float16")
     assert refused(*line) == "it takes up to 3 spatial axes, and there are 4"
     far = np.zeros((1, 9, 4), "float16"), np.zeros((4, 4, 3), "float16")
-    assert refused(*far, padding=2**29) == "it counts along an axis, padding and taps included, up to 536870912"
-    assert refused(*far, padding=2**28, dilation=2**28).startswith("it counts along an axis")
+    assert refused(*far, padding=2**29) == "it counts along an axis, padding, taps and stride included, up to 536870912"
+    for options in ({"padding": 2**28, "dilation": 2**28}, {"stride": 2**28, "padding": 2**28}):
+        assert refused(*far, **options).startswith("it counts along an axis")
     double = "its kernels take float16, bfloat16 and float32, and these are float64"
     assert refused(x, w.astype("float64"), "tf32") == double
 

@@ -416,6 +416,15 @@ def test_the_workspace_is_a_bound(standin, monkeypatch, options, x, w, dtype):
                 assert peak(monkeypatch, function) <= workspace
 
 
+def test_lanes_of_a_weight_gradient_are_within_the_workspace(standin, monkeypatch):
+    """The last tile may have more of them than the others."""
+    standin.launches = Names()
+    x, dy = device(np.zeros((1, 16, 4865), "float32")), device(np.zeros((1, 16, 4865), "float32"))
+    with xconv.config(workspace=38_000):
+        most = peak(monkeypatch, lambda: xconv.conv_weight_grad(dy, x, (16, 16, 1), algorithm="implicit"))
+    assert most <= 38_000
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_what_has_no_columns_takes_no_memory(standin, monkeypatch, dtype):
     """But for filters in another order of memory, and a weight gradient's partial sums."""

@@ -114,7 +114,7 @@ class KernelCosts(Costs):
         return self.rates.loose * (RAGGED if apart or channels % (2 * LINE) else 1) * multiply_adds
 
     def cudnn(self, function: Function, g: Geometry) -> float:
-        """A convolution of one group by cuDNN, whose calls take the host longest; in groups nobody has measured it."""
+        """A convolution of one group by cuDNN, whose calls take the host longest; in groups it is a guess."""
         arrays = math.prod(g.x_shape) + math.prod(g.y_shape)
         orders = REORDERED * self.moved(arrays) if self.rates.tensor_cores and not g.channels_last else 0
         rate = self.rates.cudnn[("forward", "input_grad", "weight_grad").index(function)]

@@ -37,7 +37,7 @@ class Cudnn(Algorithm):
     def refusal(self, g: Geometry, kind: Kind) -> str | None:
         if kind != "real":
             return f"it takes real floating-point numbers, and these are {kind}"
-        if 0 in g.size and g.is_padded:
+        if g.is_padded and any(a.kept[1].stop <= a.kept[1].start for a in g.axes):
             return "there is nothing in `x` but its padding"
         if len(g.axes) > 3:
             return f"it takes three spatial axes at most, and there are {len(g.axes)}"

@@ -3,7 +3,7 @@
 A function reads its operands from memory and writes its result, and next to nothing else. The sum is that of a matrix
 product, with its error, ``|err| <= K * eps * conv(|x|, |w|)`` element by element, and sums of half types are float32.
 Float32 is multiplied by three TF32 products, with K + 8 for K, and by one where `precision` is "tf32"; three lose what
-is below 1e-41 of an operand. What a tap reads beyond dy is multiplied by a zero: a NaN among the filters then reaches
+is below 1e-38 of an operand. What a tap reads beyond dy is multiplied by a zero: a NaN among the filters then reaches
 results of the input gradient that it has no part in. (S. Chetlur et al., *cuDNN: Efficient Primitives for Deep
 Learning*, 2014, section 3, describes the way.)
 
@@ -48,8 +48,8 @@ class Implicit(Gemm):
             return f"it multiplies real floating-point numbers, and these are {kind}"
         if len(g.axes) > 3:
             return f"it takes up to 3 spatial axes, and there are {len(g.axes)}"
-        if any(a.size + abs(a.lo) + abs(a.hi) + a.extent >= kernel.FARTHEST for a in g.axes):
-            return f"it counts along an axis, padding and taps included, up to {kernel.FARTHEST}"
+        if any(a.size + abs(a.lo) + abs(a.hi) + a.extent + a.stride >= kernel.FARTHEST for a in g.axes):
+            return f"it counts along an axis, padding, taps and stride included, up to {kernel.FARTHEST}"
         return None
 
     def lack(self, backend: Primitives, dtype: DType, precision: str) -> str | None:
@@ -65,7 +65,7 @@ class Implicit(Gemm):
         if _is_columns(function, g, costs):
             return super().scratch(function, g, costs)
         if function == "weight_grad":
-            return (1 + kernel.lanes(g)) * math.prod(g.w_shape)
+            return (1 + kernel.most_lanes(g)) * math.prod(g.w_shape)
         # A sum of halves waits for its bias in float32.
         return math.prod(g.y_shape if function == "forward" else g.x_shape) if costs.is_half else 0
 

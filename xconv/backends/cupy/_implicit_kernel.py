@@ -1,7 +1,7 @@
 """The kernels of implicit matrix products for one geometry: their sizes, their text, and how many blocks they take."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import product as pairs
 from typing import Any, NamedTuple
 
@@ -18,15 +18,13 @@ from ._tensor_cores import INSTRUCTIONS, KERNEL, SLICE, TYPES
 FEW_TAPS = 32
 #: A place that no tap reaches from, and how far one may be.
 OUTSIDE, FARTHEST = -(2**30), 2**29
-#: The numbers that are in every text.
-WRITTEN = (
-    *("THREADS", "BLOCKS", "STAGES", "ROWS", "FILTERS", "WARPS_ALONG", "WARP_ROWS", "WARP_FILTERS", "OWN_ROWS"),
-    *("FEW", "WHOLE", "PAIRED"),
-)
+#: The numbers that are in every text: of its tile, and whether something holds.
+OF_TILE = ("THREADS", "BLOCKS", "STAGES", "ROWS", "FILTERS", "WARPS_ALONG", "WARP_ROWS", "WARP_FILTERS", "OWN_ROWS")
+FLAGS = ("FEW", "WHOLE", "PAIRED")
 #: Blocks that fill a large device: the gradient of the filters is summed in so many lanes that there are no more.
 FILL = 396
-#: Phases for which an input gradient has a kernel each, at most.
-MOST_PHASES = 64
+#: Phases for which an input gradient has a launch each, and a text each, at most.
+MOST_PHASES, MOST_OWN = 64, 9
 
 
 class Tile(NamedTuple):
@@ -154,18 +152,21 @@ def convolutions(
     """The kernels for ``y = conv(x, w)``; with `adjoint`, for dx, where dy is the source."""
     groups = max(1, g.groups)
     channels, filters = (g.c_out // groups, g.c_in // groups) if adjoint else (g.c_in // groups, g.c_out // groups)
-    packed = _packed(source, channels)
-    found = []
-    for number, phase in enumerate(phases(g, source.itemsize, adjoint=adjoint)):
+    packed, found = _packed(source, channels), []
+    all_phases = phases(g, source.itemsize, adjoint=adjoint)
+    literal = literal and len(all_phases) <= MOST_OWN
+    for number, phase in enumerate(all_phases):
         sides, size = phase.sides, tuple(side.size for side in phase.sides)
         pixels, taps = g.batch * math.prod(size), math.prod(phase.kernel)
         if not pixels:
             continue
         made = tile(filters)
-        margin = max(abs(s.lo) + abs(s.kernel * s.dilation) + s.stride for s in sides)
+        margin = max(
+            abs(s.lo) + abs(s.kernel * s.dilation) + s.stride + abs(a.hi) for s, a in zip(sides, g.axes, strict=True)
+        )
         numbers = {
             **_sizes(made, filters, pixels, groups, phase.depth * source.itemsize // SLICE),
-            **_source(source, channels, [max(1, s.kernel) for s in sides], *zip(*[s[5:] for s in sides], strict=True)),
+            **_source(source, channels, sides),
             "TAPS": taps,
             "FEW": int(literal and taps <= FEW_TAPS),
             "OWN_ROWS": made.rows * 4 // made.threads if packed else 1,
@@ -189,14 +190,22 @@ def convolutions(
     return found
 
 
-def lanes(g: Geometry) -> int:
-    """Partial sums of the filters' gradient, each of some pixels: as many as fill a device."""
+def most_lanes(g: Geometry) -> int:
+    """Partial sums of the filters' gradient, each of some pixels: as many as fill a device, at most."""
     groups = max(1, g.groups)
     made, rows = tile(g.c_out // groups), g.c_in // groups * g.taps
     blocks = -(-rows // made.rows) * -(-(g.c_out // groups) // made.filters) * groups
-    slices = -(-g.batch * g.pixels * 4 // SLICE)
-    each = -(-slices // max(1, min(FILL // max(1, blocks), slices // 4)))
-    return max(1, -(-slices // max(1, each)))
+    return max(1, min(FILL // max(1, blocks), _slices(g) // 4))
+
+
+def lanes(g: Geometry) -> int:
+    """The same, all of them of as many slices but the last."""
+    each = -(-_slices(g) // most_lanes(g))
+    return max(1, -(-_slices(g) // max(1, each)))
+
+
+def _slices(g: Geometry) -> int:
+    return -(-g.batch * g.pixels * 4 // SLICE)
 
 
 def weight_gradient(g: Geometry, x: Memory, dy: Memory, *, tf32: bool = False, literal: bool = True) -> list[Product]:
@@ -204,10 +213,10 @@ def weight_gradient(g: Geometry, x: Memory, dy: Memory, *, tf32: bool = False, l
     groups = max(1, g.groups)
     channels, filters = g.c_in // groups, g.c_out // groups
     made, pixels, summed = tile(filters), g.batch * g.pixels, lanes(g)
-    rows, slices = channels * g.taps, -(-g.batch * g.pixels * 4 // SLICE)
+    rows = channels * g.taps
     numbers = {
-        **_sizes(made, filters, rows, groups, -(-slices // summed)),
-        **_source(x, channels, g.kernel, *([getattr(a, f) for a in g.axes] for f in ("stride", "dilation", "lo"))),
+        **_sizes(made, filters, rows, groups, -(-_slices(g) // summed)),
+        **_source(x, channels, g.axes),
         "BLOCKS_OF_ROWS": -(-rows // made.rows),
         "TAPS": g.taps,
         "FEW": int(literal and g.taps <= FEW_TAPS),
@@ -220,7 +229,7 @@ def weight_gradient(g: Geometry, x: Memory, dy: Memory, *, tf32: bool = False, l
         "DY_C": dy.steps[1],
         "RESULT_C": rows,
     }
-    margin = max(abs(a.lo) + a.extent + a.stride for a in g.axes)
+    margin = max(abs(a.lo) + abs(a.hi) + a.extent + a.stride for a in g.axes)
     reach = max(_reach(x, margin), _reach(dy), summed * math.prod(g.w_shape), pixels + SLICE * summed)
     together = abs(x.steps[-1]) == 1
     kernel = ("#define PIXELS_TOGETHER\n" if together else "") + PLACES + WEIGHT_GRADIENT + KERNEL
@@ -233,18 +242,17 @@ def _product(
     form: Form, g: Geometry, source: Memory, result: Memory, numbers: Mapping[str, int], reach: int
 ) -> Product:
     three = source.dtype == "float32" and not form.tf32
+    reach = max(reach, *map(abs, numbers.values()))
     bits, wide = (64, "long long") if reach >= 2**31 else (32, "int")
     element, kind = TYPES[source.dtype]
     pack = WIDEST // source.itemsize if form.packed else 1
-    which = (
-        _name(g) if form.literal else "_".join(str(numbers.get(key, 0)) for key in ("ROWS", "FILTERS", *WRITTEN[9:]))
-    )
+    which = _name(g) if form.literal else "_".join(str(numbers.get(key, 0)) for key in ("ROWS", "FILTERS", *FLAGS))
     name = f"xconv_{form.verb}_{which}_{source.dtype}_{result.dtype}_i{bits}_{pack}{'_three' * three}"
     lines = [f"#define {kind}"] + ["#define PACKED"] * form.packed + ["#define COPIED"] * (source.itemsize == 4)
     lines += ["#define THREE"] * three + [f"#define NAME {name}", f"typedef {wide} I;", f"typedef unsigned {wide} N;"]
     lines += [f"typedef {element} E;", f"typedef {TYPES[result.dtype][0]} U;"]
     written = {"V": WIDEST // source.itemsize, "OUTSIDE": OUTSIDE, **numbers}
-    handed = {} if form.literal else {key: written.pop(key) for key in numbers if key not in WRITTEN}
+    handed = {} if form.literal else {key: written.pop(key) for key in numbers if key not in {*OF_TILE, *FLAGS}}
     lines += [f"constexpr {'long long' if abs(n) >= 2**31 else 'int'} {key} = {n};" for key, n in written.items()]
     lines += ["struct Numbers {", *(f"  I {key};" for key in handed), "};", f"#define NUMBERS {', '.join(handed)}"]
     lines += ["#define PARAMETERS " + "".join(f", I {key}" for key in handed)]
@@ -273,16 +281,16 @@ def _sizes(made: Tile, filters: int, rows: int, groups: int, steps: int) -> dict
     }
 
 
-def _source(source: Memory, channels: int, kernel: Any, stride: Any, dilation: Any, lo: Any) -> dict[str, int]:
+def _source(source: Memory, channels: int, axes: Sequence[Axis | Side]) -> dict[str, int]:
     """Where the source lies, and what the taps read of it."""
     return {
         "CHANNELS": max(1, channels),
-        **_axes("KERNEL", kernel, 1),
-        **_axes("STRIDE", stride, 1),
-        **_axes("DILATION", dilation, 1),
-        **_axes("LO", lo, 0),
+        **_axes("KERNEL", [max(1, a.kernel) for a in axes], 1),
+        **_axes("STRIDE", [a.stride for a in axes], 1),
+        **_axes("DILATION", [a.dilation for a in axes], 1),
+        **_axes("LO", [a.lo for a in axes], 0),
         **_axes("SOURCE", source.shape[2:], 1),
-        **_axes("SOURCE_STEP", source.steps[2:], 0),
+        **_axes("SOURCE_STEP", [step * (n > 1) for step, n in zip(source.steps[2:], source.shape[2:], strict=True)], 0),
         "SOURCE_START": source.start,
         "SOURCE_N": source.steps[0],
         "SOURCE_C": source.steps[1],
