@@ -450,6 +450,10 @@ def test_an_older_device_is_found_by_every_call(standin, monkeypatch):
     monkeypatch.setattr(_implicit, "LEAST_CAPABILITY", 1000)
     with pytest.raises(ValueError, match="takes a device of compute capability"):
         plan.conv(x, w)
+    y = xconv.conv(x, w, algorithm="gemm", layout="channels_last")
+    plan = xconv.plan(device(numbers((64, 56, 56, 8), "float16")), w, layout="channels_last")
+    assert plan.algorithm == "implicit"  # and a plan that was not asked for it takes the next
+    assert np.array_equal(host(xconv.plan(x, w, layout="channels_last").conv(x, w)), host(y))
 
 
 def test_a_symbol_is_a_view_or_an_error():

@@ -32,6 +32,7 @@ from ._lines import THREADS, WIDEST
 from ._memory import OnDevice
 from ._program import Program, Recorder, Views
 from ._steps import COPY, Launch, copied, each, flat, lying, ordered, total
+from ._tensor_cores import LEAST_CAPABILITY
 
 #: Pixels of a plane from which on every image has its own product.
 LARGE_PLANE = 1024
@@ -50,6 +51,8 @@ class CupyBackend(OnDevice):
     tile_bytes = 1536 * MIB
     algorithms = PORTABLE | {"implicit": Implicit(), "cudnn": Cudnn()}
     unproven = frozenset({"winograd", "fft"})
+    #: Whether the device has the instructions of the implicit product.
+    tensor_cores = True
 
     def tile_size(self, algorithm: str, g: Geometry, dtype: DType, whole: float, *, shared: bool) -> float:
         # What writes nothing but its result gains nothing by being cut; half types with a bias wait for it in float32.
@@ -78,7 +81,7 @@ class CupyBackend(OnDevice):
         first, *others = [a.device for a in arrays.values()]
         if any(device != first for device in others):
             super().of(arrays)
-        return self
+        return _older() if _available() and int(first.compute_capability) < LEAST_CAPABILITY else self
 
     def call(self, tiled: Tiled, *arrays: Array, **options: bool) -> Array:
         with _device_of(arrays[0]):
@@ -218,6 +221,17 @@ class CupyBackend(OnDevice):
 
     def _multiply(self, a: Array, b: Array, out: Array, *, add: bool = False) -> None:
         gemm(self.do, a, b, out, tf32=self.tf32, add=add)
+
+
+class OlderCupyBackend(CupyBackend):
+    """On a device from before compute capability 8.0."""
+
+    tensor_cores = False
+
+
+@cache
+def _older() -> OlderCupyBackend:
+    return OlderCupyBackend()
 
 
 @lru_cache(maxsize=256)

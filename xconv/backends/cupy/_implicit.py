@@ -19,7 +19,7 @@ import cupy
 
 from ..._geometry import Geometry
 from ..._typing import Array, DType, Function, Kind
-from ...algorithms import Gemm
+from ...algorithms import Gemm, RefusedError
 from ...primitives import Costs, Primitives
 from . import _implicit_kernel as kernel
 from . import _texts as texts
@@ -29,6 +29,8 @@ from ._tensor_cores import LEAST_CAPABILITY, TYPES
 #: Elements of temporary memory for a tile, which it is cut by for im2col's sake: kernels take next to none, and should
 #: fill the device.
 LEAST_TILE = 2**26
+#: What older devices lack.
+NEEDED = f"it takes a device of compute capability {LEAST_CAPABILITY / 10}"
 
 
 class Ready(NamedTuple):
@@ -52,8 +54,10 @@ class Implicit(Gemm):
             return f"it counts along an axis, padding, taps and stride included, up to {kernel.FARTHEST}"
         return None
 
-    def lack(self, backend: Primitives, dtype: DType, precision: str) -> str | None:
-        del backend, precision
+    def lack(self, backend: Any, dtype: DType, precision: str) -> str | None:
+        del precision
+        if not getattr(backend, "tensor_cores", True):  # chunks of Dask lie on no device yet
+            return NEEDED
         if dtype.name in TYPES:
             return None
         return f"its kernels take float16, bfloat16 and float32, and these are {dtype.name}"
@@ -156,10 +160,8 @@ def _compiled(products: list[kernel.Product]) -> list[Ready]:
 
 
 def _run(raw: Any, numbers: tuple[Any, ...], blocks: tuple[int], threads: tuple[int], arrays: tuple[Any, ...]) -> None:
-    capability = int(arrays[0].device.compute_capability)
-    if capability < LEAST_CAPABILITY:
-        msg = f"`algorithm` 'implicit' takes a device of compute capability 8.0, and this has {capability / 10}"
-        raise ValueError(msg)
+    if int(arrays[0].device.compute_capability) < LEAST_CAPABILITY:  # a plan was made on another one
+        raise RefusedError(Implicit.name, NEEDED)
     raw(blocks, threads, (*arrays, *numbers))
 
 
