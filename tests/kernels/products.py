@@ -84,9 +84,9 @@ def case(
 
     The images lie in one of three ways: channels "last", channels "first", or "scattered" in any order with gaps, or
     backwards. With `wide`, half types come out as float32. With `nan`, one element of the source is not a number.
-    Images of the source lie so many elements `apart`. What is to be rounded to TF32 lies a little nearer to zero than
-    the integers, which are below `high`: where that is more than a TF32 can hold, sums are not exact. Sizes are in the
-    text where that is `literal`.
+    Images of the source lie so many elements `apart`; where there is one, its pixels along the first axis do. What is
+    to be rounded to TF32 lies a little nearer to zero than the integers, which are below `high`: where that is more
+    than a TF32 can hold, sums are not exact. Sizes are in the text where that is `literal`.
     """
     rng = np.random.default_rng(seed)
     options = {
@@ -124,8 +124,9 @@ def _placed(rng, shape, dtype, order, apart=0):
     axes = tuple(range(len(shape)))
     last = (0, *axes[2:], 1)
     if order != "scattered":
-        images = max(1, apart // max(1, int(np.prod(shape[1:]))))
-        return Placed(shape, dtype, order=last if order == "last" else axes, steps=(images, *(1 for _ in shape[1:])))
+        steps = [1 for _ in shape]
+        steps[0 if shape[0] > 1 else 2] = max(1, apart // max(1, int(np.prod(shape[1:]))))
+        return Placed(shape, dtype, order=last if order == "last" else axes, steps=steps)
     order = (axes, last, (*axes[1:], 0), axes[::-1])[rng.integers(4)]
     steps = tuple(int(s) for s in rng.choice([1, 1, 1, 2, -1, -2], len(shape)))
     return Placed(shape, dtype, order=order, steps=steps, shift=int(rng.integers(0, 2)))

@@ -197,6 +197,16 @@ def test_more_than_2_31_elements(function, order):
     c.check(warps())
 
 
+@pytest.mark.parametrize("literal", [True, False])
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_places_times_steps_beyond_2_31(function, literal):
+    """Neither fills 32 bits by itself."""
+    g, dtype = geometry(8, 16, Axis(9, 3, 1, 1, 1, 1), batch=1), "float32" if function == "weight_grad" else "float16"
+    c = case(g, dtype, function, apart=9 * 2**28, literal=literal)
+    assert c.source.memory.steps[2] == 2**28
+    c.check(warps())
+
+
 @pytest.mark.parametrize("stride", [2, 3, (5, 2)])
 def test_an_input_gradient_has_a_kernel_for_each_phase(stride):
     """The filters of a phase are the same for whatever part of the input it is."""

@@ -19,8 +19,19 @@ FEW_TAPS = 32
 #: A place that no tap reaches from, and how far one may be.
 OUTSIDE, FARTHEST = -(2**30), 2**29
 #: The numbers that are in every text: of its tile, and whether something holds.
-OF_TILE = ("THREADS", "BLOCKS", "STAGES", "ROWS", "FILTERS", "WARPS_ALONG", "WARP_ROWS", "WARP_FILTERS", "OWN_ROWS")
 FLAGS = ("FEW", "WHOLE", "PAIRED")
+WRITTEN = {
+    "THREADS",
+    "BLOCKS",
+    "STAGES",
+    "ROWS",
+    "FILTERS",
+    "WARPS_ALONG",
+    "WARP_ROWS",
+    "WARP_FILTERS",
+    "OWN_ROWS",
+    *FLAGS,
+}
 #: Blocks that fill a large device: the gradient of the filters is summed in so many lanes that there are no more.
 FILL = 396
 #: Phases for which an input gradient has a launch each, and a text each, at most.
@@ -251,9 +262,15 @@ def _product(
     lines = [f"#define {kind}"] + ["#define PACKED"] * form.packed + ["#define COPIED"] * (source.itemsize == 4)
     lines += ["#define THREE"] * three + [f"#define NAME {name}", f"typedef {wide} I;", f"typedef unsigned {wide} N;"]
     lines += [f"typedef {element} E;", f"typedef {TYPES[result.dtype][0]} U;"]
-    written = {"V": WIDEST // source.itemsize, "OUTSIDE": OUTSIDE, **numbers}
-    handed = {} if form.literal else {key: written.pop(key) for key in numbers if key not in {*OF_TILE, *FLAGS}}
-    lines += [f"constexpr {'long long' if abs(n) >= 2**31 else 'int'} {key} = {n};" for key, n in written.items()]
+    always = {
+        "V": WIDEST // source.itemsize,
+        "OUTSIDE": OUTSIDE,
+        **{key: numbers[key] for key in numbers if key in WRITTEN},
+    }
+    sizes = {key: n for key, n in numbers.items() if key not in WRITTEN}  # which are multiplied by places along axes
+    handed = {} if form.literal else sizes
+    lines += [f"constexpr int {key} = {n};" for key, n in always.items()]
+    lines += [f"constexpr I {key} = {n};" for key, n in sizes.items() if key not in handed]
     lines += ["struct Numbers {", *(f"  I {key};" for key in handed), "};", f"#define NUMBERS {', '.join(handed)}"]
     lines += ["#define PARAMETERS " + "".join(f", I {key}" for key in handed)]
     lines += ["constexpr float LARGEST = 3.402823466e38f;", "struct alignas(16) Chunk { E v[V]; };"]
