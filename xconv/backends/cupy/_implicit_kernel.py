@@ -20,18 +20,8 @@ FEW_TAPS = 32
 OUTSIDE, FARTHEST = -(2**30), 2**29
 #: The numbers that are in every text: of its tile, and whether something holds.
 FLAGS = ("FEW", "WHOLE", "PAIRED")
-WRITTEN = {
-    "THREADS",
-    "BLOCKS",
-    "STAGES",
-    "ROWS",
-    "FILTERS",
-    "WARPS_ALONG",
-    "WARP_ROWS",
-    "WARP_FILTERS",
-    "OWN_ROWS",
-    *FLAGS,
-}
+OF_TILE = ("THREADS", "BLOCKS", "STAGES", "ROWS", "FILTERS", "WARPS_ALONG", "WARP_ROWS", "WARP_FILTERS", "OWN_ROWS")
+WRITTEN = {*OF_TILE, *FLAGS}
 #: Blocks that fill a large device: the gradient of the filters is summed in so many lanes that there are no more.
 FILL = 396
 #: Phases for which an input gradient has a launch each, and a text each, at most.
