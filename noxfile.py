@@ -23,6 +23,8 @@ BRIDGES = "xconv/interop"
 JAX = "xconv/backends/jax/*"
 #: A page of the documentation whose examples need PyTorch.
 WITH_TORCH = "from-torch.md"
+#: Files of tests in which the array library plays no role.
+WITHOUT_A_LIBRARY = ("bench", "ci", "dask", "geometry", "overhead", "package", "sums", "threads")
 #: What `support` tries to install beside NumPy.
 LIBRARIES = (
     *("array-api-strict", "torch", "jax", "dask[array]", "cupy-cuda13x"),
@@ -97,7 +99,10 @@ def interop(session: nox.Session) -> None:
     asked = ("--backend=torch", "--backend=jax64", "--backend=numpy", "--doctest-modules", BRIDGES)
     covered(session, *bridges, *asked, "--numprocesses=auto", what=f"--include={JAX},{BRIDGES}/*")
     session.run("python", "examples/layers.py")
-    session.run("pytest", "--backend=torch", "--ignore-glob=*interop*", "--numprocesses=auto", *session.posargs)
+    # What takes no library has run with NumPy, but for the benchmark's peers.
+    left_out = [f"--ignore-glob=*test_{name}*" for name in ("interop", *WITHOUT_A_LIBRARY)]
+    session.run("pytest", "--backend=torch", *left_out, "--numprocesses=auto", *session.posargs)
+    session.run("pytest", "tests/test_bench.py", "-k", "peers_compute or jax_is_asked", "--numprocesses=auto")
     # JAX compiles every new shape, so each of its precisions runs what is worth it there.
     chosen = {
         "jax64": ("jax", "fuzz", "conv", "classic", "plan", "tuning"),

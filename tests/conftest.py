@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, settings
 from libraries import Backend, installed
 
 quick = {"deadline": None, "suppress_health_check": list(HealthCheck)}
-settings.register_profile("ci", max_examples=2000, derandomize=True, database=None, **quick)
+settings.register_profile("ci", max_examples=1200, derandomize=True, database=None, **quick)
 settings.register_profile("fuzz", max_examples=50_000, **quick)
 settings.load_profile("ci")
 

@@ -16,17 +16,17 @@ def threads(pattern="", slip=""):
     harness = Harness(SANITIZERS)
     special = [
         case(verb, g, ("float32", "int8", "float16")[i % 3], literal=i % 2 == 0, seed=i // 2, scattered=i % 4 > 1)
-        for i, g in enumerate(geometries(24, seed=3))
+        for i, g in enumerate(geometries(12, seed=3))
         for verb in VERBS
     ]
     general = [
         case(verb, g, literal=False, seed=i // 2, scattered=i % 3 > 0)
-        for i, g in enumerate(geometries(500, seed=4))
+        for i, g in enumerate(geometries(300, seed=4))
         for verb in VERBS
     ]
     neighbours = [
         case(verb, g, ("float16", "float32")[i % 2], literal=i % 4 > 0, seed=i, even=True)
-        for i, g in enumerate(even_geometries(16, seed=6))
+        for i, g in enumerate(even_geometries(8, seed=6))
         for verb in VERBS[:4]
     ]
     cases = special + general + neighbours
