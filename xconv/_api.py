@@ -119,7 +119,7 @@ def conv(
     options = _options(backend, stride, padding, dilation, groups, pad_mode, layout, dtype, algorithm)
     schedule = planned(backend, given, backend.shape("x", x), w_shape, options)
     check_fits(backend, schedule, schedule.y_shape)
-    return schedule.forward(x, w, b)
+    return schedule.run("forward", x, w, b)
 
 
 def conv_input_grad(
@@ -186,7 +186,7 @@ def conv_input_grad(
     schedule = planned(backend, given, x_shape, backend.shape("w", w), options)
     _check_result(dy, schedule)
     check_fits(backend, schedule, x_shape)
-    return schedule.input_grad(dy, w)
+    return schedule.run("input_grad", dy, w)
 
 
 def conv_weight_grad(
@@ -251,7 +251,7 @@ def conv_weight_grad(
     schedule = planned(backend, given, backend.shape("x", x), w_shape, options)
     _check_result(dy, schedule)
     check_fits(backend, schedule, w_shape)
-    return schedule.weight_grad(dy, x)
+    return schedule.run("weight_grad", dy, x)
 
 
 def conv_transpose(
@@ -317,7 +317,7 @@ def conv_transpose(
     schedule = planned(backend, given, backend.shape("x", x), backend.shape("w", w), options)
     _check_bias(b, (schedule.geometry.c_in,))
     check_fits(backend, schedule, schedule.x_shape)
-    return schedule.input_grad(x, w, b, conjugate=False)
+    return schedule.run("input_grad", x, w, b, conjugate=False)
 
 
 def im2col(
@@ -391,7 +391,7 @@ def unfolded(
     options = _options(backend, stride, padding, dilation, 1, pad_mode, "channels_first", None, "gemm")
     schedule = planned(backend, given, x_shape, (1, x_shape[1], *kernel), options)
     check_fits(backend, schedule, schedule.geometry.columns_shape)
-    return schedule.im2col(x, images_last=images_last)
+    return schedule.run("im2col", x, images_last=images_last)
 
 
 def col2im(
@@ -454,7 +454,7 @@ def col2im(
         msg = f"`cols` must have the output size {out} that size {sizes} leads to, got shape {cols_shape}"
         raise ValueError(msg)
     check_fits(backend, schedule, schedule.x_shape)
-    return schedule.col2im(cols)
+    return schedule.run("col2im", cols)
 
 
 def plan(

@@ -78,7 +78,7 @@ def conv_forward(X: Array, W: Array, b: Array, stride: int = 1, padding: int = 1
     options = Options(stride=stride, padding=padding, mixed=True)
     schedule = planned(backend, {"X": X, "W": W, "b": b}, x_shape, w_shape, options)
     check_fits(backend, schedule, schedule.y_shape)
-    return schedule.forward(X, W, backend.xp.reshape(b, (filters,))), Cache(X, W, b, stride, padding)
+    return schedule.run("forward", X, W, backend.xp.reshape(b, (filters,))), Cache(X, W, b, stride, padding)
 
 
 def conv_backward(dout: Array, cache: tuple[Any, ...]) -> tuple[Array, Array, Array]:
@@ -121,8 +121,8 @@ def conv_backward(dout: Array, cache: tuple[Any, ...]) -> tuple[Array, Array, Ar
         msg = f"`dout` must have shape {expected}, got {tuple(dout.shape)}"
         raise ValueError(msg)
     options, shapes = Options(stride=stride, padding=padding, mixed=True), (x_shape, w_shape)
-    dX = planned(backend, {"dout": dout, "W": W}, *shapes, options).input_grad(dout, W)
-    dW = planned(backend, {"dout": dout, "X": X}, *shapes, options).weight_grad(dout, X)
+    dX = planned(backend, {"dout": dout, "W": W}, *shapes, options).run("input_grad", dout, W)
+    dW = planned(backend, {"dout": dout, "X": X}, *shapes, options).run("weight_grad", dout, X)
     dtype = dW.dtype if backend.kind(dout.dtype) == "integer" else dout.dtype
     db = backend.astype(backend.xp.sum(dout, axis=(0, 2, 3), dtype=backend.accumulator(dtype)), dtype)
     return dX, dW, backend.xp.reshape(db, backend.shape("b", b))

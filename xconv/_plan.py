@@ -188,9 +188,7 @@ class FunctionPlan:
             raise TypeError(msg)
         self._check({n: a for n, a in zip(self.arguments, arrays, strict=False) if a is not None or n != "b"})
         with applied(self.plan.settings):
-            run = getattr(self.plan.schedule, self.function)
-            made: Array = run(*arrays)
-        return made
+            return self.plan.schedule.run(self.function, *arrays)
 
     def _check(self, given: dict[str, Array]) -> None:
         """TypeError and ValueError for what is not as it was planned."""

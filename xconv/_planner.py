@@ -52,21 +52,6 @@ class Planned(Schedule):
     #: All plans, the one that is predicted to be fastest first, of those for which that one was not enough.
     ranked: dict[Function, tuple[Tiled, ...]] = field(default_factory=dict, init=False)
 
-    def forward(self, x: Array, w: Array, b: Array | None = None) -> Array:
-        return self._run("forward", x, w, b)
-
-    def input_grad(self, dy: Array, w: Array, b: Array | None = None, *, conjugate: bool = True) -> Array:
-        return self._run("input_grad", dy, w, b, conjugate=conjugate)
-
-    def weight_grad(self, dy: Array, x: Array) -> Array:
-        return self._run("weight_grad", dy, x)
-
-    def im2col(self, x: Array, *, images_last: bool) -> Array:
-        return self._run("im2col", x, images_last=images_last)
-
-    def col2im(self, cols: Array) -> Array:
-        return self._run("col2im", cols)
-
     def predicted(self, function: Function) -> Tiled:
         """The plan of a function that is predicted to be fastest."""
         found = self.best.get(function)
@@ -85,7 +70,7 @@ class Planned(Schedule):
             return {}
         return tuning.seconds(self.problem.call(function, place), [plan.name for plan in self._promising(function)])
 
-    def _run(self, function: Function, *arrays: Array | None, **options: bool) -> Array:
+    def run(self, function: Function, *arrays: Array | None, **options: bool) -> Array:
         if self.problem.tuning is None:
             plan, seconds = self.predicted(function), {}
         else:
@@ -164,15 +149,14 @@ def scheduled(
 
 
 def computed(
-    algorithm: str, settings: Settings, g: Geometry, dtype: DType, function: str, *arrays: Array, **options: bool
+    algorithm: str, settings: Settings, g: Geometry, dtype: DType, function: Function, *arrays: Array, **options: bool
 ) -> Array:
     """Schedule a convolution and run one of its functions: what a task does with parts of arrays in chunks."""
     backend = backend_of({f"operand {i}": a for i, a in enumerate(arrays)})
     given = frozenset(a.dtype for a in arrays)
     schedule = _of_part(Problem(backend, g, backend.to_dtype(dtype), settings, algorithm, given))
     with applied(settings):
-        made: Array = getattr(schedule, function)(*arrays, **options)
-    return made
+        return schedule.run(function, *arrays, **options)
 
 
 def _scheduled(problem: Problem) -> Schedule:

@@ -6,6 +6,7 @@ afterwards. Backends override what their library does better.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 from typing import NamedTuple
 
@@ -57,10 +58,7 @@ class Primitives:
 
     def __init__(self, xp: Namespace) -> None:
         self.xp = xp
-
-    @property
-    def name(self) -> str:
-        return str(self.xp.__name__).removeprefix("array_api_compat.").removesuffix(".numpy")
+        self.name = str(xp.__name__).removeprefix("array_api_compat.").removesuffix(".numpy")
 
     # memory
 
@@ -191,16 +189,11 @@ class Primitives:
     ) -> Array:
         """The adjoint of `fourier`: windows that overlap are added up; in `out` if possible."""
         del out, lasting
-        return _fourier.inverse(self.xp, self.ifft, v, g, grid)
+        return _fourier.inverse(self.xp, partial(self.fft, inverse=True), v, g, grid)
 
-    def fft(self, x: Array, at: int, length: int, *, half: bool) -> Array:
+    def fft(self, x: Array, at: int, length: int, *, half: bool, inverse: bool = False) -> Array:
         """The orthonormal transform of `x`, with zeros behind it, along one axis; `half` of one of real numbers."""
-        transform = self.xp.fft.rfft if half else self.xp.fft.fft
-        return transform(x, n=length, axis=at, norm="ortho")
-
-    def ifft(self, x: Array, at: int, length: int, *, half: bool) -> Array:
-        """The inverse of `fft`."""
-        transform = self.xp.fft.irfft if half else self.xp.fft.ifft
+        transform = getattr(self.xp.fft, f"{'i' * inverse}{'r' * half}fft")
         return transform(x, n=length, axis=at, norm="ortho")
 
     # products

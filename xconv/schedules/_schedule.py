@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from .._geometry import Geometry
-from .._typing import Array, DType, Shape
+from .._typing import Array, DType, Function, Shape
 from ..primitives import Primitives
 
 
 @dataclass(frozen=True, eq=False)
 class Schedule(ABC):
-    """How a convolution is run. The methods take and return arrays in the caller's layout and check nothing."""
+    """How a convolution is run, on arrays in the caller's layout; nothing is checked."""
 
     backend: Primitives
     geometry: Geometry
@@ -28,21 +28,5 @@ class Schedule(ABC):
         return self.geometry.in_layout(self.geometry.y_shape)
 
     @abstractmethod
-    def forward(self, x: Array, w: Array, b: Array | None = None) -> Array:
-        """The convolution, plus `b`."""
-
-    @abstractmethod
-    def input_grad(self, dy: Array, w: Array, b: Array | None = None, *, conjugate: bool = True) -> Array:
-        """The gradient; plus `b`, and without conjugation, for the transposed convolution."""
-
-    @abstractmethod
-    def weight_grad(self, dy: Array, x: Array) -> Array:
-        """The filters' gradient."""
-
-    @abstractmethod
-    def im2col(self, x: Array, *, images_last: bool) -> Array:
-        """All windows, ``(n, c, *kernel, *out)``; with `images_last`, in memory that has the images behind the rest."""
-
-    @abstractmethod
-    def col2im(self, cols: Array) -> Array:
-        """The adjoint of that."""
+    def run(self, function: Function, *arrays: Array | None, **options: bool) -> Array:
+        """A function of the convolution, as the way to it in `WAYS` has it."""

@@ -195,6 +195,8 @@ class Recorder(Doer):
 class Views:
     """What algorithms ask of the namespace of their arrays, for symbols."""
 
+    __name__ = "cupy"
+
     def __init__(self, do: Recorder) -> None:
         self._do = do
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from ..._axis import Axis, Run
 from ..._geometry import Geometry, Side
-from ..._typing import Array, DType, Shape
+from ..._typing import Array, DType, Function, Shape
 from ...schedules import Schedule
 from ._graph import Addition, Graph, Operand, edges_of, numbers, overlaps, placed, uncollected, unsplit, whole
 
@@ -39,12 +39,16 @@ class Parts(NamedTuple):
 class Chunked(Schedule):
     """By tasks: what Dask runs, when it is asked to."""
 
-    #: ``run(geometry, dtype, function, *arrays)`` calls a function of the schedule of a smaller convolution.
-    run: Callable[..., Array]
+    #: ``compute(geometry, dtype, function, *arrays)`` calls a function of the schedule of a smaller convolution.
+    compute: Callable[..., Array]
     #: What tells it from other convolutions, besides its geometry and dtypes.
     identity: tuple[object, ...]
 
     @uncollected
+    def run(self, function: Function, *arrays: Array | None, **options: bool) -> Array:
+        made: Array = getattr(self, function)(*arrays, **options)
+        return made
+
     def forward(self, x: Array, w: Array, b: Array | None = None) -> Array:
         g = self.geometry
         x, others = unsplit(x, self._at(1)), self._whole(w, b)
@@ -56,7 +60,6 @@ class Chunked(Schedule):
         graph.blocks(chunks, runs, self._operands(graph, x, parts.x, g.c_in), *weights)
         return graph.array(chunks, self.dtype, x)
 
-    @uncollected
     def input_grad(self, dy: Array, w: Array, b: Array | None = None, *, conjugate: bool = True) -> Array:
         g = self.geometry
         dy, others = unsplit(dy, self._at(1)), self._whole(w, b)
@@ -83,7 +86,6 @@ class Chunked(Schedule):
                 graph.block(number, run, here, *weights)
         return graph.array(chunks, self.dtype, dy)
 
-    @uncollected
     def weight_grad(self, dy: Array, x: Array) -> Array:
         g = self.geometry
         dy, x = (unsplit(a, self._at(1)) for a in (dy, x))
@@ -100,7 +102,6 @@ class Chunked(Schedule):
         graph.total_block(len(g.w_shape) * (0,), self.dtype, sums)
         return graph.array(tuple((n,) for n in g.w_shape), self.dtype, dy)
 
-    @uncollected
     def im2col(self, x: Array, *, images_last: bool) -> Array:
         g = self.geometry
         x = unsplit(x, 1)
@@ -112,7 +113,6 @@ class Chunked(Schedule):
         graph.blocks(chunks, runs, self._operands(graph, x, parts.x, g.c_in))
         return graph.array(chunks, self.dtype, x)
 
-    @uncollected
     def col2im(self, cols: Array) -> Array:
         g = self.geometry
         for at in range(1, 2 + len(g.axes)):
@@ -205,13 +205,13 @@ class Chunked(Schedule):
         return self._parts("outputs", cuts, written_out=self.geometry.pad_mode != "constant")
 
     def _runs(
-        self, g: Geometry, parts: Parts, dtype: DType, function: str, **options: bool
+        self, g: Geometry, parts: Parts, dtype: DType, function: Function, **options: bool
     ) -> Iterator[Callable[..., Array]]:
         """A function of the smaller convolutions, in order; the same one of equal ones."""
 
         @cache
         def run(images: Axis, *axes: Axis) -> Callable[..., Array]:
-            return partial(self.run, g.along(axes, images.size), dtype, function, **options)
+            return partial(self.compute, g.along(axes, images.size), dtype, function, **options)
 
         return starmap(run, product(*parts.axes))
 

@@ -78,18 +78,12 @@ class JaxBackend(Backend):
 
     # jax.numpy.fft makes constants on the way, which `zeros` in _pieces.py says more about.
 
-    def fft(self, x: Array, at: int, length: int, *, half: bool) -> Array:
+    def fft(self, x: Array, at: int, length: int, *, half: bool, inverse: bool = False) -> Array:
         from jax import lax
 
-        x = self.xp.moveaxis(pad(self.xp, x, at, 0, length - x.shape[at]), at, -1)
-        spectrum = lax.fft(x, "RFFT" if half else "FFT", (length,)) * (1 / math.sqrt(length))
-        return self.xp.moveaxis(spectrum, -1, at)
-
-    def ifft(self, x: Array, at: int, length: int, *, half: bool) -> Array:
-        from jax import lax
-
-        made = lax.fft(self.xp.moveaxis(x, at, -1), "IRFFT" if half else "IFFT", (length,)) * math.sqrt(length)
-        return self.xp.moveaxis(made, -1, at)
+        x = self.xp.moveaxis(x if inverse else pad(self.xp, x, at, 0, length - x.shape[at]), at, -1)
+        made = lax.fft(x, f"{'I' * inverse}{'R' * half}FFT", (length,))
+        return self.xp.moveaxis(made * (math.sqrt(length) if inverse else 1 / math.sqrt(length)), -1, at)
 
     # tiles
 
