@@ -88,6 +88,49 @@ class Oracle:
         return [(slice(i * c, (i + 1) * c), slice(i * f, (i + 1) * f)) for i in range(self.groups)]
 
 
+class Pool(Oracle):
+    """The largest element of every window, or its mean, and what comes back from either."""
+
+    def __init__(self, x_shape, kernel, *, stride=None, **options):
+        super().__init__(x_shape, (x_shape[1], 1, *kernel), stride=kernel if stride is None else stride, **options)
+        self.windows = {o: [] for o in product(*map(range, self.out))}
+        for (_, *o), _, p in self.meetings:
+            self.windows[tuple(o)].append(p)
+
+    def max(self, x):
+        least = -np.inf if x.dtype.kind == "f" else np.iinfo(x.dtype).min
+        y = np.full(self.y_shape, least, x.dtype)
+        for o, window in self.windows.items():
+            for p in window:  # of equals, the first stays; a NaN is above all
+                y[(..., *o)] = np.where((x[p] > y[(..., *o)]) | np.isnan(x[p]), x[p], y[(..., *o)])
+        return y
+
+    def max_grad(self, dy, x):
+        dx = np.zeros(self.x_shape, dy.dtype)
+        for o, window in self.windows.items():
+            first = np.argmax([x[p] for p in window], axis=0) if window else None  # NumPy's rule is the same
+            for i, p in enumerate(window):
+                dx[p] += np.where(first == i, dy[(..., *o)], 0)
+        return dx
+
+    def sizes(self, *, count_include_pad):
+        taps = np.prod(self.kernel)
+        return np.reshape([taps if count_include_pad else len(w) for w in self.windows.values()], self.out)
+
+    def avg(self, x, *, count_include_pad=True):
+        y = np.zeros(self.y_shape, x.dtype)
+        for o, window in self.windows.items():
+            y[(..., *o)] = sum(x[p] for p in window)
+        return y / self.sizes(count_include_pad=count_include_pad)
+
+    def avg_grad(self, dy, *, count_include_pad=True):
+        dx, shares = np.zeros(self.x_shape, dy.dtype), dy / self.sizes(count_include_pad=count_include_pad)
+        for o, window in self.windows.items():
+            for p in window:
+                dx[p] += shares[(..., *o)]
+        return dx
+
+
 def check_algorithm(lib, algorithm, case, dtype, *, unit):
     """All three functions by one algorithm against the plain loops, to within `unit` of the terms of their sums.
 

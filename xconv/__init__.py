@@ -3,12 +3,15 @@
 from ._api import col2im, conv, conv_input_grad, conv_transpose, conv_weight_grad, im2col, plan
 from ._classic import col2im_indices, conv_backward, conv_forward, im2col_indices
 from ._config import config
+from ._pooling import avg_pool, avg_pool_grad, max_pool, max_pool_grad
 from ._tuning import Tuning
 
 __version__ = "0.1.0.dev0"
 
 __all__ = [
     "Tuning",
+    "avg_pool",
+    "avg_pool_grad",
     "col2im",
     "col2im_indices",
     "config",
@@ -20,5 +23,7 @@ __all__ = [
     "conv_weight_grad",
     "im2col",
     "im2col_indices",
+    "max_pool",
+    "max_pool_grad",
     "plan",
 ]

@@ -184,7 +184,7 @@ def conv_input_grad(
     x_shape = shape("x_shape", x_shape)
     options = _options(backend, stride, padding, dilation, groups, pad_mode, layout, dtype, algorithm)
     schedule = planned(backend, given, x_shape, backend.shape("w", w), options)
-    _check_result(dy, schedule)
+    check_result(dy, schedule)
     check_fits(backend, schedule, x_shape)
     return schedule.run("input_grad", dy, w)
 
@@ -249,7 +249,7 @@ def conv_weight_grad(
     w_shape = shape("w_shape", w_shape)
     options = _options(backend, stride, padding, dilation, groups, pad_mode, layout, dtype, algorithm)
     schedule = planned(backend, given, backend.shape("x", x), w_shape, options)
-    _check_result(dy, schedule)
+    check_result(dy, schedule)
     check_fits(backend, schedule, w_shape)
     return schedule.run("weight_grad", dy, x)
 
@@ -553,7 +553,7 @@ def _check_bias(b: Array | None, filters: Shape) -> None:
         raise ValueError(msg)
 
 
-def _check_result(dy: Array, schedule: Schedule) -> None:
+def check_result(dy: Array, schedule: Schedule) -> None:
     if tuple(dy.shape) != schedule.y_shape:
         msg = f"`dy` must have the shape of the result, {schedule.y_shape}, got shape {tuple(dy.shape)}"
         raise ValueError(msg)

@@ -10,7 +10,7 @@ from typing import Any
 
 from ._axis import Axis
 from ._geometry import Geometry
-from ._typing import Shape
+from ._typing import DType, Kind, Shape
 
 #: More than any memory holds, and still countable by `len`.
 MOST_ELEMENTS = 2**62
@@ -202,6 +202,25 @@ def check_ranks(x_shape: Shape, w_shape: Shape, names: tuple[str, str], *, chann
         msg = f"`{w}` must have as many axes as `{x}`, got shapes {w_shape} and {x_shape}"
         hint = lacking(x, more, "image", "..." if channels_last else ":") or lacking(w, -more, "filter")
         raise ValueError(msg + hint)
+
+
+def check_order(pooling: str, kind: Kind, dtypes: tuple[tuple[str, DType], ...]) -> None:
+    """TypeError for numbers of which there is no largest, or no mean."""
+    orders = pooling.startswith("max")
+    if kind == ("complex" if orders else "integer"):
+        given = ", ".join(f"`{name}` {dtype}" for name, dtype in dtypes)
+        takes = "integers and real numbers" if orders else "real and complex floating-point numbers"
+        hint = "take the real part, or the magnitude" if orders else "convert to float32, for example"
+        msg = f"`{pooling}` takes {takes}, got {given}: {hint}"
+        raise TypeError(msg)
+
+
+def check_counts(g: Geometry, padding: object) -> None:
+    """ValueError where a mean would be one of no elements."""
+    if g.is_blind:
+        msg = f"`padding` must leave an element in every window that does not count it, got {padding!r}"
+        msg += f" for kernels of size {g.kernel} and an input of size {g.size}"
+        raise ValueError(msg)
 
 
 def lacking(name: str, axes: int, one: str, before: str = ":") -> str:

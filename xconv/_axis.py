@@ -8,10 +8,12 @@ Everything here follows from that line. A part of the outputs, or a part of the 
 ``lo`` and another ``size``; so a piece of an axis is an axis. Negative padding crops.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from heapq import merge
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 #: Padding that no window sees is left out where it is longer than this; where it is shorter, it takes less time than
@@ -98,6 +100,17 @@ class Axis:
             return slice(first, first), slice(0, 0)
         return slice(first, last), slice(start + first * self.stride, start + (last - 1) * self.stride + 1, self.stride)
 
+    @cached_property
+    def counts(self) -> tuple[tuple[int, int], ...]:
+        """How many outputs in a row have so many taps that read elements, and how many taps that is; run by run."""
+        changes: Counter[int] = Counter()
+        for outputs, _ in map(self.seen, range(self.kernel)):
+            changes[outputs.start] += 1
+            changes[outputs.stop] -= 1
+        edges = sorted({0, *changes, self.out})
+        taps = accumulate(changes[edge] for edge in edges)
+        return tuple((end - begin, n) for (begin, end), n in zip(pairwise(edges), taps, strict=False))
+
     def gathered(self) -> "Axis":
         """The axis of what the taps read, each for all outputs, one behind the other: for taps that share nothing."""
         return Axis(self.kernel * self.out, self.kernel, dilation=self.out)
@@ -146,6 +159,17 @@ class Axis:
         lo = self.lo + first - begin * self.stride
         hi = (end - begin - 1) * self.stride + self.extent - lo - size
         return self.resized(size, lo, hi), slice(begin, end)
+
+    def around(self, inputs: slice, outputs: slice) -> tuple["Axis", slice]:
+        """The axis that makes the outputs which read some inputs from these and all others that they read."""
+        if outputs.start == outputs.stop:
+            size = inputs.stop - inputs.start
+            return self.resized(size, 0, -size), inputs
+        axis, reads = self.for_outputs(outputs.start, outputs.stop, whole=False)
+        start, stop = min(inputs.start, reads.start), max(inputs.stop, reads.stop)
+        return self.resized(stop - start, axis.lo + start - reads.start, axis.hi + reads.stop - stop), slice(
+            start, stop
+        )
 
     def islands(self) -> Iterator[slice]:
         """The parts of the padded axis that windows see, where long gaps that none of them sees lie between."""

@@ -14,7 +14,8 @@ from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
 from ._axis import Axis, Run
 from ._typing import Index, Shape
 
-Side: TypeAlias = Literal["outputs", "inputs"]
+#: What is cut: the outputs, the inputs, or these together with all that the windows hold which see them.
+Side: TypeAlias = Literal["outputs", "inputs", "windows"]
 T = TypeVar("T")
 
 #: All images and channels.
@@ -32,6 +33,8 @@ class Tile(NamedTuple):
     geometry: "Geometry"
     x: Index
     y: Index
+    #: The convolution that makes these outputs from all that they read, where windows are cut.
+    whole: Any = None
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,11 @@ class Geometry:
         return (*ALL, *(a.kept[0] for a in self.axes)), (*ALL, *(a.kept[1] for a in self.axes))
 
     @cached_property
+    def is_blind(self) -> bool:
+        """Whether there is a window that sees nothing but padding."""
+        return any(n == 0 < length for axis in self.axes for length, n in axis.counts)
+
+    @cached_property
     def macs(self) -> int:
         """Multiply-adds of the plain sum, which are the same for the forward pass and for each gradient."""
         return self.batch * self.c_out * self.pixels * (self.c_in // self.groups) * self.taps
@@ -171,7 +179,13 @@ class Geometry:
         smaller = self.along(tuple(axis for axis, _ in cuts), images.stop - images.start)
         here = (images, slice(None), *ranges)
         there = (images, slice(None), *(reads for _, reads in cuts))
-        return Tile(smaller, there, here) if over == "outputs" else Tile(smaller, here, there)
+        if over == "outputs":
+            return Tile(smaller, there, here)
+        if over == "inputs":
+            return Tile(smaller, here, there)
+        cuts = [a.around(x, y) for a, x, y in zip(self.axes, ranges, there[2:], strict=True)]
+        around = self.along(tuple(axis for axis, _ in cuts), smaller.batch)
+        return Tile(smaller, here, there, Tile(around, (images, slice(None), *(reads for _, reads in cuts)), there))
 
     def tiles(
         self, over: Side, budget: float, cost: Callable[["Geometry"], float], grain: Shape | None = None
@@ -210,8 +224,9 @@ class Geometry:
         axes = ()
         for axis, n in zip(self.axes, lengths, strict=True):
             reads = min(axis.out, (n + axis.extent - 2) // axis.stride + 1)
-            narrow = axis.narrowed(reads)
-            axes += (axis.resized(n, 0, narrow.size - n),)
+            narrow = axis.narrowed(reads).size
+            size = max(n, narrow) if over == "windows" else n
+            axes += (axis.resized(size, 0, narrow - size),)
         return self.along(axes, batch)
 
     def borders(self, budget: float, cost: Callable[["Geometry"], float]) -> Iterator["Border"]:

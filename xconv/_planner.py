@@ -11,7 +11,7 @@ from functools import lru_cache, partial
 from itertools import islice, takewhile
 from typing import NamedTuple, NoReturn
 
-from ._arguments import check_ranks, geometry, transposed_geometry
+from ._arguments import check_order, check_ranks, geometry, transposed_geometry
 from ._config import Settings, applied
 from ._geometry import Geometry
 from ._measuring import measured
@@ -40,6 +40,8 @@ class Options(NamedTuple):
     output_padding: object = None
     #: Whether integers may come with floating-point numbers, as which they are then multiplied.
     mixed: bool = False
+    #: What is done with the windows, by its public name, where they are pooled.
+    pooling: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,6 +146,8 @@ def scheduled(
     else:
         g = transposed_geometry(x_shape, w_shape, **sizes, groups=options.groups, output_padding=options.output_padding)
     dtype = _result_dtype(backend, _mixed(backend, dtypes) if options.mixed else dtypes, options.dtype)
+    if options.pooling is not None:
+        check_order(options.pooling, backend.kind(dtype), dtypes)
     g = replace(g, channels_last=channels_last)
     return _scheduled(Problem(backend, g, dtype, settings, options.algorithm, frozenset(dict(dtypes).values())))
 

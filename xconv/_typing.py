@@ -17,8 +17,18 @@ Index: TypeAlias = tuple[slice, ...]
 Ints: TypeAlias = int | tuple[int, ...] | list[int]
 Padding: TypeAlias = int | str | tuple[int | tuple[int, int], ...] | list[int | tuple[int, int]]
 
-#: What is computed; the last two are windows alone.
-Function: TypeAlias = Literal["forward", "input_grad", "weight_grad", "im2col", "col2im"]
+#: What is computed; windows alone from the fourth on, and what becomes of them where they are pooled.
+Function: TypeAlias = Literal[
+    "forward",
+    "input_grad",
+    "weight_grad",
+    "im2col",
+    "col2im",
+    "max_pool",
+    "max_pool_grad",
+    "avg_pool",
+    "avg_pool_grad",
+]
 
 PadMode: TypeAlias = Literal["constant", "edge", "reflect", "wrap"]
 Layout: TypeAlias = Literal["channels_first", "channels_last"]

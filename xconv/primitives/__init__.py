@@ -6,6 +6,7 @@ Every library can do with it; nothing here knows of any.
 from ._costs import KEPT, Costs, Product
 from ._fourier import Grid, block_order
 from ._pieces import along, device, inverse, joined, pad, zeros
+from ._pooling import counts
 from ._primitives import Piece, Primitives, Team, Whole
 from ._spectra import Matrices, Rows
 
@@ -22,6 +23,7 @@ __all__ = [
     "Whole",
     "along",
     "block_order",
+    "counts",
     "device",
     "inverse",
     "joined",

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from .._geometry import Geometry
 from .._typing import Function
-from . import _depthwise, _fourier, _spectra, _windows
+from . import _depthwise, _fourier, _pooling, _spectra, _windows
 from ._fourier import Grid
 from ._spectra import Matrices
 
@@ -122,6 +122,16 @@ class Costs:
     def depthwise_spare(self, g: Geometry) -> int:
         """Memory that the three functions need at once beside what they take and make, at most."""
         return _depthwise.spare(g)
+
+    # pooling: a comparison for every tap, and a copy of what is larger
+
+    def max_pool(self, g: Geometry, *, gradient: bool) -> float:
+        elements = 3 * math.prod(g.y_shape) * g.taps + math.prod(g.x_shape)
+        return self.moved(elements, 3 * g.taps) + (self.col2im(g) if gradient else 0)
+
+    def max_pool_spare(self, g: Geometry, *, gradient: bool) -> int:
+        """Memory that it needs beside what it takes and makes, at most."""
+        return _pooling.spare(g, gradient=gradient)
 
     # windows under small matrices, and under Fourier transforms
 

@@ -38,8 +38,8 @@ def zeros(xp: Namespace, shape: Shape, dtype: DType, like: Array) -> Array:
     return xp.broadcast_to(one, shape) + one
 
 
-def pad(xp: Namespace, x: Array, at: int, lo: int, hi: int) -> Array:
-    """`x` with zeros before and behind along one axis, or cut off there where `lo` or `hi` is negative."""
+def pad(xp: Namespace, x: Array, at: int, lo: int, hi: int, value: float = 0) -> Array:
+    """`x` with a number before and behind along one axis, or cut off there where `lo` or `hi` is negative."""
     if lo == 0 == hi:
         return x
     size = x.shape[at]
@@ -52,6 +52,8 @@ def pad(xp: Namespace, x: Array, at: int, lo: int, hi: int) -> Array:
         zeros(xp, (*x.shape[:at], length, *x.shape[at + 1 :]), x.dtype, x)
         for length in (before, padded - before - (stop - start))
     )
+    if value:
+        first, last = first + value, last + value
     return xp.concat([first, kept, last], axis=at)
 
 

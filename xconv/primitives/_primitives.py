@@ -15,7 +15,7 @@ import array_api_extra as xpx
 from .._axis import Run
 from .._geometry import Geometry, Tile
 from .._typing import Array, DType, Index, Namespace, Shape
-from . import _depthwise, _fourier, _spectra, _windows
+from . import _depthwise, _fourier, _pooling, _spectra, _windows
 from ._fourier import Grid
 from ._pieces import device, inverse, zeros
 from ._spectra import Matrices, Rows
@@ -132,6 +132,17 @@ class Primitives:
     def retract(self, dx: Array, runs: tuple[Run, ...]) -> Array:
         """The adjoint of what `runs` read: the gradient of the padding, brought to where it was taken from."""
         return _windows.retract(self.xp, dx, runs)
+
+    # pooling
+
+    def max_pool(self, x: Array, g: Geometry, out: Array | None = None) -> Array:
+        """The largest element of every window, or NaN where there is one; in `out` if possible."""
+        del out
+        return _pooling.largest(self.xp, x, g)
+
+    def max_pool_grad(self, dy: Array, x: Array, g: Geometry) -> Array:
+        """What of `dy` every element gets: all of a window's, where it is the first of the largest."""
+        return self.col2im(_pooling.spread(self.xp, dy, _pooling.first(self.xp, x, g), g), g)
 
     # depthwise: x (n, c_in, *size), w (c_out, 1, *kernel), y (n, c_out, *out)
 

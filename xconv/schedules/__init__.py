@@ -2,10 +2,11 @@
 
 from .._typing import Function
 from ._columns import Col2im, Im2col
+from ._pooling import AvgPool, AvgPoolGrad, MaxPool, MaxPoolGrad, own
 from ._schedule import Schedule
 from ._tiled import STRAYING, Forward, InputGrad, Reflected, Tiled, WeightGrad
 
-__all__ = ["STRAYING", "WAYS", "Schedule", "Tiled"]
+__all__ = ["STRAYING", "WAYS", "Schedule", "Tiled", "own"]
 
 #: The ways to compute each function.
 WAYS: dict[Function, tuple[type[Tiled], ...]] = {
@@ -14,4 +15,8 @@ WAYS: dict[Function, tuple[type[Tiled], ...]] = {
     "weight_grad": (WeightGrad,),
     "im2col": (Im2col,),
     "col2im": (Col2im,),
+    "max_pool": (MaxPool,),
+    "max_pool_grad": (MaxPoolGrad,),
+    "avg_pool": (AvgPool,),
+    "avg_pool_grad": (AvgPoolGrad,),
 }

@@ -151,7 +151,7 @@ class Forward(Tiled):
 
     @cached_property
     def _whole(self) -> Whole:
-        return Whole(self.geometry.y_shape, self.dtype, self._order, _output)
+        return Whole(self.geometry.y_shape, self.dtype, self._order, output_of)
 
 
 class InputGrad(Tiled):
@@ -270,5 +270,5 @@ def input_of(tile: Tile) -> Index:
     return tile.x
 
 
-def _output(tile: Tile) -> Index:
+def output_of(tile: Tile) -> Index:
     return tile.y

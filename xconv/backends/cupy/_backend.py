@@ -292,7 +292,7 @@ def _is_programmed(tiled: Tiled) -> bool:
     if tiled.geometry.pad_mode != "constant" or len(tiled.tiles) > MOST_PROGRAMMED_TILES:
         return False
     multiplies = tiled.function not in {"im2col", "col2im"} and name != "depthwise"
-    return name in PROGRAMMED and not (multiplies and tiled.dtype.kind in "iu")
+    return name in PROGRAMMED and "pool" not in tiled.function and not (multiplies and tiled.dtype.kind in "iu")
 
 
 def _written(

@@ -17,8 +17,8 @@ from typing import NamedTuple
 from ..._axis import Axis, Run
 from ..._geometry import Geometry, Side
 from ..._typing import Array, DType, Function, Shape
-from ...schedules import Schedule
-from ._graph import Addition, Graph, Operand, edges_of, numbers, overlaps, placed, uncollected, unsplit, whole
+from ...schedules import Schedule, own
+from ._graph import Addition, Graph, Operand, edges_of, numbers, overlaps, placed, taken_of, uncollected, unsplit, whole
 
 #: Partial sums of the filters' gradient that are added up in one task.
 TOGETHER = 8
@@ -33,6 +33,8 @@ class Parts(NamedTuple):
     axes: list[list[Axis]]
     x: list[list[list[Run]]]
     y: list[list[list[Run]]]
+    #: Where the part lies in what is made, where windows are cut.
+    own: list[list[slice]] = []  # noqa: RUF012
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,6 +126,42 @@ class Chunked(Schedule):
         graph.blocks(chunks, self._runs(g, parts, self.dtype, "col2im"), windows)
         return graph.array(chunks, self.dtype, cols)
 
+    def max_pool(self, x: Array) -> Array:
+        return self._pooled("max_pool", x)
+
+    def avg_pool(self, x: Array, *, count_include_pad: bool) -> Array:
+        return self._pooled("avg_pool", x, count_include_pad=count_include_pad)
+
+    def max_pool_grad(self, dy: Array, x: Array) -> Array:
+        return self._unpooled("max_pool_grad", dy, x)
+
+    def avg_pool_grad(self, dy: Array, *, count_include_pad: bool) -> Array:
+        return self._unpooled("avg_pool_grad", dy, count_include_pad=count_include_pad)
+
+    def _pooled(self, function: Function, x: Array, **options: bool) -> Array:
+        g = self.geometry
+        x = unsplit(x, self._at(1))
+        graph = self._graph(function, x, options)
+        cuts = self._cuts(x, _outputs, g.out)
+        chunks, parts = self._chunks(cuts, g.c_out), self._reading(cuts)
+        runs = self._runs(g, parts, self.dtype, function, **options)
+        graph.blocks(chunks, runs, self._operands(graph, x, parts.x, g.c_in))
+        return graph.array(chunks, self.dtype, x)
+
+    def _unpooled(self, function: Function, *arrays: Array, **options: bool) -> Array:
+        """The gradient for all that the windows read which see a chunk; of that, the chunk is taken."""
+        g = self.geometry
+        dy, *others = (unsplit(a, self._at(1)) for a in arrays)
+        graph = self._graph(function, dy, *others, options)
+        cuts = self._cuts(dy, _inputs, g.size)
+        chunks, parts = self._chunks(cuts, g.c_in), self._parts("windows", cuts)
+        runs = self._runs(g, parts, self.dtype, function, **options)
+        places = map(g.in_layout, ((i, slice(None), *at) for i, *at in product(*parts.own)))
+        taken = starmap(partial, zip(repeat(taken_of), runs, places, strict=False))
+        operands = (self._operands(graph, a, parts.x, g.c_in) for a in others)
+        graph.blocks(chunks, taken, self._operands(graph, dy, parts.y, g.c_out), *operands)
+        return graph.array(chunks, self.dtype, dy)
+
     def _borders(
         self,
         graph: Graph,
@@ -187,7 +225,7 @@ class Chunked(Schedule):
     def _parts(self, over: Side, cuts: list[list[int]], *, written_out: bool = False) -> Parts:
         """What lies between the cuts, axis by axis; with the padding as zeros, or `written_out` and read as input."""
         g = self.geometry
-        parts = Parts([], [], [])
+        parts = Parts([], [], [], [])
         for axis, cut in zip((Axis(g.batch, 1), *g.axes), cuts, strict=True):
             line = g.along((axis,)).zero_padded()
             line = line.extended() if written_out else line
@@ -195,6 +233,9 @@ class Chunked(Schedule):
             if written_out and over == "inputs":
                 tiles = [tile for tile in tiles if tile.geometry.pixels]
             read = partial(axis.runs, g.pad_mode) if written_out and axis.is_padded else _all
+            if over == "windows":
+                parts.own.append([own(tile.geometry, tile.whole.geometry)[2] for tile in tiles])
+                tiles = [tile.whole for tile in tiles]
             parts.axes.append([tile.geometry.axes[0] for tile in tiles])
             parts.x.append([list(read(tile.x[2])) for tile in tiles])
             parts.y.append([_all(tile.y[2]) for tile in tiles])

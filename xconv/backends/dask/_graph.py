@@ -262,6 +262,13 @@ def _assembled(recipe: Recipe, results: Iterator[Array]) -> Array:
     return joined(xp, parts)
 
 
+def taken_of(run: Callable[..., Array], index: Index, *operands: Array) -> Array:
+    """A part of what a task makes."""
+    made = run(*operands)
+    part = made[index]
+    return part if part.shape == made.shape else part.copy()  # so that the rest can go
+
+
 def _retracted(block: Index, runs: tuple[Run, ...], channels_last: bool, strip: Array) -> Array:  # noqa: FBT001
     xp = array_api_compat.array_namespace(strip)
     strip = xp.moveaxis(strip, -1, 1) if channels_last else strip

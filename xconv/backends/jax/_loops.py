@@ -43,27 +43,33 @@ def written(x: Array, index: Index, part: Array) -> Array:
 
 def repeated(step: Step, tiles: Iterable[Tile], made: Array) -> Array:
     """What becomes of `made` by a step for every tile, those that are alike one after the other."""
-    groups: dict[Geometry, list[Tile]] = {}
+    groups: dict[tuple[Geometry | None, ...], list[Tile]] = {}
     for tile in tiles:
-        groups.setdefault(tile.geometry, []).append(tile)
-    for g, alike in groups.items():
-        made = step(alike[0], made) if len(alike) == 1 else _loop(step, g, alike, made)
+        groups.setdefault((tile.geometry, tile.whole and tile.whole.geometry), []).append(tile)
+    for alike in groups.values():
+        made = step(alike[0], made) if len(alike) == 1 else _loop(step, alike, made)
     return made
 
 
-def _loop(step: Step, g: Geometry, tiles: list[Tile], made: Array) -> Array:
+def _loop(step: Step, tiles: list[Tile], made: Array) -> Array:
     from jax import lax, numpy
 
-    def turn(so_far: Array, places: Array) -> tuple[Array, None]:
+    def moved(tile: Tile, places: Array) -> Tile:
         x, y = (
             tuple[Any, ...](Moving(places[side, at], size) for at, size in enumerate(shape))
-            for side, shape in enumerate((g.x_shape, g.y_shape))
+            for side, shape in enumerate((tile.geometry.x_shape, tile.geometry.y_shape))
         )
-        return step(Tile(g, x, y), so_far), None
+        return Tile(tile.geometry, x, y, tile.whole and moved(tile.whole, places[2:]))
+
+    def turn(so_far: Array, places: Array) -> tuple[Array, None]:
+        return step(moved(tiles[0], places), so_far), None
+
+    def starts(tile: Tile) -> list[list[int]]:
+        here = [[i.start or 0 for i in index] for index in (tile.x, tile.y)]
+        return here + starts(tile.whole) if tile.whole else here
 
     # A table, as JAX loses a counter of the loop where gradients of its own are differentiated in a scan.
-    table = [[[i.start or 0 for i in index] for index in (tile.x, tile.y)] for tile in tiles]
-    made, _ = lax.scan(turn, made, numpy.asarray(table, dtype="uint32"))
+    made, _ = lax.scan(turn, made, numpy.asarray([starts(tile) for tile in tiles], dtype="uint32"))
     return made
 
 

@@ -11,7 +11,7 @@ from ..._typing import Array, DType, Index, Shape
 from ...algorithms import PORTABLE
 from ...primitives import Costs, Grid, Matrices, along, block_order
 from .._backend import MIB, Backend
-from . import _depthwise, _fourier, _spectra, _windows
+from . import _depthwise, _fourier, _pooling, _spectra, _windows
 from ._costs import numpy_costs
 from ._mec import Mec
 from ._memory import KeptMemory
@@ -56,6 +56,15 @@ class NumpyBackend(KeptMemory):
 
     def retract(self, dx: Array, runs: tuple[Run, ...]) -> Array:
         return _windows.retracted(self.scratch.take, dx, runs)
+
+    # pooling
+
+    def max_pool(self, x: Array, g: Geometry, out: Array | None = None) -> Array:
+        out = self.scratch.take(g.y_shape, x.dtype) if out is None else out
+        return _pooling.largest(self.scratch.take, x, g, out)
+
+    def max_pool_grad(self, dy: Array, x: Array, g: Geometry) -> Array:
+        return _pooling.gradient(self.scratch.take, dy, x, g)
 
     # depthwise
 

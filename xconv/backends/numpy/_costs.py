@@ -6,7 +6,7 @@ from functools import cache
 from ..._geometry import Geometry
 from ..._typing import DType, Function
 from ...primitives import Costs, Grid, Matrices, Product
-from . import _depthwise, _fourier, _products, _spectra, _windows
+from . import _depthwise, _fourier, _pooling, _products, _spectra, _windows
 
 #: A multiply-add of a large product, in those of one of usual size.
 PRODUCT = 0.45
@@ -92,6 +92,15 @@ class NumpyCosts(Costs):
         products = slower * self.row_product * work + copies + self.row_call * g.batch * g.groups * g.out[0]
         columns = self.width * self.window * unfolded + self.row * unfolded / _run(g)
         return self.multiply * products + columns + 16 * self.call
+
+    def max_pool(self, g: Geometry, *, gradient: bool) -> float:
+        """A pass over the rows, and one over the outputs for every tap of the last axis; three more for a gradient."""
+        elements = math.prod(g.x_shape) + math.prod(g.y_shape) * sum(g.kernel)
+        return self.moved(3 * elements if gradient else elements, sum(g.kernel))
+
+    def max_pool_spare(self, g: Geometry, *, gradient: bool) -> int:
+        itemsize = round(4 * self.width)
+        return -(-_pooling.spare(g, itemsize, gradient=gradient) // itemsize)
 
     def depthwise(self, function: Function, g: Geometry) -> float:
         del function

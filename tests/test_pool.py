@@ -1,0 +1,280 @@
+"""Pooling: the largest element of every window, its mean, and what comes back from either."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from oracle import Pool
+from strategies import cases
+
+import xconv
+
+#: The shape of x, and how it is pooled.
+GEOMETRIES = {
+    "1d": ((2, 3, 9), (3,), {"padding": 1, "stride": 2}),
+    "2d": ((2, 3, 7, 8), (3, 2), {"padding": (1, (0, 1)), "stride": (2, 1)}),
+    "2d-tiles": ((1, 2, 6, 9), (2, 3), {}),
+    "gaps": ((1, 2, 9, 11), (2, 1), {"stride": (4, 3), "padding": ((1, 0), 0)}),
+    "dilated": ((1, 2, 8, 9), (2, 3), {"stride": 1, "dilation": (3, 2), "padding": ((2, 3), 1)}),
+    "cropped": ((1, 2, 8, 7), (2, 2), {"stride": 1, "padding": ((-2, 1), (1, -1))}),
+    "3d": ((1, 2, 4, 5, 3), (2, 3, 2), {"padding": 1, "stride": (1, 2, 2)}),
+    "4d": ((1, 1, 3, 2, 4, 3), (2, 1, 2, 3), {"stride": 1}),
+    "nothing": ((1, 2, 3, 4), (2, 2), {"padding": (3, 2), "stride": 1, "dilation": (1, 2)}),
+    "long": ((1, 2, 30, 5), (11, 2), {"stride": 1, "padding": ((4, 6), 0)}),
+    "very long": ((1, 1, 40, 3), (17, 1), {"stride": 2, "dilation": 2, "padding": ((9, 3), 0)}),
+    "many taps": ((1, 1, 20, 21), (16, 18), {"stride": 1, "padding": (2, 1)}),
+    "one tap": ((2, 2, 4, 3), (1, 1), {}),
+}
+geometries = pytest.mark.parametrize("name", GEOMETRIES)
+layouts = pytest.mark.parametrize("layout", ["channels_first", "channels_last"])
+
+
+def pooled(name):
+    shape, kernel, options = GEOMETRIES[name]
+    return Pool(shape, kernel, **options), kernel, options
+
+
+def integers(rng, *shapes, limit=3):
+    """Small ones, of which many are equal."""
+    return [rng.integers(-limit, limit + 1, shape).astype(np.float64) for shape in shapes]
+
+
+def special(rng, x):
+    """`x` with some infinities of either sign, and few NaN."""
+    for value, share in ((np.inf, 0.1), (-np.inf, 0.4), (np.nan, 0.05)):
+        x = np.where(rng.random(x.shape) < share, value, x)
+    return x
+
+
+def equal(lib, actual, expected):
+    """The same numbers, NaN among them."""
+    values = lib.numpy(actual)
+    assert values.shape == expected.shape
+    np.testing.assert_array_equal(values.astype(expected.dtype), expected)
+
+
+def check_max(lib, x, dy, oracle, kernel, options, layout="channels_first"):
+    turned = [np.moveaxis(a, 1, -1) if layout == "channels_last" else a for a in (x, dy)]
+    x_, dy_ = map(lib.array, turned)
+    y, dx = oracle.max(x), oracle.max_grad(dy, x)
+    y, dx = (np.moveaxis(a, 1, -1) if layout == "channels_last" else a for a in (y, dx))
+    equal(lib, xconv.max_pool(x_, kernel, **options, layout=layout), y)
+    equal(lib, xconv.max_pool_grad(dy_, x_, kernel, **options, layout=layout), dx)
+
+
+@layouts
+@geometries
+def test_max(lib, rng, name, layout):
+    """Against plain loops, among equals, NaN and infinities."""
+    oracle, kernel, options = pooled(name)
+    x, dy = integers(rng, oracle.x_shape, oracle.y_shape)
+    check_max(lib, x, dy, oracle, kernel, options, layout)
+    check_max(lib, special(rng, x), dy, oracle, kernel, options, layout)
+
+
+@pytest.mark.parametrize("count_include_pad", [True, False])
+@layouts
+@geometries
+def test_avg(lib, rng, name, layout, count_include_pad):
+    oracle, kernel, options = pooled(name)
+    x, dy = integers(rng, oracle.x_shape, oracle.y_shape)
+    x, dy = 720720 * x, 720720 * dy  # divided by all numbers to 16, these are whole
+    options = {**options, "layout": layout, "count_include_pad": count_include_pad}
+    turned = [np.moveaxis(a, 1, -1) if layout == "channels_last" else a for a in (x, dy)]
+    x_, dy_ = map(lib.array, turned)
+    if not count_include_pad and 0 in oracle.sizes(count_include_pad=False):
+        for call in (
+            lambda: xconv.avg_pool(x_, kernel, **options),
+            lambda: xconv.avg_pool_grad(dy_, x_.shape, kernel, **options),
+        ):
+            with pytest.raises(ValueError, match="`padding` must leave an element in every window"):
+                call()
+        return
+    y = oracle.avg(x, count_include_pad=count_include_pad)
+    dx = oracle.avg_grad(dy, count_include_pad=count_include_pad)
+    y, dx = (np.moveaxis(a, 1, -1) if layout == "channels_last" else a for a in (y, dx))
+    bound = 4 * np.finfo(lib.real).eps * oracle.kernel[0] * 720720 * 3 * 300
+    lib.check(xconv.avg_pool(x_, kernel, **options), y, dtype=lib.real, bound=bound)
+    lib.check(xconv.avg_pool_grad(dy_, turned[0].shape, kernel, **options), dx, dtype=lib.real, bound=bound)
+
+
+def test_the_mean_of_equals_is_what_they_are(lib):
+    for number in (0.1, 7.0):
+        x = np.full((1, 2, 9, 9), number)
+        y = lib.numpy(xconv.avg_pool(lib.array(x), 3))
+        assert np.max(np.abs(y - number)) <= 9 * np.finfo(lib.real).eps * number
+    equal(lib, xconv.avg_pool(lib.array(np.full((1, 1, 7, 7), 3.0)), 7), np.full((1, 1, 1, 1), 3.0))
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "int32", "int64"])
+def test_integers(lib, rng, dtype):
+    info = np.iinfo(dtype)
+    x = rng.integers(info.min, info.max, (2, 2, 7, 6), dtype=dtype, endpoint=True)
+    x[0, :, :3] = info.min
+    for padding in (1, 3):
+        oracle = Pool(x.shape, (3, 2), stride=2, padding=padding)
+        dy = rng.integers(0, 5, oracle.y_shape).astype(dtype)
+        x_, dy_ = lib.array(x), lib.array(dy)
+        if not lib.has(dtype):
+            return
+        y = xconv.max_pool(x_, (3, 2), stride=2, padding=padding)
+        lib.check(y, oracle.max(x), dtype=dtype)
+        dx = xconv.max_pool_grad(dy_, x_, (3, 2), stride=2, padding=padding)
+        lib.check(dx, oracle.max_grad(dy, x), dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_floating(lib, rng, dtype):
+    """Half types are summed in float32, and rounded once."""
+    if lib.name in {"strict", "strictest"} and dtype != "float32":
+        pytest.skip("has no half types")
+    if lib.name == "torch":
+        to = {"float16": lib.xp.float16, "bfloat16": lib.xp.bfloat16, "float32": lib.xp.float32}[dtype]
+        make, back = (lambda a: lib.xp.asarray(a.astype(np.float32)).to(to)), lambda a: lib.numpy(a.to(lib.xp.float64))
+    else:
+        kind = np.dtype(getattr(ml_dtypes, dtype, dtype))
+        make, back = (lambda a: lib.array(a.astype(kind))), lambda a: lib.numpy(a).astype(np.float64)
+    x, dy = integers(rng, (2, 2, 7, 6), (2, 2, 4, 3))
+    oracle = Pool(x.shape, (3, 2), stride=2, padding=(1, 0))
+    x_, dy_ = make(x), make(dy)
+    options = {"stride": 2, "padding": (1, 0)}
+    results = (
+        (xconv.max_pool(x_, (3, 2), **options), oracle.max(x), 0),
+        (xconv.max_pool_grad(dy_, x_, (3, 2), **options), oracle.max_grad(dy, x), 0),
+        (xconv.avg_pool(x_, (3, 2), **options), oracle.avg(x), 2**-7),
+        (xconv.avg_pool_grad(dy_, x.shape, (3, 2), **options), oracle.avg_grad(dy), 2**-6),
+    )
+    for actual, expected, bound in results:
+        assert actual.dtype == x_.dtype
+        assert np.max(np.abs(back(actual) - expected)) <= bound * 3
+
+
+def test_complex_mean(lib, rng):
+    if not lib.has("complex128"):
+        pytest.skip("has none")
+    re, im, dre, dim = integers(rng, *(2 * [(1, 2, 6, 5)]), *(2 * [(1, 2, 3, 2)]))
+    x, dy = re + 1j * im, dre + 1j * dim
+    oracle = Pool(x.shape, (2, 2))
+    equal(lib, xconv.avg_pool(lib.array(x), 2), oracle.avg(x))
+    equal(lib, xconv.avg_pool_grad(lib.array(dy), x.shape, 2), oracle.avg_grad(dy))
+
+
+@pytest.mark.parametrize("shape", [(0, 2, 5), (2, 0, 5), (2, 2, 0), (0, 0, 0)])
+def test_empty(lib, shape):
+    """No images, no channels, and elements that are padding alone."""
+    x, out = lib.array(np.zeros(shape)), shape[2] + 2
+    dy = lib.array(np.ones((*shape[:2], out)))
+    options = {"stride": 1, "padding": 2}
+    equal(lib, xconv.max_pool(x, 3, **options), np.full((*shape[:2], out), -np.inf if shape[2] == 0 else 0))
+    equal(lib, xconv.max_pool_grad(dy[..., :], x, 3, **options) * 0, np.zeros(shape))
+    equal(lib, xconv.avg_pool(x, 3, **options), np.zeros((*shape[:2], out)))
+    equal(lib, xconv.avg_pool_grad(dy, shape, 3, **options) * 0, np.zeros(shape))
+
+
+@pytest.mark.parametrize(
+    "options", [{"padding": "same"}, {"padding": "same_lower"}, {"padding": "valid"}, {"padding": [[1, 0], 2]}]
+)
+def test_paddings_are_those_of_a_convolution(lib, rng, options):
+    (x,) = integers(rng, (1, 2, 6, 7))
+    cols = xconv.im2col(x, (2, 3), stride=2, **options) if options["padding"] == "valid" else None
+    y = xconv.max_pool(lib.array(x), (2, 3), stride=2, **options)
+    w = np.ones((2, 1, 2, 3))
+    assert tuple(y.shape) == xconv.conv(x, w, stride=2, groups=2, **options).shape
+    if cols is not None:
+        equal(lib, y, cols.max(axis=(2, 3)))
+    equal(
+        lib,
+        xconv.avg_pool(lib.array(x), (2, 3), stride=2, **options) * 6,
+        6 * (xconv.conv(x, w, stride=2, groups=2, algorithm="depthwise", **options) / 6),
+    )
+
+
+def test_adjoint(lib, rng):
+    x, dy = (2520 * a for a in integers(rng, (2, 2, 9, 8), (2, 2, 5, 4)))
+    for count in (True, False):
+        options = {"stride": 2, "padding": 1, "count_include_pad": count}
+        y = lib.numpy(xconv.avg_pool(lib.array(x), 3, **options)).astype(np.float64)
+        dx = lib.numpy(xconv.avg_pool_grad(lib.array(dy), x.shape, 3, **options)).astype(np.float64)
+        assert np.vdot(dy, y) == pytest.approx(np.vdot(dx, x), rel=1e-5 if lib.real == "float32" else 1e-12)
+
+
+def test_inputs_as_they_lie(lib, rng):
+    """Turned around, broadcast, with gaps; never written to, and no result is a view of them."""
+    if lib.name not in {"numpy", "cupy", "cupy-on-host"}:
+        pytest.skip("lies as it lies")
+    x, dy = integers(rng, (2, 3, 8, 8), (2, 3, 4, 4))
+    oracle = Pool(x.shape, (2, 2))
+    plain, back = oracle.max(x), oracle.max_grad(dy, x)
+    x_ = lib.array(np.ascontiguousarray(x.transpose(3, 1, 0, 2))).transpose(2, 1, 3, 0)
+    dy_ = lib.array(np.flip(dy).copy())[::-1, ::-1, ::-1, ::-1]
+    equal(lib, xconv.max_pool(x_, 2), plain)
+    equal(lib, xconv.max_pool_grad(dy_, x_, 2), back)
+    equal(lib, xconv.avg_pool_grad(dy_, x.shape, 2), oracle.avg_grad(dy))
+    one = lib.array(np.ones((1, 1, 1, 1)))
+    wide = lib.xp.broadcast_to(one, (2, 3, 8, 8))
+    equal(lib, xconv.avg_pool(wide, 2), np.ones((2, 3, 4, 4)))
+    same = xconv.max_pool(x_, 1)
+    same[...] = 7
+    equal(lib, x_, x)
+
+
+@pytest.mark.numpy_only
+def test_read_only(rng):
+    x, dy = integers(rng, (1, 2, 6, 6), (1, 2, 3, 3))
+    x.flags.writeable = dy.flags.writeable = False
+    with xconv.config(threads=2):
+        assert np.array_equal(xconv.max_pool_grad(dy, x, 2), Pool(x.shape, (2, 2)).max_grad(dy, x))
+    assert xconv.max_pool(x, 1).flags.writeable
+
+
+@layouts
+@pytest.mark.parametrize("name", ["2d", "gaps", "dilated", "cropped", "nothing", "long", "3d"])
+def test_tiles_change_nothing(lib, rng, name, layout):
+    """A workspace that has room for little, down to a tile of a few elements: the same in every bit."""
+    oracle, kernel, options = pooled(name)
+    x, dy = special(rng, rng.standard_normal(oracle.x_shape)), rng.standard_normal(oracle.y_shape)
+    x_, dy_ = (lib.array(np.moveaxis(a, 1, -1) if layout == "channels_last" else a) for a in (x, dy))
+    options = {**options, "layout": layout}
+    calls = {
+        "max_pool": lambda: xconv.max_pool(x_, kernel, **options),
+        "max_pool_grad": lambda: xconv.max_pool_grad(dy_, x_, kernel, **options),
+        "avg_pool": lambda: xconv.avg_pool(dy_ if name == "one tap" else x_, kernel, **options),
+        "avg_pool_grad": lambda: xconv.avg_pool_grad(dy_, x_.shape, kernel, **options),
+    }
+    for function, call in calls.items():
+        with np.errstate(invalid="ignore"):  # of infinities
+            whole = lib.numpy(call())
+            least = least_workspace(call)
+            for workspace in (least, 2 * least, 5 * least) if lib.name == "numpy" else (6 * least,):
+                with xconv.config(workspace=workspace):
+                    np.testing.assert_array_equal(lib.numpy(call()), whole, err_msg=function)
+
+
+def least_workspace(call):
+    try:
+        with xconv.config(workspace=1):
+            call()
+    except ValueError as error:
+        return int(str(error).split("at least ")[1].split(" ")[0])
+    return 1
+
+
+def test_any_geometry(lib):
+    @lib.examples(10)
+    @given(case=cases(), limit=st.sampled_from([1, 1000]), workspace=st.sampled_from([None, 2**16]))
+    def check(case, limit, workspace):
+        shape, kernel = (case.x_shape[0], 2, *case.x_shape[2:]), case.w_shape[2:]
+        options = {name: case.options[name] for name in ("stride", "padding", "dilation")}
+        oracle = Pool(shape, kernel, **options)
+        x, dy = case.integers(shape, oracle.y_shape, limit=limit)
+        with xconv.config(workspace=workspace):
+            check_max(lib, x, dy, oracle, kernel, options, case.layout)
+            options["layout"] = case.layout
+            x_, dy_ = lib.array(case.in_layout(x)), lib.array(case.in_layout(dy))
+            bound = 1e3 * 1e3 * np.finfo(lib.real).eps
+            lib.check(xconv.avg_pool(x_, kernel, **options), case.in_layout(oracle.avg(x)), bound=bound)
+            dx = xconv.avg_pool_grad(dy_, x_.shape, kernel, **options)
+            lib.check(dx, case.in_layout(oracle.avg_grad(dy)), bound=bound)
+
+    check()

@@ -1,0 +1,172 @@
+"""The largest element of every window of NumPy arrays, and where it was read, in kept memory.
+
+The axes are taken one after the other: the largest of a window is that of its rows' largest. So a kernel takes as many
+operations as it is long on all axes together, and a long axis the logarithm of that, by windows of twice the length.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from ..._axis import Axis
+from ..._geometry import Geometry
+from ..._typing import Array, DType, Shape
+from ...primitives import along
+from ._scratch import Take
+
+#: The most taps whose numbers fit into a byte, with one more that stands for none.
+IN_A_BYTE = 255
+
+
+def largest(take: Take, x: Array, g: Geometry, out: Array) -> Array:
+    """The largest element of every window, into `out`."""
+    steps = [(at, a) for at, a in enumerate(g.axes, start=2) if a.kernel > 1 or a.is_padded or a.out != a.size]
+    for at, axis in steps[:-1]:
+        x = _along(take, at, axis, x, _made(take, g, (*x.shape[:at], axis.out, *x.shape[at + 1 :]), x.dtype))
+    if steps:
+        return _along(take, *steps[-1], x, out)
+    out[...] = x
+    return out
+
+
+def gradient(take: Take, dy: Array, x: Array, g: Geometry) -> Array:
+    """What of `dy` every element gets: all of a window's, where it is the first of the largest."""
+    order = g.in_layout(tuple(range(dy.ndim)))
+    made = _made(take, g, (g.batch, g.c_in, *g.padded), dy.dtype)
+    made.fill(0)
+    steps = [step // dy.itemsize for step in made.strides]
+    found = _first(take, x, g)
+    places = _made(take, g, g.y_shape, np.dtype(np.intp))
+    np.take(
+        _sums(g.kernel, [a.dilation * s for a, s in zip(g.axes, steps[2:], strict=True)]),
+        found,
+        out=places,
+        mode="clip",
+    )
+    strides = [*steps[:2], *(a.stride * s for a, s in zip(g.axes, steps[2:], strict=True))]
+    for part in (slice(0, 2), slice(2, None)):  # the images, and what is within each
+        lengths = [n if i in range(dy.ndim)[part] else 1 for i, n in enumerate(g.y_shape)]
+        np.add(places, _sums(lengths, strides).reshape(lengths), out=places)
+    places, dy, seen = (a.transpose(order).reshape(-1) for a in (places, dy, found))
+    if g.is_blind:
+        places, dy = (a[seen < g.taps] for a in (places, dy))
+    np.add.at(made.transpose(order).reshape(-1, copy=False), places, dy)
+    outer, inner = g.kept
+    if not g.is_cropped:
+        return made[outer]
+    dx = take(g.x_shape, made.dtype)
+    dx.fill(0)
+    dx[inner] = made[outer]
+    return dx
+
+
+def _sums(lengths: Sequence[int], steps: Sequence[int]) -> Array:
+    """Where every index lies in memory with these steps, one behind the other."""
+    sums = np.zeros(1, np.intp)
+    for length, step in zip(lengths, steps, strict=True):
+        sums = (sums[:, None] + step * np.arange(length)).reshape(-1)
+    return sums
+
+
+def spare(g: Geometry, itemsize: int, *, gradient: bool) -> int:
+    """Bytes that either needs at once beside what it takes and makes, at most."""
+    size, sizes = math.prod(g.x_shape), []
+    for axis in g.axes:
+        line = size // max(1, axis.size)
+        size = line * axis.out
+        sizes.append((size, 2 * line * axis.padded if _doubles(axis) else 0))
+    numbers, lines = (sum(each) for each in zip(*sizes, strict=True))
+    if not gradient:
+        return itemsize * (numbers + lines)
+    padded, outputs = g.batch * g.c_in * math.prod(g.padded), math.prod(g.y_shape)
+    width = 1 if g.taps < IN_A_BYTE else 4
+    found = (itemsize + 4 * width + 2) * numbers
+    return itemsize * (lines + padded + math.prod(g.x_shape) + 2 * outputs) + found + 18 * outputs
+
+
+def _made(take: Take, g: Geometry, shape: Shape, dtype: DType) -> Array:
+    """Memory that lies as the caller's images do."""
+    made = take(g.in_layout(shape), dtype)
+    return np.moveaxis(made, -1, 1) if g.channels_last else made
+
+
+def _doubles(axis: Axis) -> bool:
+    """Whether windows of twice the length, again and again, are fewer operations than taps."""
+    return (axis.kernel.bit_length() + 1) * axis.stride < axis.kernel and axis.out > 0
+
+
+def _along(take: Take, at: int, axis: Axis, x: Array, out: Array) -> Array:
+    """The largest of every window along one axis, into `out`."""
+    if _doubles(axis):
+        return _doubled(take, at, axis, x, out)
+    taps = [axis.seen(tap) for tap in range(axis.kernel)]
+    taps.sort(key=lambda tap: tap[0].start - tap[0].stop)  # those first that most outputs see
+    everywhere = [x[along(at, elements)] for outputs, elements in taps if outputs == slice(0, axis.out)]
+    if len(everywhere) > 1:
+        np.maximum(everywhere[0], everywhere[1], out=out)
+    else:
+        out[...] = everywhere[0] if everywhere else lowest(x.dtype)
+    for outputs, elements in taps[min(2, len(everywhere)) :]:
+        part = out[along(at, outputs)]
+        np.maximum(part, x[along(at, elements)], out=part)
+    return out
+
+
+def _doubled(take: Take, at: int, axis: Axis, x: Array, out: Array) -> Array:
+    """The same by windows of twice the length, again and again, and two of these that cover the kernel."""
+    shape = (*x.shape[:at], axis.padded, *x.shape[at + 1 :])
+    line, other, width = take(shape, x.dtype), take(shape, x.dtype), 1
+    outer, inner = axis.kept
+    line[along(at, slice(0, outer.start))] = line[along(at, slice(outer.stop, None))] = lowest(x.dtype)
+    line[along(at, outer)] = x[along(at, inner)]
+    while 2 * width < axis.kernel:
+        reach = width * axis.dilation
+        longer = other[along(at, slice(0, line.shape[at] - reach))]
+        np.maximum(line[along(at, slice(None, -reach))], line[along(at, slice(reach, None))], out=longer)
+        line, other, width = longer, line, 2 * width
+    more = (axis.kernel - width) * axis.dilation
+    first, last = slice(0, axis.span, axis.stride), slice(more, more + axis.span, axis.stride)
+    return np.maximum(line[along(at, first)], line[along(at, last)], out=out)
+
+
+def _first(take: Take, x: Array, g: Geometry) -> Array:
+    """The number of the tap that reads the largest, of equals the first; one above all where none does.
+
+    Of the rows' firsts, that is the first in the first row.
+    """
+    dtype: DType = np.dtype(np.uint8 if g.taps < IN_A_BYTE else np.uint32)
+    none = int(np.iinfo(dtype).max)
+    found, step = _made(take, g, x.shape, dtype), g.taps
+    found.fill(0)
+    for at, axis in enumerate(g.axes, start=2):
+        step //= axis.kernel
+        shape = (*x.shape[:at], axis.out, *x.shape[at + 1 :])
+        best = _along(take, at, axis, x, _made(take, g, shape, x.dtype))
+        numbers, other, equal = (_made(take, g, shape, d) for d in (dtype, dtype, np.dtype(bool)))
+        missed = equal.view(np.uint8) if dtype.itemsize == 1 else _made(take, g, shape, dtype)
+        numbers.fill(none)
+        with_nan = x.dtype.kind not in "iu" and not np.equal(best, best, out=equal).all()
+        for tap in range(axis.kernel):
+            outputs, elements = axis.seen(tap)
+            part, later = along(at, outputs), x[along(at, elements)]
+            hit, number = equal[part], other[part]
+            np.equal(later, best[part], out=hit)
+            if with_nan:
+                hit |= later != later  # noqa: PLR0124
+            bits = np.subtract(hit.view(np.uint8), 1, out=missed[part], dtype=dtype)  # all but for a hit
+            np.add(found[along(at, elements)], dtype.type(tap * step), out=number)
+            np.minimum(numbers[part], np.bitwise_or(number, bits, out=number), out=numbers[part])
+        x, found = best, numbers
+    for at, axis in enumerate(g.axes, start=2):
+        end = 0
+        for length, taps in axis.counts:
+            begin, end = end, end + length
+            if not taps:
+                found[along(at, slice(begin, end))] = none
+    return found
+
+
+def lowest(dtype: DType) -> float:
+    """What no number is below."""
+    return int(np.iinfo(dtype).min) if dtype.kind in "iu" else -math.inf

@@ -1,0 +1,103 @@
+"""The largest element of every window, in the pure array-API standard.
+
+Axis by axis from the last one on, an element takes the place of those before it where it is larger, or the first that
+is no number. So the first of equals stays, and derivatives of the chain go to it alone.
+"""
+
+import math
+from collections.abc import Iterator
+
+from .._axis import Axis
+from .._geometry import Geometry
+from .._typing import Array, DType, Namespace
+from . import _windows
+from ._pieces import along, device, pad, zeros
+
+
+def largest(xp: Namespace, x: Array, g: Geometry) -> Array:
+    """The largest element of every window, ``(n, c, *out)``."""
+    for at, axis in _axes(g):
+        (x,) = _along(xp, at, axis, x)
+    return x * 1 if g.taps == 1 else x  # or it would share its memory with the input
+
+
+def first(xp: Namespace, x: Array, g: Geometry) -> Array:
+    """The number of the tap that reads it, of equals the first; one that no tap has where a window sees nothing."""
+    taps, behind = zeros(xp, x.shape, xp.int32, x), 1
+    for at, axis in _axes(g):
+        x, taps = _along(xp, at, axis, x, taps, behind)
+        behind *= axis.kernel
+    return taps + g.taps * xp.astype(counts(xp, g, xp.int32, x) == 0, xp.int32) if g.is_blind else taps
+
+
+def spread(xp: Namespace, dy: Array, found: Array, g: Geometry) -> Array:
+    """The result's gradient as columns, each of its elements at the tap that was found."""
+    none = zeros(xp, dy.shape, dy.dtype, dy)
+    taps = [xp.where(found == tap, dy, none) for tap in range(g.taps)]
+    return xp.reshape(xp.stack(taps, axis=2), g.columns_shape)
+
+
+def spare(g: Geometry, *, gradient: bool) -> int:
+    """Elements that either function needs at once beside what it takes and makes, at most."""
+    size, most = math.prod(g.x_shape), 0
+    for _, axis in _axes(g):
+        line = size // max(1, axis.size)
+        size = line * axis.out
+        most = max(most, line * axis.padded + 6 * size)
+    if not gradient:
+        return most
+    return 4 * most + 2 * math.prod(g.columns_shape) + _windows.spare(g)
+
+
+def counts(xp: Namespace, g: Geometry, dtype: DType, like: Array) -> Array:
+    """How many elements every window sees, ``(*out)``; on the device of `like`."""
+    made, behind = None, len(g.axes)
+    for axis in g.axes:
+        behind -= 1
+        parts = [xp.full((length,), n, dtype=dtype, device=device(like)) for length, n in axis.counts]
+        line = xp.reshape(xp.concat(parts), (axis.out, *(1,) * behind))
+        made = line if made is None else made * line
+    return made
+
+
+def _axes(g: Geometry) -> Iterator[tuple[int, Axis]]:
+    return reversed(list(enumerate(g.axes, start=2)))
+
+
+def _along(xp: Namespace, at: int, axis: Axis, x: Array, taps: Array | None = None, step: int = 1) -> list[Array]:
+    """The largest of every window along one axis; and the number of its tap, if that along the axes behind is given."""
+    integral = xp.isdtype(x.dtype, "integral")
+    best: list[Array] = []
+    given = [pad(xp, x, at, axis.lo, axis.hi, _lowest(xp, x.dtype))]
+    if taps is not None:
+        given.append(pad(xp, taps, at, axis.lo, axis.hi))
+    for tap in range(axis.kernel):
+        start = tap * axis.dilation
+        later = [a[along(at, slice(start, start + max(0, axis.span), axis.stride))] for a in given]
+        if taps is not None:
+            later[1] = later[1] + tap * step
+        if not best:
+            best = later
+            continue
+        better = later[0] > best[0]
+        if not integral:
+            better = xp.logical_or(better, xp.logical_and(later[0] != later[0], best[0] == best[0]))
+        outputs, _ = axis.seen(tap)
+        before = -((start - axis.dilation - axis.lo) // axis.stride)  # the first output whose taps up to here see any
+        unseen = slice(outputs.start, min(outputs.stop, before))
+        best = [_taken(xp, better, new, old, at, unseen) for new, old in zip(later, best, strict=True)]
+    return best
+
+
+def _lowest(xp: Namespace, dtype: DType) -> float:
+    """What no number is below."""
+    return int(xp.iinfo(dtype).min) if xp.isdtype(dtype, "integral") else -math.inf
+
+
+def _taken(xp: Namespace, better: Array, later: Array, best: Array, at: int, unseen: slice) -> Array:
+    """The better ones, and the later ones where nothing was before."""
+    best = xp.where(better, later, best)
+    if unseen.start >= unseen.stop:
+        return best
+    parts = (best, slice(0, unseen.start)), (later, unseen), (best, slice(unseen.stop, None))
+    return xp.concat([a[along(at, part)] for a, part in parts], axis=at)
