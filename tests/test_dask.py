@@ -18,6 +18,7 @@ from oracle import Oracle
 from strategies import cases
 
 import xconv
+from xconv._arguments import geometry
 from xconv._geometry import Geometry
 from xconv.backends import Backend
 
@@ -111,6 +112,46 @@ def test_windows_in_any_chunks(case, data):
     lazy = da.from_array(cols, chunks=data.draw(cut(cols.shape)))
     found = xconv.col2im(lazy, case.x_shape[2:], **options)
     assert np.array_equal(found.compute(), xconv.col2im(cols, case.x_shape[2:], **options))
+
+
+@settings(max_examples=60)
+@given(case=cases(), data=st.data(), count_include_pad=st.booleans())
+def test_pooling_in_any_chunks(never, case, data, count_include_pad):
+    """The numbers that NumPy's arrays give, in every bit."""
+    shape = (case.x_shape[0], 2, *case.x_shape[2:])
+    options = {name: case.options[name] for name in ("stride", "padding", "dilation")} | {"layout": case.layout}
+    x = np.random.default_rng(case.seed).choice([0.1, 0.3, 7.0, -np.inf], shape)
+    x, kernel = case.in_layout(x), case.w_shape[2:]
+    y = xconv.max_pool(x, kernel, **options)
+    dy = np.random.default_rng(case.seed).standard_normal(y.shape)
+    x_, dy_ = (da.from_array(a, chunks=data.draw(cut(a.shape))) for a in (x, dy))
+    calls = [
+        (lambda dy, x: xconv.max_pool(x, kernel, **options)),
+        (lambda dy, x: xconv.max_pool_grad(dy, x, kernel, **options)),
+    ]
+    options_of_mean = {**options, "count_include_pad": count_include_pad}
+    sizes = {name: options[name] for name in ("stride", "padding", "dilation")}
+    if count_include_pad or not geometry(shape, (2, 2, *kernel), **sizes).is_blind:
+        calls.append(lambda dy, x: xconv.avg_pool(x, kernel, **options_of_mean))
+        calls.append(lambda dy, x: xconv.avg_pool_grad(dy, x.shape, kernel, **options_of_mean))
+    for call in calls:
+        with never, np.errstate(invalid="ignore"):
+            lazy = call(dy_, x_)
+        assert isinstance(lazy, da.Array)
+        computed = lazy.compute()
+        assert computed.dtype == lazy.dtype == np.float64
+        np.testing.assert_array_equal(computed, call(dy, x))
+
+
+def test_pooling_moves_no_more_than_halos():
+    x = da.zeros((1, 2, 400, 400), chunks=(1, 2, 100, 100))
+    y = xconv.max_pool(x, 3, stride=2, padding=1)
+    assert y.chunks == ((1,), (2,), (50,) * 4, (50,) * 4)
+    assert moved(y) == 2 * (2 * 3 * 400 + 9)
+    dx = xconv.max_pool_grad(y, x, 3, stride=2, padding=1)
+    assert dx.chunks == x.chunks
+    assert max(kinds(dx).values()) <= 9 * 16
+    assert moved(xconv.avg_pool_grad(y, x.shape, 3, stride=2, padding=1)) < 2 * 2 * 3 * 200 + 100
 
 
 @pytest.mark.parametrize("layout", ["channels_first", "channels_last"])

@@ -71,18 +71,18 @@ def _sums(lengths: Sequence[int], steps: Sequence[int]) -> Array:
 
 def spare(g: Geometry, itemsize: int, *, gradient: bool) -> int:
     """Bytes that either needs at once beside what it takes and makes, at most."""
-    size, sizes = math.prod(g.x_shape), []
+    size, made, lines = math.prod(g.x_shape), 0, 0
     for axis in g.axes:
         line = size // max(1, axis.size)
         size = line * axis.out
-        sizes.append((size, 2 * line * axis.padded if _doubles(axis) else 0))
-    numbers, lines = (sum(each) for each in zip(*sizes, strict=True))
+        made += size
+        lines += 2 * line * axis.padded if _doubles(axis) else 0
     if not gradient:
-        return itemsize * (numbers + lines)
-    padded, outputs = g.batch * g.c_in * math.prod(g.padded), math.prod(g.y_shape)
-    width = 1 if g.taps < IN_A_BYTE else 4
-    found = (itemsize + 4 * width + 2) * numbers
-    return itemsize * (lines + padded + math.prod(g.x_shape) + 2 * outputs) + found + 18 * outputs
+        return itemsize * (made + lines)
+    width, outputs = 1 if g.taps < IN_A_BYTE else 4, math.prod(g.y_shape)
+    summed = g.batch * g.c_in * math.prod(g.padded) + math.prod(g.x_shape) + 2 * outputs
+    found = (itemsize + 4 * width + 2) * made + width * math.prod(g.x_shape)
+    return itemsize * (lines + summed) + found + 24 * outputs
 
 
 def _made(take: Take, g: Geometry, shape: Shape, dtype: DType) -> Array:
