@@ -129,6 +129,12 @@ class Library:
             return array.detach().cpu().numpy()
         return np.asarray(array)
 
+    def is_in_order(self, array):
+        """Whether its elements follow one another in memory, where the library tells."""
+        if self.name == "torch":
+            return array.is_contiguous()
+        return not hasattr(array, "flags") or array.flags.c_contiguous
+
     def check(self, actual, expected, *, dtype=None, bound=0.0):
         """Assert the library, dtype and shape of `actual`, and its values to within `bound` (0 means equal)."""
         import array_api_compat

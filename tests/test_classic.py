@@ -1,5 +1,7 @@
 """The classic four: shapes, order of the columns and values of the tutorial, and its gradients."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -37,6 +39,25 @@ def test_columns_and_back(lib, rng, kh, kw, padding, stride):
     back = xconv.col2im_indices(lib.array(cols), X.shape, kh, kw, padding, stride)
     assert back.shape == X.shape
     assert np.vdot(cols, expected) == np.vdot(lib.numpy(back), X)
+
+
+@pytest.mark.numpy_only
+def test_columns_are_written_once_and_read_where_they_are(rng):
+    X = rng.standard_normal((16, 8, 20, 20))
+    tracemalloc.start()
+    try:
+        cols = xconv.im2col_indices(X, 3, 3)
+        assert tracemalloc.get_traced_memory()[1] < 1.2 * cols.nbytes
+        assert np.shares_memory(cols, cols.base)
+        assert cols.base.nbytes == cols.nbytes
+        for given in (cols, np.asfortranarray(cols), np.repeat(cols, 2, axis=1)[:, ::2]):
+            tracemalloc.reset_peak()
+            before = tracemalloc.get_traced_memory()[0]
+            back = xconv.col2im_indices(given, X.shape)
+            assert tracemalloc.get_traced_memory()[1] - before < 0.5 * cols.nbytes
+            assert np.allclose(back, xconv.col2im_indices(cols, X.shape))
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("bias", [(4, 1), (4,)])

@@ -1,6 +1,7 @@
 """What a convolution is: its sizes, its dtypes, its options, and the identities between them."""
 
 import math
+import tracemalloc
 
 import ml_dtypes
 import numpy as np
@@ -455,6 +456,43 @@ def test_windows_of_every_dtype(lib, rng):
         back = oracle.col2im(oracle.im2col(x).astype(float)) % (256 if name.endswith("8") else 1e9)
         expected = back.astype(np.uint8).view(name).astype(float) if name == "int8" else back
         lib.check(xconv.col2im(cols, (5, 4), stride=(2, 1)), expected, dtype=name)
+
+
+ORDERS = {"rows": (0, 4, 5, 1, 2, 3), "columns": (1, 2, 3, 4, 5, 0), "last": (0, -4, -3, -2, -1, 1), "same": range(6)}
+
+
+@pytest.mark.parametrize("axes", ORDERS.values(), ids=ORDERS)
+@pytest.mark.parametrize("tiled", [False, True])
+def test_windows_in_any_order(lib, rng, axes, tiled):
+    x = rng.integers(-9, 10, (3, 2, 9, 8)).astype(float)
+    options = {"stride": (2, 1), "padding": 1}
+    expected = Oracle(x.shape, (1, 2, 3, 2), **options).im2col(x).transpose(axes)
+    least = {"numpy": 2**11, "strict": 2**13}.get(lib.name)
+    if tiled and least is None:
+        pytest.skip("takes no memory beside the result, or is made as the strict library is")
+    with xconv.config(workspace=least if tiled else None):
+        cols = xconv.im2col(lib.array(x), (3, 2), **options, axes=axes)
+        lib.check(cols, expected)
+        assert lib.is_in_order(cols)
+        back = xconv.col2im(cols, (9, 8), **options, axes=axes)
+    plain = xconv.col2im(xconv.im2col(lib.array(x), (3, 2), **options), (9, 8), **options)
+    lib.check(back, lib.numpy(plain))
+
+
+@pytest.mark.numpy_only
+def test_windows_are_written_once(rng):
+    """In the order that the caller asks for: nothing else is as large."""
+    x = rng.standard_normal((8, 16, 20, 20))
+    cols = xconv.im2col(x, 3, axes=(0, 4, 5, 1, 2, 3))
+    rows = cols.reshape(8 * 18 * 18, 16 * 9, copy=False)
+    assert rows.base is cols.base
+    assert cols.base.nbytes == cols.nbytes
+    tracemalloc.start()
+    try:
+        xconv.im2col(x, 3, axes=(0, 4, 5, 1, 2, 3))
+        assert tracemalloc.get_traced_memory()[1] < 1.1 * cols.nbytes
+    finally:
+        tracemalloc.stop()
 
 
 def test_col2im_counts_the_windows(lib):

@@ -275,6 +275,15 @@ BAD = {
     "window of nothing": (lambda: xconv.im2col(ones(3), 3), ValueError, "`x` must have a batch"),
     "window too large": (lambda: xconv.im2col(X, 8), ValueError, "kernel must fit into the padded input"),
     "bool windows": (lambda: xconv.im2col(X > 0, 3), TypeError, "`x` bool"),
+    "order": (
+        lambda: xconv.im2col(X, 3, axes=(0, 1, 2)),
+        ValueError,
+        "`axes` must be a permutation of the 6 axes (n, c,",
+    ),
+    "order twice": (lambda: xconv.im2col(X, 3, axes=(0, 1, 2, 3, 4, -2)), ValueError, "got (0, 1, 2, 3, 4, -2)"),
+    "order beyond": (lambda: xconv.col2im(ones(1, 1, 3, 3), 5, axes=(0, 1, 2, 4)), ValueError, "`axes` must be"),
+    "order of floats": (lambda: xconv.im2col(X, 3, axes=(0.0, 1, 2, 3, 4, 5)), TypeError, "`axes`"),
+    "order by name": (lambda: xconv.col2im(ones(1, 1, 3, 3), 5, axes="nckd"), TypeError, "`axes`"),
     "cols odd": (lambda: xconv.col2im(ones(1, 1, 3, 3, 5), 5), ValueError, "`cols` must have the axes"),
     "cols size": (lambda: xconv.col2im(ones(1, 1, 3, 4), 5), ValueError, "`cols` must have the output size (3,)"),
     "sizes": (

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from hypothesis import assume, given
-from hypothesis.strategies import booleans, integers, sampled_from
+from hypothesis.strategies import booleans, data, integers, none, permutations, sampled_from
 from oracle import Oracle
 from strategies import cases
 
@@ -97,9 +97,10 @@ def test_any_geometry_by_phase(lib, compared, monkeypatch):
     _windows._images.cache_clear()
 
     @lib.examples(4)
-    @given(case=cases())
-    def check(case):
+    @given(case=cases(), data=data())
+    def check(case, data):
         check_geometry(lib, case, algorithm="gemm")
+        check_windows(lib, case, data.draw(orders(case)))
         compared[kind("by phase", lib, case)] += 1
 
     check()
@@ -114,12 +115,13 @@ def test_any_geometry_of_far_taps(lib, compared, monkeypatch):
     _windows._images.cache_clear()
 
     @lib.examples(4)
-    @given(case=cases(), far=integers(4, 9))
-    def check(case, far):
+    @given(case=cases(), far=integers(4, 9), data=data())
+    def check(case, far, data):
         case.options["dilation"] = tuple(d * far for d in case.options["dilation"])
         padding = zip(case.options["padding"], case.options["dilation"], case.w_shape[2:], strict=True)
         case.options["padding"] = tuple((lo, hi + d * (k - 1)) for (lo, hi), d, k in padding)
         check_geometry(lib, case, algorithm="gemm")
+        check_windows(lib, case, data.draw(orders(case)))
         compared[kind("far taps", lib, case)] += 1
 
     check()
@@ -210,18 +212,29 @@ def least_workspace(lib, case):
 
 def test_windows(lib, compared):
     @lib.examples(4)
-    @given(case=cases())
-    def check(case):
-        options = {k: v for k, v in case.options.items() if k != "groups"}
-        kernel = case.w_shape[2:]
-        oracle = Oracle(case.x_shape, (1, case.x_shape[1], *kernel), **options)
-        (x,) = case.integers(case.x_shape)
-        cols = oracle.im2col(x)
-        lib.check(xconv.im2col(lib.array(x), kernel, **options), cols, dtype=lib.real)
-        if options.pop("pad_mode") == "constant":
-            (cols,) = case.integers(cols.shape)
-            size = case.x_shape[2:]
-            lib.check(xconv.col2im(lib.array(cols), size, **options), oracle.col2im(cols), dtype=lib.real)
+    @given(case=cases(), data=data())
+    def check(case, data):
+        check_windows(lib, case, data.draw(none() | orders(case)))
         compared[kind("im2col and col2im", lib, case)] += 1
 
     check()
+
+
+def orders(case):
+    return permutations(range(2 * len(case.x_shape) - 2)).map(tuple)
+
+
+def check_windows(lib, case, axes):
+    options = {k: v for k, v in case.options.items() if k != "groups"}
+    kernel = case.w_shape[2:]
+    oracle = Oracle(case.x_shape, (1, case.x_shape[1], *kernel), **options)
+    (x,) = case.integers(case.x_shape)
+    cols = oracle.im2col(x)
+    order = axes or tuple(range(cols.ndim))
+    found = xconv.im2col(lib.array(x), kernel, **options, axes=axes)
+    lib.check(found, cols.transpose(order), dtype=lib.real)
+    assert axes is None or lib.is_in_order(found)
+    if options.pop("pad_mode") == "constant":
+        (cols,) = case.integers(cols.shape)
+        x = xconv.col2im(lib.array(cols.transpose(order)), case.x_shape[2:], **options, axes=axes)
+        lib.check(x, oracle.col2im(cols), dtype=lib.real)

@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from . import _config
-from ._arguments import MOST_BYTES, WIDEST, check_memory, check_ranks, frozen, integer, per_axis, shape
+from ._arguments import MOST_BYTES, WIDEST, check_memory, check_ranks, frozen, integer, per_axis, permutation, shape
 from ._plan import Plan
 from ._planner import Options, Planned, scheduled
 from ._typing import Array, DType, Ints, Layout, Padding, PadMode, Shape
 from .backends import Backend, backend_of, model
+from .primitives import inverse
 from .schedules import Schedule
 
 
@@ -329,6 +330,7 @@ def im2col(
     padding: Padding = 0,
     dilation: Ints = 1,
     pad_mode: PadMode = "constant",
+    axes: Sequence[int] | None = None,
 ) -> Array:
     """Unfold an array into its windows: every patch that a kernel would see, as a new array.
 
@@ -340,16 +342,19 @@ def im2col(
         Taps of the window, for all axes or for each.
     stride, padding, dilation, pad_mode
         As in :func:`conv`.
+    axes : tuple of int, optional
+        The order of the result's axes, a permutation of those of ``(n, c, *kernel, *out)`` as ``permute_dims`` takes
+        it. The result is written in this order, so that to join neighbouring axes of it is a view.
 
     Returns
     -------
-    array, shape (n, c, *kernel, *out)
+    array, shape (n, c, *kernel, *out), or that in the order of `axes`
         Of the library, device and dtype of `x`; ``prod(kernel)`` times as large where the stride is 1.
 
     Raises
     ------
     ValueError, TypeError, MemoryError
-        Where :func:`conv` raises them.
+        Where :func:`conv` raises them, and for `axes` that are no permutation.
 
     See Also
     --------
@@ -357,7 +362,8 @@ def im2col(
 
     Notes
     -----
-    One element is read and one written per element of the result; no arithmetic.
+    One element is read and one written per element of the result; no arithmetic. NumPy's and CuPy's arrays lie in
+    memory in the order of `axes`, without another copy, and so do others where their library lets us choose.
 
     Examples
     --------
@@ -367,21 +373,14 @@ def im2col(
     array([[0, 1, 2],
            [1, 2, 3],
            [2, 3, 4]])
+
+    A row for every window of every image, and a column for every tap of every channel:
+
+    >>> x = np.ones((5, 3, 8, 8))
+    >>> windows = xconv.im2col(x, 3, axes=(0, 4, 5, 1, 2, 3))
+    >>> windows.reshape(5 * 6 * 6, 3 * 3 * 3, copy=False).shape
+    (180, 27)
     """
-    return unfolded(x, kernel_size, stride, padding, dilation, pad_mode)
-
-
-def unfolded(
-    x: Array,
-    kernel_size: Ints,
-    stride: Ints,
-    padding: Padding,
-    dilation: Ints = 1,
-    pad_mode: PadMode = "constant",
-    *,
-    images_last: bool = False,
-) -> Array:
-    """`im2col` for :func:`im2col_indices`, whose columns lie in memory with `images_last`."""
     given = {"x": x}
     backend = backend_of(given)
     x_shape = backend.shape("x", x)
@@ -389,9 +388,11 @@ def unfolded(
         check_ranks(x_shape, x_shape, ("x", "x"), channels_last=False)
     kernel = per_axis("kernel_size", frozen("kernel_size", kernel_size), len(x_shape) - 2, least=1)
     options = _options(backend, stride, padding, dilation, 1, pad_mode, "channels_first", None, "gemm")
+    options = options._replace(order=permutation("axes", axes, 2 * len(x_shape) - 2))
     schedule = planned(backend, given, x_shape, (1, x_shape[1], *kernel), options)
     check_fits(backend, schedule, schedule.geometry.columns_shape)
-    return schedule.run("im2col", x, images_last=images_last)
+    cols = schedule.run("im2col", x)
+    return backend.xp.permute_dims(cols, options.order) if options.order else cols
 
 
 def col2im(
@@ -402,6 +403,7 @@ def col2im(
     stride: Ints = 1,
     padding: Padding = 0,
     dilation: Ints = 1,
+    axes: Sequence[int] | None = None,
 ) -> Array:
     """Fold windows back by summation: the exact adjoint of :func:`im2col`.
 
@@ -410,11 +412,11 @@ def col2im(
 
     Parameters
     ----------
-    cols : array, shape (n, c, *kernel, *out)
+    cols : array, shape (n, c, *kernel, *out), or that in the order of `axes`
         Windows, as from :func:`im2col`.
     size : int or tuple of int
         Spatial size of the result, for all axes or for each.
-    stride, padding, dilation
+    stride, padding, dilation, axes
         As given to `im2col`.
 
     Returns
@@ -445,16 +447,19 @@ def col2im(
     if len(cols_shape) < 4 or len(cols_shape) % 2:
         msg = f"`cols` must have the axes (n, c, *kernel, *out), got shape {cols_shape}"
         raise ValueError(msg)
-    rank = len(cols_shape) // 2 - 1
+    order = permutation("axes", axes, len(cols_shape))
+    n, c, *windows = (cols_shape[i] for i in inverse(order)) if order else cols_shape
+    rank = len(windows) // 2
     sizes = per_axis("size", frozen("size", size), rank, least=0)
     options = _options(backend, stride, padding, dilation, 1, "constant", "channels_first", None, "gemm")
-    schedule = planned(backend, given, (*cols_shape[:2], *sizes), (1, *cols_shape[1 : 2 + rank]), options)
+    options = options._replace(order=order)
+    schedule = planned(backend, given, (n, c, *sizes), (1, c, *windows[:rank]), options)
     out = schedule.geometry.out
-    if out != cols_shape[2 + rank :]:
+    if out != tuple(windows[rank:]):
         msg = f"`cols` must have the output size {out} that size {sizes} leads to, got shape {cols_shape}"
         raise ValueError(msg)
     check_fits(backend, schedule, schedule.x_shape)
-    return schedule.run("col2im", cols)
+    return schedule.run("col2im", backend.xp.permute_dims(cols, inverse(order)) if order else cols)
 
 
 def plan(

@@ -191,6 +191,19 @@ def per_axis(name: str, value: object, rank: int, *, least: int) -> Shape:
     return numbers
 
 
+def permutation(name: str, value: object, count: int) -> Shape:
+    """So many axes in another order, from 0 on; empty for None and for the order that they have."""
+    if value is None:
+        return ()
+    given = frozen(name, value)
+    numbers = [integer(name, axis) for axis in (given if isinstance(given, tuple) else (given,))]
+    order = tuple(axis + count if axis < 0 else axis for axis in numbers)
+    if sorted(order) != list(range(count)):
+        msg = f"`{name}` must be a permutation of the {count} axes (n, c, *kernel, *out), got {value!r}"
+        raise ValueError(msg)
+    return () if order == tuple(range(count)) else order
+
+
 def check_ranks(x_shape: Shape, w_shape: Shape, names: tuple[str, str], *, channels_last: bool) -> None:
     """ValueError unless both have as many axes as they must, with what to write instead; in the caller's layout."""
     x, w = names

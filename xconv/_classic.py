@@ -6,12 +6,15 @@ index running fastest. (A. Kristiadi, *Convnet: Implementing Convolution Layer w
 
 from typing import Any, NamedTuple
 
-from ._api import check_fits, col2im, planned, unfolded
+from ._api import check_fits, col2im, im2col, planned
 from ._arguments import integer, lacking, shape
 from ._axis import Axis
 from ._planner import Options
 from ._typing import Array, Shape
 from .backends import backend_of
+
+#: The axes of columns, ``(c, *kernel, *out, n)``.
+COLUMNS = (1, 2, 3, 4, 5, 0)
 
 
 class Cache(NamedTuple):
@@ -162,9 +165,9 @@ def im2col_indices(X: Array, field_height: int, field_width: int, padding: int =
     backend = backend_of({"X": X})
     x_shape = _four("X", backend.shape("X", X), "image")
     stride, padding, _ = _windows(x_shape, field_height, field_width, padding, stride)
-    cols = unfolded(X, (field_height, field_width), stride, padding, images_last=True)
-    n, c, kh, kw, oh, ow = cols.shape
-    return backend.xp.reshape(backend.xp.permute_dims(cols, (1, 2, 3, 4, 5, 0)), (c * kh * kw, oh * ow * n))
+    cols = im2col(X, (field_height, field_width), stride=stride, padding=padding, axes=COLUMNS)
+    c, kh, kw, oh, ow, n = cols.shape
+    return backend.xp.reshape(cols, (c * kh * kw, oh * ow * n))
 
 
 def col2im_indices(
@@ -216,8 +219,7 @@ def col2im_indices(
         msg = f"`cols` must have shape {expected} for images of shape {tuple(x_shape)}, got {tuple(cols.shape)}"
         raise ValueError(msg)
     windows = backend.xp.reshape(cols, (c, field_height, field_width, oh, ow, n))
-    windows = backend.xp.permute_dims(windows, (5, 0, 1, 2, 3, 4))
-    return col2im(windows, (height, width), padding=padding, stride=stride)
+    return col2im(windows, (height, width), padding=padding, stride=stride, axes=COLUMNS)
 
 
 def _four(name: str, shape: Shape, one: str) -> Shape:

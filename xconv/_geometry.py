@@ -49,6 +49,8 @@ class Geometry:
     pad_mode: str = "constant"
     #: How the caller's arrays lie in memory; here, channels always come first.
     channels_last: bool = False
+    #: The axes of `columns_shape` in the order in which a caller has or wants them in memory; empty for no other one.
+    order: Shape = ()
 
     @cached_property
     def size(self) -> Shape:
@@ -82,6 +84,13 @@ class Geometry:
     def columns_shape(self) -> Shape:
         """The shape of all windows."""
         return (self.batch, self.c_in, *self.kernel, *self.out)
+
+    @cached_property
+    def images_order(self) -> Shape:
+        """The axes ``(n, channels, *spatial)`` in the order in which the windows have theirs, ``(n, c, *out)``."""
+        rank = len(self.axes)
+        wanted = [axis - rank if axis > 1 else axis for axis in self.order if not 2 <= axis < 2 + rank]
+        return tuple(wanted) or tuple(range(2 + rank))
 
     @cached_property
     def taps(self) -> int:
@@ -123,7 +132,7 @@ class Geometry:
     def along(self, axes: tuple[Axis, ...], batch: int | None = None) -> "Geometry":
         """The same convolution along other axes, of so many images; the tiler makes many, and this quickly."""
         batch = self.batch if batch is None else batch
-        return Geometry(batch, self.c_in, self.c_out, self.groups, axes, self.pad_mode, self.channels_last)
+        return Geometry(batch, self.c_in, self.c_out, self.groups, axes, self.pad_mode, self.channels_last, self.order)
 
     def extended(self) -> "Geometry":
         """The same convolution on an input whose padding has been written out."""
@@ -192,10 +201,10 @@ class Geometry:
     ) -> "Tiling":
         """Cut this convolution into parts whose `cost` is within `budget`, or into single elements where none is.
 
-        Images are cut first, then the axes in order, so that a tile is long in memory; but no axis is cut shorter
-        than `HALOS` times what neighbours share until every axis is as short as that. With a `grain`, an axis is cut
-        at multiples of it, unless that leaves a part that is too large. All parts of one axis but the last are equally
-        long, and their order is fixed.
+        Images are cut first, then the axes in order, unless windows have another one, so that a tile is long in memory;
+        but no axis is cut shorter than `HALOS` times what neighbours share until every axis is as short as that. With a
+        `grain`, an axis is cut at multiples of it, unless that leaves a part that is too large. All parts of one axis
+        but the last are equally long, and their order is fixed.
         """
         lengths = (self.batch, *(self.out if over == "outputs" else self.size))
         whole = Tiling(self, over, lengths, (1, *(grain or (1 for _ in self.axes))), (1,) * len(lengths))
@@ -203,14 +212,14 @@ class Geometry:
         halos = [0, *(axis.extent - 1 for axis in self.axes)]
         for shortest in ([max(1, HALOS * halo) for halo in halos], [1] * len(halos)):
             floors = [-(-short // each) for short, each in zip(shortest, grains, strict=True)]
-            for i, floor in enumerate(floors):
+            for i in (max(0, axis - 1) for axis in self.images_order if axis != 1):
 
                 def taken(step: int, i: int = i) -> float:
                     tried = zip(lengths, [*steps[:i], step, *steps[i + 1 :]], grains, strict=True)
                     return cost(self.largest(over, [min(length, n * each) for length, n, each in tried]))
 
-                if steps[i] > floor and (most := taken(steps[i])) > budget:
-                    steps[i] = _longest(taken, budget, floor, (steps[i], most))
+                if steps[i] > floors[i] and (most := taken(steps[i])) > budget:
+                    steps[i] = _longest(taken, budget, floors[i], (steps[i], most))
         counts = tuple(-(-n // step) if n else 1 for n, step in zip(whole.in_grains, steps, strict=True))
         made = replace(whole, counts=counts)
         return self.tiles(over, budget, cost) if grain and cost(made.largest) > budget else made

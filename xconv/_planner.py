@@ -42,6 +42,8 @@ class Options(NamedTuple):
     mixed: bool = False
     #: What is done with the windows, by its public name, where they are pooled.
     pooling: str | None = None
+    #: The order of the windows' axes in memory; empty where it does not matter.
+    order: Shape = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,7 +150,7 @@ def scheduled(
     dtype = _result_dtype(backend, _mixed(backend, dtypes) if options.mixed else dtypes, options.dtype)
     if options.pooling is not None:
         check_order(options.pooling, backend.kind(dtype), dtypes)
-    g = replace(g, channels_last=channels_last)
+    g = replace(g, channels_last=channels_last, order=options.order)
     return _scheduled(Problem(backend, g, dtype, settings, options.algorithm, frozenset(dict(dtypes).values())))
 
 

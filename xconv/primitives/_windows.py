@@ -4,20 +4,29 @@ import math
 
 from .._axis import Axis, Run
 from .._geometry import Geometry
-from .._typing import Array, Namespace
-from ._pieces import along, pad, zeros
+from .._typing import Array, Namespace, Shape
+from ._pieces import along, inverse, pad, zeros
 
 
 def columns(xp: Namespace, x: Array, g: Geometry) -> Array:
-    """Every window of the zero-padded ``x (n, c, *size)``, as ``(n, c, *kernel, *out)``."""
+    """Every window of the zero-padded ``x (n, c, *size)``, as ``(n, c, *kernel, *out)`` in the order of `g`."""
     x, g = _gathered(xp, x, g), g.gathered()
     for i, axis in enumerate(g.axes):  # x is (n, c, *kernel[:i], *out[:i], *size[i:])
         at = 2 + 2 * i
         x = pad(xp, x, at, axis.lo, axis.hi)
         starts = range(0, axis.extent, axis.dilation)
         taps = [x[along(at, slice(start, start + axis.span, axis.stride))] for start in starts]
-        x = xp.stack(taps, axis=2 + i)
+        x = _stacked(xp, taps, 2 + i, g.order if i == len(g.axes) - 1 else ())
     return x
+
+
+def _stacked(xp: Namespace, taps: list[Array], at: int, order: Shape) -> Array:
+    """The taps along a new axis, in memory whose axes have this order."""
+    if not order:
+        return xp.stack(taps, axis=at)
+    others = tuple(axis - (axis > at) for axis in order if axis != at)
+    made = xp.stack([xp.permute_dims(tap, others) for tap in taps], axis=order.index(at))
+    return xp.permute_dims(made, inverse(order))
 
 
 def _gathered(xp: Namespace, x: Array, g: Geometry, at: int = 2) -> Array:

@@ -10,7 +10,7 @@ from ._tiled import Tiled, input_of
 
 
 class Im2col(Tiled):
-    """All windows, ``(n, c, *kernel, *out)``; with `images_last`, in memory that has the images behind the rest."""
+    """All windows, ``(n, c, *kernel, *out)``, with their axes in memory in the geometry's order."""
 
     function = "im2col"
     over = "outputs"
@@ -30,14 +30,13 @@ class Im2col(Tiled):
         del algorithm
         return costs.im2col(g)
 
-    def run(self, x: Array, *, images_last: bool) -> Array:
+    def run(self, x: Array) -> Array:
         def piece(tile: Tile, out: Array | None) -> Array:
             g, part = self._read(tile, x)
             return self.backend.im2col(part, g, out)
 
         g = self.geometry
-        order = tuple(range(len(g.columns_shape)))
-        order = (*order[1:], 0) if images_last else order
+        order = g.order or tuple(range(len(g.columns_shape)))
         whole = Whole(g.columns_shape, self.dtype, order, _columns)
         return self.backend.assemble(whole, self.tiles, piece, self.team)
 

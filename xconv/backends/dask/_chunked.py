@@ -104,14 +104,14 @@ class Chunked(Schedule):
         graph.total_block(len(g.w_shape) * (0,), self.dtype, sums)
         return graph.array(tuple((n,) for n in g.w_shape), self.dtype, dy)
 
-    def im2col(self, x: Array, *, images_last: bool) -> Array:
+    def im2col(self, x: Array) -> Array:
         g = self.geometry
         x = unsplit(x, 1)
-        graph = self._graph("im2col", x, images_last)
+        graph = self._graph("im2col", x)
         cuts = self._cuts(x, _outputs, g.out)
         batch, *outs = (_sizes(cut) for cut in cuts)
         chunks, parts = (batch, (g.c_in,), *((k,) for k in g.kernel), *outs), self._reading(cuts)
-        runs = self._runs(g.zero_padded(), parts, self.dtype, "im2col", images_last=images_last)
+        runs = self._runs(g.zero_padded(), parts, self.dtype, "im2col")
         graph.blocks(chunks, runs, self._operands(graph, x, parts.x, g.c_in))
         return graph.array(chunks, self.dtype, x)
 

@@ -24,7 +24,7 @@ WORTH_SORTING = 3
 def columns(take: Take, x: Array, g: Geometry, out: Array | None) -> Array:
     """Every window of the zero-padded `x`, ``(n, c, *kernel, *out)``; in `out` if that is handed over."""
     images = _images(g, x.itemsize)
-    padded = with_zeros(take, x, g, images.padded)
+    padded = with_zeros(take, x, g, images.padded, images.lie)
     if images.phases > 1:
         by_phase = padded.reshape(*padded.shape[:-1], padded.shape[-1] // images.phases, images.phases).swapaxes(-1, -2)
         padded = take(by_phase.shape, x.dtype)
@@ -77,23 +77,33 @@ def rows(take: Take, x: Array, g: Geometry) -> Array:
     return np.ndarray(shape, x.dtype, memory, 0, strides)
 
 
-def with_zeros(take: Take, x: Array, g: Geometry, shape: Shape) -> Array:
-    """What is gathered of images, with their padding of zeros, and with anything behind that."""
+def with_zeros(take: Take, x: Array, g: Geometry, shape: Shape, lie: Shape = ()) -> Array:
+    """What is gathered of images, with their padding of zeros, and with anything behind that.
+
+    It has the axes ``(n, c, *size)``, or these in the order `lie`.
+    """
     made = take(shape, x.dtype)
     if g.is_padded:
         made.fill(0)
+    images = made.transpose(inverse(lie)) if lie else made
     for outer, inner in g.segments() if any(g.far) else (g.kept,):
-        made[outer] = x[inner]
+        images[outer] = x[inner]
     return made
 
 
 def folded_columns(take: Take, cols: Array, g: Geometry) -> Array:
     """The adjoint of `columns`: tap by tap, or output by output where these are fewer."""
-    images_last = cols.strides[0] < cols.strides[-1]
+    lie = _lie(cols, g) if cols.strides[-1] > cols.itemsize else ()
     if g.pixels < g.taps:
-        return _added(take, g, cols.dtype, ((place, cols[(..., *o)]) for o, place in _each_output(g)), images_last)
+        return _added(take, g, cols.dtype, ((place, cols[(..., *o)]) for o, place in _each_output(g)), lie)
     by_tap = cols.transpose(_kernel_in_front(len(g.axes)))
-    return folded(take, g, cols.dtype, by_tap.__getitem__, images_last=images_last)
+    return folded(take, g, cols.dtype, by_tap.__getitem__, lie)
+
+
+def _lie(cols: Array, g: Geometry) -> Shape:
+    """The order of the axes of images in which those of their windows lie in memory."""
+    steps = (*cols.strides[:2], *cols.strides[2 + len(g.axes) :])
+    return tuple(sorted(range(len(steps)), key=lambda axis: -abs(steps[axis])))
 
 
 @cache
@@ -102,28 +112,19 @@ def _kernel_in_front(rank: int) -> tuple[int, ...]:
     return (*range(2, 2 + rank), 0, 1, *range(2 + rank, 2 + 2 * rank))
 
 
-def folded(
-    take: Take, g: Geometry, dtype: DType, seen: Callable[[Shape], Array], *, images_last: bool = False
-) -> Array:
+def folded(take: Take, g: Geometry, dtype: DType, seen: Callable[[Shape], Array], lie: Shape = ()) -> Array:
     """The adjoint: what each tap has `seen`, ``(n, c, *out)``, added to where it was read from.
 
-    The sums lie in memory as what is seen does, be that with the images first or last.
+    The axes of the sums lie in memory in this order, which is best that of what is seen.
     """
     taps = _taps(g) if g.taps <= FEW_TAPS else each_tap(g)
-    return _added(take, g, dtype, ((place, seen(tap)) for tap, place in taps), images_last)
+    return _added(take, g, dtype, ((place, seen(tap)) for tap, place in taps), lie)
 
 
-def _added(
-    take: Take,
-    g: Geometry,
-    dtype: DType,
-    parts: Iterable[tuple[Index, Array]],
-    images_last: bool,  # noqa: FBT001
-) -> Array:
+def _added(take: Take, g: Geometry, dtype: DType, parts: Iterable[tuple[Index, Array]], lie: Shape) -> Array:
     """Parts of padded images added up, and what of these is no padding."""
-    padded = take((g.c_in, *g.padded, g.batch) if images_last else (g.batch, g.c_in, *g.padded), dtype)
-    if images_last:
-        padded = padded.transpose(padded.ndim - 1, *range(padded.ndim - 1))
+    shape = (g.batch, g.c_in, *g.padded)
+    padded = take(tuple(shape[axis] for axis in lie), dtype).transpose(inverse(lie)) if lie else take(shape, dtype)
     padded.fill(0)
     for place, added in parts:
         part = padded[place]
@@ -193,14 +194,17 @@ def _taps(g: Geometry) -> tuple[tuple[Shape, Index], ...]:
 
 
 class _Images(NamedTuple):
-    """How the windows of padded images lie in memory, with the images behind the channels and the kernel.
+    """How the windows of padded images lie in memory: as a caller wants them, and the padded images alike.
 
-    So all images of a tile share one product. A row of outputs with a stride reads every so many elements. Where many
-    taps do, the rows are first sorted by phase, after which a tap reads elements that follow one another.
+    Without a wish, the images lie behind the channels and the kernel, so that all of a tile share one product. A row of
+    outputs with a stride reads every so many elements. Where many taps do, the rows are first sorted by phase, after
+    which a tap reads elements that follow one another.
     """
 
-    #: The padded images, or what is gathered of them, with rows that are a multiple of the phases long.
+    #: The padded images, or what is gathered of them, with rows that are a multiple of the phases long; and the order
+    #: of their axes, where it is another.
     padded: Shape
+    lie: Shape
     phases: int
     #: The taps of each phase, as an index of the windows.
     taps: tuple[Index, ...]
@@ -213,8 +217,8 @@ class _Images(NamedTuple):
 
 def _rows_by_phase(g: Geometry) -> tuple[Shape, int]:
     """The shape of the padded images, with rows that are a multiple of the phases long, and how many these are."""
-    last = g.axes[-1]
-    sorts = last.dilation == 1 and last.kernel >= WORTH_SORTING * last.stride and not g.is_empty
+    last, in_rows = g.axes[-1], g.images_order[-1] == 1 + len(g.axes)
+    sorts = in_rows and last.dilation == 1 and last.kernel >= WORTH_SORTING * last.stride and not g.is_empty
     phases = last.stride if sorts else 1
     return (g.batch, g.c_in, *g.padded[:-1], -(-last.padded // phases) * phases), phases
 
@@ -224,15 +228,18 @@ def _images(g: Geometry, itemsize: int) -> _Images:
     g = g.gathered()
     rank = len(g.axes)
     padded, phases = _rows_by_phase(g)
-    steps = [itemsize * math.prod(padded[i + 1 :]) for i in range(len(padded))]
+    lie = g.images_order if g.order else ()
+    memory = tuple(padded[axis] for axis in g.images_order)
+    steps = [itemsize * math.prod(memory[i + 1 :]) for i in inverse(g.images_order)]
     strides = [*steps[:2], *(a.dilation * s for a, s in zip(g.axes, steps[2:], strict=True))]
     strides += [a.stride * s for a, s in zip(g.axes, steps[2:], strict=True)]
     strides[-1] //= phases
-    order = (*range(1, 2 + rank), 0, *range(2 + rank, 2 + 2 * rank))
+    order = g.order or (*range(1, 2 + rank), 0, *range(2 + rank, 2 + 2 * rank))
     return _Images(
-        padded,
+        memory,
+        lie,
         phases,
-        tuple((slice(None),) * rank + (slice(phase, None, phases),) for phase in range(phases)),
+        tuple(along(order.index(1 + rank), slice(phase, None, phases)) for phase in range(phases)),
         tuple(g.columns_shape[i] for i in order),
         tuple(strides[i] for i in order),
         order,
