@@ -78,6 +78,18 @@ def test_layer(lib, rng, bias):
     lib.check(dX, expected_dX, dtype=lib.real)
 
 
+@pytest.mark.parametrize("kind", [tuple, list])
+@pytest.mark.parametrize("columns", [(), (None,), (np.zeros((18, 18)),)], ids=["without", "none", "with"])
+def test_caches_of_other_code(lib, rng, kind, columns):
+    """The published function returns its columns, too: (X, W, b, stride, padding, X_col)."""
+    X, W, b, dout = (lib.array(rng.integers(-3, 4, s)) for s in ((2, 2, 5, 5), (3, 2, 3, 3), (3, 1), (2, 3, 3, 3)))
+    _, cache = xconv.conv_forward(X, W, b, stride=2)
+    for found, expected in zip(
+        xconv.conv_backward(dout, kind((*cache, *columns))), xconv.conv_backward(dout, cache), strict=True
+    ):
+        lib.check(found, lib.numpy(expected))
+
+
 def test_defaults_are_stride_1_and_padding_1(lib):
     X, W, b = lib.array(np.ones((1, 1, 4, 4))), lib.array(np.ones((1, 1, 3, 3))), lib.array(np.zeros((1, 1)))
     out, _ = xconv.conv_forward(X, W, b)

@@ -349,7 +349,14 @@ BAD = {
     "classic cache": (
         lambda: xconv.conv_backward(DY, None),
         TypeError,
-        "`cache` must be what conv_forward returned, got NoneType",
+        "`cache` must be what conv_forward returned, (X, W, b, stride, padding) with or without X_col, got NoneType",
+    ),
+    "classic cache of four": (lambda: xconv.conv_backward(DY, (X, W, B, 1)), TypeError, "X_col, got tuple of 4"),
+    "classic cache of no arrays": (lambda: xconv.conv_backward(DY, [1] * 5), TypeError, "`X` must be"),
+    "classic cache of other filters": (
+        lambda: xconv.conv_backward(DY, (X, W[:1], B, 1, 1)),
+        ValueError,
+        "`b` must have shape (1, 1) or (1,)",
     ),
     "classic dout": (
         lambda: xconv.conv_backward(DY, xconv.conv_forward(X, W, B)[1]),

@@ -11,7 +11,7 @@ from ._arguments import integer, lacking, shape
 from ._axis import Axis
 from ._planner import Options
 from ._typing import Array, Shape
-from .backends import backend_of
+from .backends import Backend, backend_of
 
 #: The axes of columns, ``(c, *kernel, *out, n)``.
 COLUMNS = (1, 2, 3, 4, 5, 0)
@@ -69,19 +69,13 @@ def conv_forward(X: Array, W: Array, b: Array, stride: int = 1, padding: int = 1
     (5, 20, 10, 10)
     """
     backend = backend_of({"X": X, "W": W, "b": b})
-    x_shape, w_shape = _four("X", backend.shape("X", X), "image"), _four("W", backend.shape("W", W), "filter")
-    filters = w_shape[0]
-    if backend.shape("b", b) not in {(filters, 1), (filters,)}:
-        msg = f"`b` must have shape ({filters}, 1) or ({filters},), got {tuple(b.shape)}"
-        raise ValueError(msg)
-    if w_shape[1] != x_shape[1] or 0 in w_shape[2:]:
-        msg = f"`W` must have the {x_shape[1]} channels of `X`, and a size, got shape {w_shape}"
-        raise ValueError(msg)
+    x_shape, w_shape = _layer(backend, X, W, b)
     stride, padding, _ = _windows(x_shape, w_shape[2], w_shape[3], padding, stride)
     options = Options(stride=stride, padding=padding, mixed=True)
     schedule = planned(backend, {"X": X, "W": W, "b": b}, x_shape, w_shape, options)
     check_fits(backend, schedule, schedule.y_shape)
-    return schedule.run("forward", X, W, backend.xp.reshape(b, (filters,))), Cache(X, W, b, stride, padding)
+    y = schedule.run("forward", X, W, backend.xp.reshape(b, w_shape[:1]))
+    return y, Cache(X, W, b, stride, padding)
 
 
 def conv_backward(dout: Array, cache: tuple[Any, ...]) -> tuple[Array, Array, Array]:
@@ -92,7 +86,7 @@ def conv_backward(dout: Array, cache: tuple[Any, ...]) -> tuple[Array, Array, Ar
     dout : array, shape (D, NF, H', W')
         Gradient with respect to the output of :func:`conv_forward`.
     cache : tuple
-        What that function returned with it.
+        What that function returned with it; or any that begins with ``X, W, b, stride, padding``, as the post's own.
 
     Returns
     -------
@@ -103,7 +97,7 @@ def conv_backward(dout: Array, cache: tuple[Any, ...]) -> tuple[Array, Array, Ar
     Raises
     ------
     ValueError, TypeError
-        For a `dout` that does not belong to the cache.
+        For a `dout` that does not belong to the cache, and for what is no such cache.
 
     Examples
     --------
@@ -113,12 +107,13 @@ def conv_backward(dout: Array, cache: tuple[Any, ...]) -> tuple[Array, Array, Ar
     >>> [gradient.shape for gradient in xconv.conv_backward(np.ones_like(out), cache)]
     [(5, 1, 10, 10), (20, 1, 3, 3), (20, 1)]
     """
-    if not isinstance(cache, Cache):
-        msg = f"`cache` must be what conv_forward returned, got {type(cache).__qualname__}"
+    if not isinstance(cache, (tuple, list)) or len(cache) not in {5, 6}:
+        got = type(cache).__qualname__ + (f" of {len(cache)}" if isinstance(cache, (tuple, list)) else "")
+        msg = f"`cache` must be what conv_forward returned, (X, W, b, stride, padding) with or without X_col, got {got}"
         raise TypeError(msg)
-    X, W, b, stride, padding = cache
-    backend = backend_of({"dout": dout, "X": X, "W": W})
-    x_shape, w_shape = backend.shape("X", X), backend.shape("W", W)
+    X, W, b, stride, padding = cache[:5]  # columns that are kept beside these are not needed
+    backend = backend_of({"dout": dout, "X": X, "W": W, "b": b})
+    x_shape, w_shape = _layer(backend, X, W, b)
     expected = (x_shape[0], w_shape[0], *_windows(x_shape, w_shape[2], w_shape[3], padding, stride).out)
     if backend.shape("dout", dout) != expected:
         msg = f"`dout` must have shape {expected}, got {tuple(dout.shape)}"
@@ -220,6 +215,19 @@ def col2im_indices(
         raise ValueError(msg)
     windows = backend.xp.reshape(cols, (c, field_height, field_width, oh, ow, n))
     return col2im(windows, (height, width), padding=padding, stride=stride, axes=COLUMNS)
+
+
+def _layer(backend: Backend, X: Array, W: Array, b: Array) -> tuple[Shape, Shape]:
+    """The shapes of images and filters; ValueError unless they and the bias belong together."""
+    x_shape, w_shape = _four("X", backend.shape("X", X), "image"), _four("W", backend.shape("W", W), "filter")
+    filters = w_shape[0]
+    if backend.shape("b", b) not in {(filters, 1), (filters,)}:
+        msg = f"`b` must have shape ({filters}, 1) or ({filters},), got {tuple(b.shape)}"
+        raise ValueError(msg)
+    if w_shape[1] != x_shape[1] or 0 in w_shape[2:]:
+        msg = f"`W` must have the {x_shape[1]} channels of `X`, and a size, got shape {w_shape}"
+        raise ValueError(msg)
+    return x_shape, w_shape
 
 
 def _four(name: str, shape: Shape, one: str) -> Shape:
