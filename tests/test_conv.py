@@ -1,6 +1,7 @@
 """What a convolution is: its sizes, its dtypes, its options, and the identities between them."""
 
 import math
+import re
 import tracemalloc
 
 import ml_dtypes
@@ -432,6 +433,49 @@ def test_transpose_with_a_named_padding(lib, rng, padding, stride):
     assert y.shape == (1, 3, size)
     forward = {"stride": stride, "padding": padding}
     lib.check(y, lib.numpy(xconv.conv_input_grad(lib.array(x), lib.array(w), (1, 3, size), **forward)))
+
+
+@pytest.mark.parametrize("padding", [((-1, 2),), "valid", "same_lower"])
+@pytest.mark.parametrize(("stride", "dilation"), [(3, 1), (2, 5)])
+def test_transpose_to_a_size(lib, rng, padding, stride, dilation):
+    """Each that such a convolution takes to that of the input, and the adjoint of that convolution."""
+    x, w = integers(rng, (1, 2, 4), (2, 3, 3))
+    x_, w_, forward = lib.array(x), lib.array(w), {"stride": stride, "padding": padding, "dilation": dilation}
+    with pytest.raises(ValueError, match="`output_size` must be one") as raised:
+        xconv.conv_transpose(x_, w_, **forward, output_size=99)
+    least, most = map(int, re.search(r"(\d+) to (\d+)", str(raised.value)).groups())
+    assert most - least == (stride if str(padding).startswith("same") else max(stride, dilation)) - 1
+    for size in (least, most):
+        y = xconv.conv_transpose(x_, w_, **forward, output_size=size)
+        assert y.shape == (1, 3, size)
+        if size < least + stride:
+            lib.check(y, lib.numpy(xconv.conv_input_grad(x_, w_, y.shape, **forward)))
+        if padding == "valid":
+            lib.check(y, lib.numpy(xconv.conv_transpose(x_, w_, **forward, output_padding=size - least)))
+    for size in (least - 1, most + 1):
+        with pytest.raises(ValueError, match="`output_size` must be one"):
+            xconv.conv_transpose(x_, w_, **forward, output_size=(size,))
+
+
+@pytest.mark.parametrize("extra", [1, 4])
+@pytest.mark.parametrize("dtype", ["float64", "complex128"])
+def test_gradients_of_the_transpose(lib, rng, extra, dtype):
+    """As its docstring has them, for an `output_padding` beyond the stride, too."""
+    if not lib.has(dtype):
+        pytest.skip(f"{lib} has no {dtype}")
+    x, w = integers(rng, (2, 4, 5, 4), (4, 3, 3, 2))
+    options = {"stride": 2, "dilation": 5, "groups": 2}
+    y_shape = xconv.conv_transpose(x, w, **options, padding=((1, 0), (0, 2)), output_padding=extra).shape
+    (dy,) = integers(rng, y_shape)
+    if dtype == "complex128":
+        x, w, dy = (a + 1j * np.flip(a, -1) for a in (x, w, dy))
+    x_, w_, dy_ = (lib.array(a, dtype) for a in (x, w, dy))
+    y = lib.numpy(xconv.conv_transpose(x_, w_, **options, padding=((1, 0), (0, 2)), output_padding=extra))
+    options["padding"] = (1, 0 - extra), (0, 2 - extra)
+    dx = lib.numpy(xconv.conv(dy_, lib.xp.conj(w_) if dtype == "complex128" else w_, **options))
+    dw = lib.numpy(xconv.conv_weight_grad(x_, dy_, w.shape, **options)).conj()
+    assert dx.shape == x.shape
+    assert np.vdot(dy, y) == np.vdot(dx, x) == np.vdot(dw, w)
 
 
 def test_transpose_does_not_conjugate(lib):

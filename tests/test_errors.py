@@ -259,6 +259,26 @@ BAD = {
         ValueError,
         "`output_padding` must be at least 0",
     ),
+    "output_size": (
+        lambda: xconv.conv_transpose(X, ones(4, 2, 3, 3), stride=2, output_size=(14, 17)),
+        ValueError,
+        "`output_size` must be one that such a convolution takes to the size of `x`, 15 to 16 by 15 to 16, got (14, 17)",
+    ),
+    "output_size and padding": (
+        lambda: xconv.conv_transpose(X, ones(4, 2, 3, 3), stride=2, output_size=15, output_padding=1),
+        ValueError,
+        "`output_size` must be given without `output_padding`, got 15 and 1",
+    ),
+    "output_size of floats": (
+        lambda: xconv.conv_transpose(X, ones(4, 2, 3, 3), stride=2, output_size=15.0),
+        TypeError,
+        "`output_size` must be made of integers",
+    ),
+    "output_sizes": (
+        lambda: xconv.conv_transpose(X, ones(4, 2, 3, 3), stride=2, output_size=(15, 15, 15)),
+        ValueError,
+        "`output_size` must have one value per spatial axis (2)",
+    ),
     "output_padding same": (
         lambda: xconv.conv_transpose(X, ones(4, 2, 3, 3), stride=2, padding="same", output_padding=1),
         ValueError,

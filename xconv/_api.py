@@ -264,6 +264,7 @@ def conv_transpose(
     stride: Ints = 1,
     padding: Padding = 0,
     output_padding: Ints = 0,
+    output_size: Ints | None = None,
     dilation: Ints = 1,
     groups: int = 1,
     layout: Layout = "channels_first",
@@ -282,10 +283,12 @@ def conv_transpose(
         Added to every output of its channel, and of a dtype that counts as in :func:`conv`.
     stride, padding, dilation, groups, layout, dtype, algorithm
         Those of the convolution whose transpose this is, as in :func:`conv`. With "same" the result is
-        ``size * stride`` long.
+        ``size * stride`` long, unless `output_size` is another that leads to `x`.
     output_padding : int or tuple of int
         Elements that the result is longer at the end, since a strided convolution takes several sizes to one; less
         than the stride or the dilation. Not with "same", which has a size of its own.
+    output_size : int or tuple of int, optional
+        The size of the result, instead of `output_padding`: one that the convolution takes to the size of `x`.
 
     Returns
     -------
@@ -296,7 +299,8 @@ def conv_transpose(
     Raises
     ------
     ValueError
-        Where :func:`conv` raises it, for an `output_padding` out of its range, and where padding leaves no output.
+        Where :func:`conv` raises it, for an `output_padding` or `output_size` out of its range, and where padding
+        leaves no output.
     TypeError, MemoryError
         Where :func:`conv` raises it.
 
@@ -304,17 +308,34 @@ def conv_transpose(
     -----
     ``2 * n * c_in * prod(size) * c_out / groups * prod(kernel)`` operations.
 
+    Its gradients are ``conv(dy, w, **options)`` in `x`, ``conv_weight_grad(x, dy, w.shape, **options)`` in `w`, and the
+    sum of `dy` over images and pixels in `b`. The options are its own, but for ``(lo, hi - output_padding)`` as the
+    padding of each axis: without that, an `output_padding` that is not less than the stride would lead to more than
+    `x`. Of complex numbers, they are ``conv(dy, conj(w), ...)`` and ``conj(conv_weight_grad(x, dy, ...))``. The bridges
+    to PyTorch, JAX and autograd have them.
+
     Examples
     --------
     >>> import numpy as np, xconv
     >>> x, w = np.array([[[1.0, 2, 3]]]), np.array([[[1.0, 10]]])
     >>> xconv.conv_transpose(x, w, stride=2)
     array([[[ 1., 10.,  2., 20.,  3., 30.]]])
+    >>> xconv.conv_transpose(x, w, stride=2, output_size=7)
+    array([[[ 1., 10.,  2., 20.,  3., 30.,  0.]]])
+
+    The gradients of the latter:
+
+    >>> dy = np.ones((1, 1, 7))
+    >>> xconv.conv(dy, w, stride=2, padding=((0, -1),))
+    array([[[11., 11., 11.]]])
+    >>> xconv.conv_weight_grad(x, dy, w.shape, stride=2, padding=((0, -1),))
+    array([[[6., 6.]]])
     """
     given = {"x": x, "w": w} if b is None else {"x": x, "w": w, "b": b}
     backend = backend_of(given)
     options = _options(backend, stride, padding, dilation, groups, "constant", layout, dtype, algorithm)
-    options = options._replace(output_padding=frozen("output_padding", output_padding))
+    size = None if output_size is None else frozen("output_size", output_size)
+    options = options._replace(output_padding=frozen("output_padding", output_padding), output_size=size)
     schedule = planned(backend, given, backend.shape("x", x), backend.shape("w", w), options)
     _check_bias(b, (schedule.geometry.c_in,))
     check_fits(backend, schedule, schedule.x_shape)

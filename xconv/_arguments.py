@@ -77,6 +77,7 @@ def transposed_geometry(
     dilation: object = 1,
     groups: int = 1,
     output_padding: object = 0,
+    output_size: object = None,
 ) -> Geometry:
     """The convolution whose input gradient is this transposed convolution: its output is `x`, its input the result."""
     (batch, c_in, *size), (filters, c_group, *kernel) = x_shape, w_shape
@@ -88,24 +89,52 @@ def transposed_geometry(
     if min(size) < 1:
         msg = f"`x` must have an element on every spatial axis, got size {tuple(size)}"
         raise ValueError(msg)
-    axes = []
     bare = _axes(size, kernel, stride, dilation)
-    enlarged = [replace(a, size=a.size * a.stride) for a in bare]
-    pairs = _paddings(padding, enlarged)
-    extras = per_axis("output_padding", output_padding, len(size), least=0)
+    results = _results(bare, padding, output_padding, output_size)
+    pairs = _paddings(padding, [replace(a, size=result) for a, result in zip(bare, results, strict=True)])
+    axes = [
+        replace(a, size=result, lo=lo, hi=_full(a) - lo - result)
+        for a, result, (lo, _) in zip(bare, results, pairs, strict=True)
+    ]
+    return _settled(Geometry(batch, c_group * groups, c_in, groups, tuple(axes)))
+
+
+def _results(axes: list[Axis], padding: object, output_padding: object, output_size: object) -> Shape:
+    """The size of a transposed convolution's result, of the axes of its input."""
     same = padding in ("same", "same_lower")
-    if any(e >= (1 if same else max(a.stride, a.dilation)) for e, a in zip(extras, bare, strict=True)):
+    if same:  # of those that such a convolution takes to the input, the largest is what nobody need ask for
+        least, rooms = [(a.size - 1) * a.stride + 1 for a in axes], [a.stride for a in axes]
+        usual = tuple(a.size * a.stride for a in axes)
+    else:
+        least = [_full(a) - lo - hi for a, (lo, hi) in zip(axes, _paddings(padding, axes), strict=True)]
+        rooms, usual = [max(a.stride, a.dilation) for a in axes], tuple(least)
+    extras = per_axis("output_padding", output_padding, len(axes), least=0)
+    if any(extra >= (1 if same else room) for extra, room in zip(extras, rooms, strict=True)):
         rule = f'0 for `padding` "{padding}"' if same else "less than the stride or the dilation"
         msg = f"`output_padding` must be {rule}, got {output_padding!r}"
         raise ValueError(msg)
-    for axis, (lo, hi), extra, one in zip(bare, pairs, extras, enlarged, strict=True):
-        full = (axis.size - 1) * axis.stride + axis.extent
-        result = one.size if same else full - lo - hi + extra
-        axes.append(replace(axis, size=result, lo=lo, hi=full - lo - result))
-    if any(a.size < 1 for a in axes):
-        msg = f"`padding` must leave some output, got {padding!r} for outputs of size {tuple(a.size for a in axes)}"
+    results = tuple(n + extra for n, extra in zip(usual, extras, strict=True))
+    if min(results) < 1 and output_size is None:
+        msg = f"`padding` must leave some output, got {padding!r} for outputs of size {results}"
         raise ValueError(msg)
-    return _settled(Geometry(batch, c_group * groups, c_in, groups, tuple(axes)))
+    if output_size is None:
+        return results
+    if any(extras):
+        msg = f"`output_size` must be given without `output_padding`, got {output_size!r} and {output_padding!r}"
+        raise ValueError(msg)
+    results = per_axis("output_size", output_size, len(axes), least=1)
+    if not all(n <= result < n + room for n, result, room in zip(least, results, rooms, strict=True)):
+        ranges = " by ".join(f"{max(1, n)} to {n + room - 1}" for n, room in zip(least, rooms, strict=True))
+        msg = (
+            f"`output_size` must be one that such a convolution takes to the size of `x`, {ranges}, got {output_size!r}"
+        )
+        raise ValueError(msg)
+    return results
+
+
+def _full(axis: Axis) -> int:
+    """How long everything is that is read under so many windows as `axis` has elements."""
+    return (axis.size - 1) * axis.stride + axis.extent
 
 
 def _settled(g: Geometry) -> Geometry:

@@ -4,6 +4,7 @@ Images are ``D x C x H x W``, filters ``NF x C x HF x WF``, and columns ``(C*HF*
 index running fastest. (A. Kristiadi, *Convnet: Implementing Convolution Layer with Numpy*, 2016.)
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from ._api import check_fits, col2im, im2col, planned
@@ -78,7 +79,7 @@ def conv_forward(X: Array, W: Array, b: Array, stride: int = 1, padding: int = 1
     return y, Cache(X, W, b, stride, padding)
 
 
-def conv_backward(dout: Array, cache: tuple[Any, ...]) -> tuple[Array, Array, Array]:
+def conv_backward(dout: Array, cache: Sequence[Any]) -> tuple[Array, Array, Array]:
     """Backward pass of a convolution layer.
 
     Parameters

@@ -4,7 +4,7 @@ Each function has a plan of its own, which is made when it is first asked for (`
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
@@ -38,6 +38,7 @@ class Options(NamedTuple):
     algorithm: str = "auto"
     #: None for a convolution, and a transposed one otherwise.
     output_padding: object = None
+    output_size: object = None
     #: Whether integers may come with floating-point numbers, as which they are then multiplied.
     mixed: bool = False
     #: What is done with the windows, by its public name, where they are pooled.
@@ -133,11 +134,19 @@ def scheduled(
     settings: Settings,
 ) -> Schedule:
     """Check everything that does not depend on the arrays' elements, and decide how to run it."""
+    g = geometry_of(x_shape, w_shape, options, frozenset(dict(dtypes)))
+    dtype = _result_dtype(backend, _mixed(backend, dtypes) if options.mixed else dtypes, options.dtype)
+    if options.pooling is not None:
+        check_order(options.pooling, backend.kind(dtype), dtypes)
+    return _scheduled(Problem(backend, g, dtype, settings, options.algorithm, frozenset(dict(dtypes).values())))
+
+
+def geometry_of(x_shape: Shape, w_shape: Shape, options: Options, given: Container[str] = ("x", "w")) -> Geometry:
+    """Check the shapes and options, and read the geometry from them; errors say which arrays were `given`."""
     if options.layout not in {"channels_first", "channels_last"}:
         msg = f'`layout` must be "channels_first" or "channels_last", got {options.layout!r}'
         raise ValueError(msg)
     channels_last = options.layout == "channels_last"
-    given = dict(dtypes)
     names = ("x" if "x" in given else "x_shape", "w" if "w" in given else "w_shape")
     check_ranks(x_shape, w_shape, names, channels_last=channels_last)
     if channels_last:
@@ -146,12 +155,9 @@ def scheduled(
     if options.output_padding is None:
         g = geometry(x_shape, w_shape, **sizes, groups=options.groups, pad_mode=options.pad_mode, names=names)
     else:
-        g = transposed_geometry(x_shape, w_shape, **sizes, groups=options.groups, output_padding=options.output_padding)
-    dtype = _result_dtype(backend, _mixed(backend, dtypes) if options.mixed else dtypes, options.dtype)
-    if options.pooling is not None:
-        check_order(options.pooling, backend.kind(dtype), dtypes)
-    g = replace(g, channels_last=channels_last, order=options.order)
-    return _scheduled(Problem(backend, g, dtype, settings, options.algorithm, frozenset(dict(dtypes).values())))
+        results = {"output_padding": options.output_padding, "output_size": options.output_size}
+        g = transposed_geometry(x_shape, w_shape, **sizes, groups=options.groups, **results)
+    return replace(g, channels_last=channels_last, order=options.order)
 
 
 def computed(
