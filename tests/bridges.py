@@ -28,6 +28,18 @@ CASES = {
         (4, 3, 3, 2),
         {"stride": (2, 3), "padding": (1, 0), "dilation": (2, 1), "output_padding": (1, 2), "groups": 2},
     ),
+    "transpose-beyond": (
+        "conv_transpose",
+        (2, 2, 4, 2),
+        (2, 1, 2, 3),
+        {"stride": (2, 1), "padding": ((1, 0), (0, 1)), "dilation": (4, 3), "output_padding": (3, 2), "groups": 2},
+    ),
+    "transpose-size": (
+        "conv_transpose",
+        (1, 3, 4, 2),
+        (2, 3, 2, 2),
+        {"stride": 2, "dilation": [1, 3], "padding": 1, "output_size": [5, 10], "layout": "channels_last"},
+    ),
     "transpose-same": ("conv_transpose", (1, 3, 4), (3, 2, 4), {"padding": "same", "stride": 2}),
     "transpose-last": (
         "conv_transpose",

@@ -1,5 +1,6 @@
 """The bridge to PyTorch, against PyTorch's own differentiation. For --backend=torch."""
 
+import functools
 import importlib
 from concurrent.futures import ThreadPoolExecutor
 
@@ -84,6 +85,22 @@ def test_against_their_convolutions(torch, bridge, integers, is_complex):
         (dy,) = integers(theirs(x, w, b, **options).shape, is_complex=is_complex)
         pair = (derivatives(torch, lambda *a, f=f: f(*a, **options), (x, w, b), dy, (v, u)) for f in (ours, theirs))
         assert_same(torch, *pair)
+
+
+@pytest.mark.parametrize("extra", [1, (2, 3)])
+@pytest.mark.parametrize("by_size", [False, True])
+def test_transposes_that_are_longer(torch, bridge, integers, extra, by_size):
+    """By as much as the stride and more, which PyTorch allows below the dilation, too."""
+    options = {"stride": (2, 1), "padding": (1, 2), "dilation": (3, 4), "groups": 2}
+    x, v, w, u, b = integers(*[(2, 4, 6, 7)] * 2, *[(4, 2, 3, 2)] * 2, (4,))
+
+    def theirs(x, w, b):
+        return torch.nn.functional.conv_transpose2d(x, w, b, output_padding=extra, **options)
+
+    (dy,) = integers(theirs(x, w, b).shape)
+    longer = {"output_size": tuple(dy.shape[2:])} if by_size else {"output_padding": extra}
+    ours = functools.partial(bridge.conv_transpose, **options, **longer)
+    assert_same(torch, *(derivatives(torch, f, (x, w, b), dy, (v, u)) for f in (ours, theirs)))
 
 
 @pytest.mark.parametrize("dtype", ["float64", "complex128"])

@@ -18,6 +18,8 @@ from array_api_compat import array_namespace
 
 from .. import _config
 from .._api import conv, conv_input_grad, conv_transpose, conv_weight_grad
+from .._arguments import frozen
+from .._planner import Options, geometry_of
 from .._typing import Array, DType, Ints, Layout, Padding, PadMode, Shape
 
 #: What each product is a product of.
@@ -44,6 +46,7 @@ class TransposeOptions(_Options, total=False):
     """The keyword arguments of `conv_transpose`."""
 
     output_padding: Ints
+    output_size: Ints | None
 
 
 @dataclass(frozen=True)
@@ -81,10 +84,20 @@ class Product:
         places = OPERANDS[self.result]
         found = {self.result: g, places[1 - at]: other}
         first, second = OPERANDS[places[at]]
-        options = {name: value for name, value in self.options.items() if name != "output_padding"}  # now in `shape`
         shape, dtype = tuple(operand.shape), operand.dtype
+        options = self._of_convolution(*((operand, other) if at == 0 else (other, operand)))
         product = replace(self, result=places[at], options=options, shape=shape, dtype=dtype)
         return product, found[first], found[second]
+
+    def _of_convolution(self, x: Array, w: Array) -> Mapping[str, Any]:
+        """The options of the convolution that this is a gradient of: its padding leads to `x`, and to no more."""
+        if self.result != "x" or self.shape is not None:
+            return self.options
+        options = {name: value for name, value in self.options.items() if value is not None}
+        sizes = {name: frozen(name, value) for name, value in options.items() if name not in {"dtype", "algorithm"}}
+        g = geometry_of(tuple(x.shape), tuple(w.shape), Options(**{"output_padding": 0, **sizes}))
+        options = {name: value for name, value in options.items() if name not in {"output_padding", "output_size"}}
+        return {**options, "padding": tuple((axis.lo, axis.hi) for axis in g.axes)}
 
     def all_but_channels(self, rank: int) -> tuple[int, ...]:
         """The axes of a result over which the gradient that comes back is summed for that of a bias."""

@@ -71,8 +71,8 @@ def conv_transpose(x: Array, w: Array, b: Array | None = None, /, **options: Unp
     b : Tensor, shape (c_out,), optional
         Added to every output of its channel.
     **options
-        ``stride``, ``padding``, ``output_padding``, ``dilation``, ``groups``, ``layout``, ``dtype`` and ``algorithm``,
-        as in :func:`xconv.conv_transpose`.
+        ``stride``, ``padding``, ``output_padding``, ``output_size``, ``dilation``, ``groups``, ``layout``, ``dtype``
+        and ``algorithm``, as in :func:`xconv.conv_transpose`.
 
     Returns
     -------
