@@ -241,6 +241,33 @@ def test_only_halos_travel(padding):
         assert moved(dw) == moved(y)
 
 
+@pytest.mark.usefixtures("exact")
+@pytest.mark.parametrize("padding", [((2, 0),), ((0, 2),), "same", "same_lower", ((3, 3),), 0, ((-1, 1),)], ids=str)
+@pytest.mark.parametrize("function", [xconv.conv, xconv.conv_transpose])
+def test_layers_make_no_more_chunks(rng, function, padding):
+    """What a padding adds lies in the chunk beside it, and not in one of its own."""
+    y = rng.integers(-2, 3, (2, 1, 120)).astype(float)
+    lazy, w = da.from_array(y, chunks=(1, 1, (0, 40, 40, 40, 0))), np.ones((1, 1, 3))
+    for _ in range(5):
+        y, lazy = function(y, w, padding=padding), function(lazy, w, padding=padding)
+        assert lazy.numblocks == (2, 1, 3)
+    assert np.array_equal(lazy.compute(), y)
+
+
+@pytest.mark.parametrize(
+    "options", [{"padding": ((4, 0),)}, {"padding": ((0, 5),), "stride": 2}, {"stride": 3}], ids=str
+)
+def test_windows_lie_in_no_more_chunks(options):
+    x = da.ones((1, 1, 120), chunks=(1, 1, 40))
+    y, w = xconv.conv(x, np.ones((1, 1, 3)), **options), np.ones((1, 1, 3))
+    assert xconv.conv_input_grad(y, w, x.shape, **options).numblocks == (1, 1, 3)
+    assert kinds(xconv.conv_weight_grad(y, x, w.shape, **options))["weight-grad-partial"] == 3
+    cols = xconv.im2col(x, 3, **options)
+    assert cols.numblocks == (1, 1, 1, 3)
+    assert xconv.col2im(cols, 120, **options).numblocks == (1, 1, 3)
+    assert xconv.conv_transpose(x, w, **options).numblocks == (1, 1, 3)
+
+
 def test_stride_without_overlap_needs_no_halo():
     x, w = da.ones((1, 1, 64), chunks=16), da.ones((1, 1, 4), chunks=-1)
     y = xconv.conv(x, w, stride=4)

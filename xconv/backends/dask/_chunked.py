@@ -207,12 +207,15 @@ class Chunked(Schedule):
     def _cuts(self, a: Array, along: Callable[[Axis, int], int], lengths: Shape) -> list[list[int]]:
         """Where to cut the images and every axis of the result, given the chunks of `a`.
 
-        `along` brings an edge of a chunk from the axis of `a` to that of the result, which is so long.
+        `along` brings an edge between chunks from the axis of `a` to that of the result, which is so long. The ends
+        stay ends: what the padding adds belongs to the chunk beside it.
         """
         rank = len(self.geometry.axes)
         at = [self._at(2 + i) if a.ndim == 2 + rank else 2 + rank + i for i in range(rank)]
-        batch, *spatial = (edges_of(a.chunks[i]) for i in (0, *at))
-        places = [[along(axis, e) for e in edges] for axis, edges in zip(self.geometry.axes, spatial, strict=True)]
+        batch, *spatial = (_between(a.chunks[i]) for i in (0, *at))
+        places = [
+            [along(axis, edge) for edge in edges] for axis, edges in zip(self.geometry.axes, spatial, strict=True)
+        ]
         return [
             [0, *sorted({edge for edge in edges if 0 < edge < length}), length]
             for edges, length in zip([batch, *places], (self.geometry.batch, *lengths), strict=True)
@@ -286,6 +289,12 @@ def _within(zone: slice, axis: Axis, edges: list[int]) -> list[int]:
     """Where to cut a zone of the padded axis: where the axis is cut, and nowhere in what is before or behind it."""
     inner = {edge + axis.lo for edge in edges if zone == axis.kept[0] and zone.start < edge + axis.lo < zone.stop}
     return [zone.start, *sorted(inner), zone.stop]
+
+
+def _between(sizes: Shape) -> list[int]:
+    """The edges between chunks that have elements."""
+    edges = edges_of(sizes)
+    return [edge for edge in edges if 0 < edge < edges[-1]]
 
 
 def _sizes(edges: Sequence[int]) -> Shape:
