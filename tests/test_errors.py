@@ -124,6 +124,17 @@ BAD = {
     "padding 0.5": (conv(X, W, padding=0.5), TypeError, "`padding` must be made of integers, got 0.5"),
     "three paddings": (conv(X, W, padding=(1, 1, 1)), ValueError, "`padding` must have one int or one (lo, hi) pair"),
     "triple": (conv(X, W, padding=((1, 1, 1), 1)), ValueError, "`padding` must have one int or one (lo, hi) pair"),
+    "flat padding": (
+        conv(X, W, padding=(1, 2, 3, 4)),
+        ValueError,
+        "got (1, 2, 3, 4): write ((3, 4), (1, 2)), if these count from the last axis, as F.pad's",
+    ),
+    "flat padding of a line": (conv(ones(1, 4, 7), W[..., 0], padding=[2, 0]), ValueError, "(2, 0): write ((2, 0),)"),
+    "flat padding of a volume": (
+        lambda: xconv.im2col(ones(1, 4, 7, 7, 7), 3, padding=(1, 2, 3, 4, 5, 6)),
+        ValueError,
+        "write ((5, 6), (3, 4), (1, 2)), if",
+    ),
     "pad mode": (conv(X, W, pad_mode="zeros"), ValueError, "`pad_mode` must be one of"),
     "pad mode type": (conv(X, W, pad_mode=0), TypeError, "`pad_mode` must be a string, got 0"),
     "pad nothing": (conv(ones(1, 4, 0, 7), W, padding=2, pad_mode="edge"), ValueError, "needs an element to pad from"),

@@ -304,5 +304,10 @@ def _paddings(padding: object, axes: list[Axis]) -> list[tuple[int, int]]:
     pairs = [entry if isinstance(entry, tuple) else (entry, entry) for entry in entries]
     if len(pairs) != len(axes) or any(len(pair) != 2 for pair in pairs):
         msg = f"`padding` must have one int or one (lo, hi) pair per spatial axis ({len(axes)}), got {padding!r}"
+        if len(entries) == 2 * len(axes) and ONLY_INTEGERS.issuperset(map(type, entries)):
+            flat = tuple(zip(entries[::2], entries[1::2], strict=True))
+            msg += f": write {flat[::-1]}" + (
+                ", if these count from the last axis, as F.pad's" if len(axes) > 1 else ""
+            )
         raise ValueError(msg)
     return [(integer("padding", lo), integer("padding", hi)) for lo, hi in pairs]
