@@ -409,11 +409,12 @@ def im2col(
         check_ranks(x_shape, x_shape, ("x", "x"), channels_last=False)
     kernel = per_axis("kernel_size", frozen("kernel_size", kernel_size), len(x_shape) - 2, least=1)
     options = _options(backend, stride, padding, dilation, 1, pad_mode, "channels_first", None, "gemm")
-    options = options._replace(order=permutation("axes", axes, 2 * len(x_shape) - 2))
+    order = permutation("axes", axes, 2 * len(x_shape) - 2)
+    options = options._replace(order=order) if order else options
     schedule = planned(backend, given, x_shape, (1, x_shape[1], *kernel), options)
     check_fits(backend, schedule, schedule.geometry.columns_shape)
     cols = schedule.run("im2col", x)
-    return backend.xp.permute_dims(cols, options.order) if options.order else cols
+    return backend.xp.permute_dims(cols, order) if order else cols
 
 
 def col2im(
@@ -473,7 +474,7 @@ def col2im(
     rank = len(windows) // 2
     sizes = per_axis("size", frozen("size", size), rank, least=0)
     options = _options(backend, stride, padding, dilation, 1, "constant", "channels_first", None, "gemm")
-    options = options._replace(order=order)
+    options = options._replace(order=order) if order else options
     schedule = planned(backend, given, (n, c, *sizes), (1, c, *windows[:rank]), options)
     out = schedule.geometry.out
     if out != tuple(windows[rank:]):

@@ -93,16 +93,17 @@ def with_zeros(take: Take, x: Array, g: Geometry, shape: Shape, lie: Shape = ())
 
 def folded_columns(take: Take, cols: Array, g: Geometry) -> Array:
     """The adjoint of `columns`: tap by tap, or output by output where these are fewer."""
-    lie = _lie(cols, g) if cols.strides[-1] > cols.itemsize else ()
+    lie = () if cols.strides[-1] == cols.itemsize else _lie(cols.strides)
     if g.pixels < g.taps:
         return _added(take, g, cols.dtype, ((place, cols[(..., *o)]) for o, place in _each_output(g)), lie)
     by_tap = cols.transpose(_kernel_in_front(len(g.axes)))
     return folded(take, g, cols.dtype, by_tap.__getitem__, lie)
 
 
-def _lie(cols: Array, g: Geometry) -> Shape:
-    """The order of the axes of images in which those of their windows lie in memory."""
-    steps = (*cols.strides[:2], *cols.strides[2 + len(g.axes) :])
+@lru_cache(maxsize=256)
+def _lie(strides: tuple[int, ...]) -> Shape:
+    """The order of the axes of images in which those of columns with these strides lie in memory."""
+    steps = (*strides[:2], *strides[1 + len(strides) // 2 :])
     return tuple(sorted(range(len(steps)), key=lambda axis: -abs(steps[axis])))
 
 
