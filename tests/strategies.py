@@ -32,7 +32,7 @@ def cases(draw, max_rank=3):
     limit = {1: 12, 2: 7, 3: 4}[rank]
     groups = draw(st.integers(1, 3))
     c_group, f_group = draw(st.integers(0, 3)), draw(st.integers(0, 3))
-    mode = draw(st.sampled_from(["constant", "constant", "edge", "reflect", "wrap"]))
+    mode = draw(st.sampled_from(["constant", "constant", "edge", "reflect", "symmetric", "wrap"]))
     size, kernel, stride, dilation, padding = [], [], [], [], []
     for _ in range(rank):
         k, d = draw(st.integers(1, 3 if rank == 3 else 4)), draw(st.integers(1, 3))

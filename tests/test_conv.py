@@ -62,7 +62,7 @@ def test_taps_far_apart(lib, rng, algorithm, padding):
     lib.check(xconv.conv_weight_grad(dy_, x_, w.shape, **options), oracle.weight_grad(dy, x))
 
 
-@pytest.mark.parametrize("mode", ["edge", "reflect", "wrap"])
+@pytest.mark.parametrize("mode", ["edge", "reflect", "symmetric", "wrap"])
 @pytest.mark.parametrize("options", [{"stride": 4000}, {"dilation": 4000}, {"stride": 4000, "dilation": 5000}], ids=str)
 def test_padding_that_no_window_sees(lib, rng, mode, options):
     x, w = integers(rng, (1, 2, 3, 4), (2, 2, 2, 3))
@@ -88,7 +88,7 @@ def test_spellings_of_a_padding(lib, rng, padding):
     lib.check(y, Oracle(x.shape, w.shape, padding=1, stride=2).conv(x, w))
 
 
-@pytest.mark.parametrize("mode", ["edge", "reflect", "wrap"])
+@pytest.mark.parametrize("mode", ["edge", "reflect", "symmetric", "wrap"])
 @pytest.mark.parametrize("size", [1, 2, 5])
 def test_pad_modes_are_those_of_numpy(lib, rng, mode, size):
     """Also where the padding is several times as long as the array."""

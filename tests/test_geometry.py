@@ -16,7 +16,7 @@ from xconv._axis import Axis, Run
 pytestmark = pytest.mark.numpy_only
 
 
-@pytest.mark.parametrize("mode", ["edge", "reflect", "wrap"])
+@pytest.mark.parametrize("mode", ["edge", "reflect", "symmetric", "wrap"])
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
 def test_runs_are_numpys_padding(mode, size):
     for lo in range(-2, 13):
@@ -33,8 +33,8 @@ def test_runs_are_numpys_padding(mode, size):
 
 def elements(run):
     """What a run reads, element by element."""
-    once = [run.start + i * (run.step or 1) for i in range(run.length)]
-    return (once if run.step else once + once[-2:0:-1]) * run.repeats
+    once = [run.start + i * run.step for i in range(run.length)]
+    return (once + once[run.inner][: run.back][::-1]) * run.repeats
 
 
 def test_runs_are_few():
@@ -43,9 +43,12 @@ def test_runs_are_few():
         return list(axis.runs(mode, slice(0, axis.padded)))
 
     assert runs("reflect") == [Run(3, 3, -1), Run(0, 10, 1), Run(8, 2, -1)]
+    assert runs("symmetric") == [Run(2, 3, -1), Run(0, 10, 1), Run(9, 2, -1)]
     assert runs("wrap") == [Run(7, 3, 1), Run(0, 10, 1), Run(0, 2, 1)]
     assert runs("edge") == [Run(0, 1, 1, 3), Run(0, 10, 1), Run(9, 1, 1, 2)]
     assert runs("wrap", 4, 10**12 + 1, 0) == [Run(3, 1, 1), Run(0, 4, 1, 10**12 // 4), Run(0, 4, 1)]
+    assert runs("reflect", 4, 6 * 10**12, 0) == [Run(0, 4, 1, 10**12, 2), Run(0, 4, 1)]
+    assert runs("symmetric", 4, 8 * 10**12, 0) == [Run(0, 4, 1, 10**12, 4), Run(0, 4, 1)]
     assert len(runs("reflect", 3, 10**12, 10**12)) <= 8
 
 

@@ -25,6 +25,7 @@ GEOMETRIES = {
     "depthwise": ((8, 16, 30, 28), (16, 1, 3, 3), {"padding": 1, "groups": 16}),
     "pointwise": ((8, 16, 30, 28), (32, 16, 1, 1), {}),
     "reflected": ((4, 8, 20, 20), (8, 8, 5, 5), {"padding": 4, "pad_mode": "reflect"}),
+    "symmetric": ((4, 8, 20, 20), (8, 8, 5, 5), {"padding": 4, "pad_mode": "symmetric"}),
     "line": ((4, 6, 1000), (6, 2, 9), {"groups": 3, "stride": 2}),
     "volume": ((2, 4, 9, 10, 11), (6, 4, 3, 2, 3), {"padding": 1}),
 }

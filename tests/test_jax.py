@@ -34,6 +34,7 @@ GEOMETRIES = {
 OPTIONS = {
     "edge": {"pad_mode": "edge", "padding": ((2, 1), (0, 3)), "groups": 2},
     "reflect": {"pad_mode": "reflect", "padding": ((6, 0), (0, 1)), "stride": 2, "groups": 2},
+    "symmetric": {"pad_mode": "symmetric", "padding": ((11, 0), (0, 2)), "stride": (3, 1), "groups": 2},
     "wrap": {"pad_mode": "wrap", "padding": ((0, 1), (2, 7)), "stride": (2, 3), "groups": 2},
     "channels-last": {"layout": "channels_last", "padding": 1, "stride": (1, 2), "groups": 2},
 }

@@ -516,7 +516,7 @@ def test_workspace_of_a_plan_is_enough(rng):
 
 
 @pytest.mark.numpy_only
-@pytest.mark.parametrize("mode", ["edge", "reflect", "wrap"])
+@pytest.mark.parametrize("mode", ["edge", "reflect", "symmetric", "wrap"])
 @pytest.mark.usefixtures("exact")
 def test_a_long_padding_is_planned_and_run_quickly(rng, mode):
     """Its repetitions are never walked through one by one."""
@@ -660,7 +660,7 @@ def extreme(rng):
     kernel, stride, dilation, padding = zip(*axes, strict=True)
     options = {"stride": stride, "dilation": dilation, "padding": padding, "groups": groups}
     options |= {
-        "pad_mode": one_of("constant", "constant", "edge", "reflect", "wrap"),
+        "pad_mode": one_of("constant", "constant", "edge", "reflect", "symmetric", "wrap"),
         "layout": one_of("channels_first", "channels_last"),
         "algorithm": one_of("auto", "auto", "auto", "gemm", "fft", *PORTABLE),
     }

@@ -18,6 +18,8 @@ FILTER_MODES = [
     ("constant", "grid-constant"),
     ("edge", "nearest"),
     ("reflect", "mirror"),
+    ("symmetric", "reflect"),
+    ("symmetric", "grid-mirror"),
     ("wrap", "wrap"),
     ("wrap", "grid-wrap"),
 ]
@@ -76,7 +78,7 @@ def stuffed(w, dilation):
 
 
 @ranks_and_kinds
-@pytest.mark.parametrize("mode", ["constant", "edge", "reflect", "wrap"])
+@pytest.mark.parametrize("mode", ["constant", "edge", "reflect", "symmetric", "wrap"])
 def test_conv(lib, rng, rank, kind, mode):
     x, w = normal(lib, rng, kind, (2, 4, *SIZES[rank]), (6, 2, *KERNELS[rank]))
 

@@ -36,6 +36,7 @@ SMALL = {
     "crop": ((1, 1, 6, 4), (1, 1, 2, 3), {"padding": ((-1, 2), (1, 0)), "stride": 2}),
     "edge": ((1, 1, 3, 3), (1, 1, 2, 3), {"padding": ((2, 0), (1, 2)), "pad_mode": "edge"}),
     "reflect": ((1, 1, 4, 3), (1, 1, 3, 2), {"padding": ((3, 1), 1), "pad_mode": "reflect", "stride": 2}),
+    "symmetric": ((1, 2, 3), (2, 2, 2), {"padding": ((4, 7),), "pad_mode": "symmetric"}),
     "wrap": ((1, 2, 3), (2, 1, 3), {"padding": ((4, 2),), "pad_mode": "wrap", "groups": 2}),
     "same": ((1, 2, 5), (2, 2, 4), {"padding": "same", "stride": 2}),
     "channels-last": ((1, 4, 3, 2), (2, 2, 2, 2), {"layout": "channels_last", "padding": 1}),
@@ -204,7 +205,7 @@ def test_backward_is_the_two_gradients(torch, integers, name):
     assert_equal(torch, b.grad, dy.movedim(-1 if "layout" in options else 1, 0).flatten(1).sum(1))
 
 
-@pytest.mark.parametrize("mode", ["constant", "edge", "reflect", "wrap"])
+@pytest.mark.parametrize("mode", ["constant", "edge", "reflect", "symmetric", "wrap"])
 def test_backward_in_tiles(torch, integers, mode):
     options = {"stride": (2, 1), "padding": ((3, 1), (0, 2)), "groups": 2, "pad_mode": mode}
     x, w = integers((2, 4, 9, 8), (6, 2, 3, 2))
@@ -272,7 +273,7 @@ def test_numerical_derivatives_of_columns(torch, rng):
     assert torch.autograd.gradcheck(lambda cols: xconv.col2im(cols, (4, 5), **options), cols)
 
 
-@pytest.mark.parametrize("name", ["plain", "gaps", "reflect", "wrap"])
+@pytest.mark.parametrize("name", ["plain", "gaps", "reflect", "symmetric", "wrap"])
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 def test_forward_derivatives(torch, integers, name):
     x_shape, w_shape, options = SMALL[name]
@@ -293,7 +294,7 @@ def test_functional_gradient(torch, integers):
     assert_equal(torch, dw, xconv.conv_weight_grad(dy, x, w.shape, **options))
 
 
-@pytest.mark.parametrize("mode", ["constant", "edge", "reflect", "wrap"])
+@pytest.mark.parametrize("mode", ["constant", "edge", "reflect", "symmetric", "wrap"])
 @pytest.mark.parametrize("workspace", [None, pytest.param(20_000, id="tiles")])
 def test_vmap(torch, integers, mode, workspace):
     """Over either operand of each function, and both; in one tile and in several."""

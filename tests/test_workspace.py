@@ -78,6 +78,7 @@ def functions(x, w, dy, options):
         {"padding": 2},
         {"padding": ((3, 0), 1), "stride": (1, 3), "groups": 2},
         {"padding": ((1, 4), 2), "pad_mode": "reflect"},
+        {"padding": ((4, 1), 2), "pad_mode": "symmetric", "stride": 2},
         {"padding": 3, "pad_mode": "wrap", "dilation": 2},
         {"layout": "channels_last", "padding": "same", "stride": 2},
         {"stride": 7},
@@ -139,7 +140,7 @@ def some_call(rng):
         "dilation": tuple(map(int, dilation)),
         "padding": tuple((int(lo), int(hi)) for lo, hi in rng.integers(0, extent, (2, rank)).T),
         "groups": int(groups),
-        "pad_mode": str(rng.choice(["constant", "constant", "reflect", "wrap"])),
+        "pad_mode": str(rng.choice(["constant", "constant", "reflect", "symmetric", "wrap"])),
         "layout": str(rng.choice(["channels_first", "channels_last"])),
     }
     if dtype in {"float16", "int8"} and rng.random() < 0.5:

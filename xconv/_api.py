@@ -54,7 +54,7 @@ def conv(
     groups : int
         Channels are split into this many groups that do not see each other; with ``groups = c_in`` the convolution is
         depthwise.
-    pad_mode : {"constant", "edge", "reflect", "wrap"}
+    pad_mode : {"constant", "edge", "reflect", "symmetric", "wrap"}
         What the padding holds: zeros, or elements of `x` in the sense of :func:`numpy.pad`.
     layout : {"channels_first", "channels_last"}
         With "channels_last", `x` is ``(n, *size, c_in)`` and the result ``(n, *out, c_out)``; `w` stays as it is.

@@ -19,7 +19,7 @@ MOST_BYTES, WIDEST = 2**47, 16
 
 ONLY_INTEGERS = frozenset({int})
 
-PAD_MODES = ("constant", "edge", "reflect", "wrap")
+PAD_MODES = ("constant", "edge", "reflect", "symmetric", "wrap")
 
 
 def geometry(

@@ -24,19 +24,31 @@ LONG_GAP = 1024
 class Run(NamedTuple):
     """Neighbours that the padding of an axis reads, `repeats` times in a row.
 
-    They are `length` elements from `start` in steps of 1 or -1; or, with a `step` of 0, there and back: all of them
-    upwards, and downwards again without the two at the ends.
+    They are `length` elements from `start` in steps of 1 or -1, and `back` of those that were read upwards once more
+    downwards: all of them, or all but the one at either end.
     """
 
     start: int
     length: int
     step: int
     repeats: int = 1
+    back: int = 0
 
     @property
     def period(self) -> int:
         """How many elements are read before they repeat."""
-        return self.length if self.step else 2 * (self.length - 1)
+        return self.length + self.back
+
+    @property
+    def inner(self) -> slice:
+        """The elements that are read upwards and downwards, counted from the first one."""
+        end = (self.length - self.back) // 2
+        return slice(end, self.length - end)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether what is read is the source as it lies."""
+        return self.step == self.repeats == 1 and not self.back
 
     @property
     def source(self) -> slice:
@@ -209,7 +221,8 @@ class Axis:
     def runs(self, mode: str, part: slice) -> Iterator[Run]:
         """What a part of the padded axis reads, for a `mode` other than "constant", as a handful of runs in order."""
         position, stop = part.start - self.lo, part.stop - self.lo
-        period = {"edge": 1, "wrap": self.size, "reflect": max(1, 2 * (self.size - 1))}[mode]
+        back = {"edge": 1 - self.size, "wrap": 0, "reflect": max(0, self.size - 2), "symmetric": self.size}[mode]
+        period = self.size + back
         while position < stop:
             room = min(stop, 0 if position < 0 else stop) - position
             phase = position % period
@@ -218,12 +231,10 @@ class Axis:
             elif period == 1:
                 run = Run(0 if position < 0 else self.size - 1, 1, 1, room)
             elif phase == 0 and room >= period:
-                run = Run(0, self.size, 1 if mode == "wrap" else 0, room // period)
-            elif mode == "wrap":
-                run = Run(phase, min(period - phase, room), 1)
-            elif phase < self.size - 1:
-                run = Run(phase, min(self.size - 1 - phase, room), 1)
+                run = Run(0, self.size, 1, room // period, back)
+            elif phase < self.size:
+                run = Run(phase, min(self.size - phase, room), 1)
             else:
-                run = Run(period - phase, min(period - phase, room), -1)
+                run = Run(period - phase - (mode == "symmetric"), min(period - phase, room), -1)
             yield run
             position += run.repeats * run.period

@@ -30,7 +30,7 @@ Function: TypeAlias = Literal[
     "avg_pool_grad",
 ]
 
-PadMode: TypeAlias = Literal["constant", "edge", "reflect", "wrap"]
+PadMode: TypeAlias = Literal["constant", "edge", "reflect", "symmetric", "wrap"]
 Layout: TypeAlias = Literal["channels_first", "channels_last"]
 
 #: What a number is: "integer", "real", "complex", or None for what has no sums of products.

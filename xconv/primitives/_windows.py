@@ -98,9 +98,8 @@ def follow(xp: Namespace, x: Array, run: Run, at: int) -> Array:
     """What a run reads, from its source `x`."""
     if run.step < 0:
         x = xp.flip(x, axis=at)
-    elif run.step == 0:
-        back = x[along(at, slice(1, run.length - 1))]
-        x = xp.concat([x, xp.flip(back, axis=at)], axis=at)
+    elif run.back:
+        x = xp.concat([x, xp.flip(x[along(at, run.inner)], axis=at)], axis=at)
     if run.repeats > 1:
         before, behind = x.shape[:at], x.shape[at + 1 :]
         x = xp.broadcast_to(xp.expand_dims(x, axis=at), (*before, run.repeats, run.period, *behind))
@@ -116,7 +115,7 @@ def retract(xp: Namespace, dx: Array, runs: tuple[Run, ...]) -> Array:
             dx = xp.sum(dx, axis=at, dtype=dx.dtype)
         if run.step < 0:
             dx = xp.flip(dx, axis=at)
-        elif run.step == 0:
+        elif run.back:
             there, back = (dx[along(at, part)] for part in (slice(run.length), slice(run.length, run.period)))
-            dx = there + pad(xp, xp.flip(back, axis=at), at, 1, 1)
+            dx = there + pad(xp, xp.flip(back, axis=at), at, run.inner.start, run.inner.start)
     return dx

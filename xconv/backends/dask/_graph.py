@@ -232,7 +232,7 @@ def _recipe(*ways: Way) -> tuple[Recipe, list[tuple[Index, Shape] | None]]:
             cuts.append(None if all_of_it or home else (inside, sum((ends[2:4] for ends in piece), ())))
             made.append((at, inside if home and not all_of_it else None))
         sources.append(Source(place, runs, tuple(made)))
-    plain = len(cuts) == 1 and made[0][1] is None and all(run.step == run.repeats == 1 for run in runs)
+    plain = len(cuts) == 1 and made[0][1] is None and all(run.is_plain for run in runs)
     return () if plain else tuple(sources), cuts
 
 

@@ -165,10 +165,10 @@ def retracted(take: Take, dx: Array, runs: tuple[Run, ...]) -> Array:
             dx = np.sum(each, axis=at, out=take((*before, run.period, *behind), dx.dtype))
         if run.step < 0:
             dx = np.flip(dx, at)
-        elif run.step == 0:  # there and back
+        elif run.back:
             there = take((*before, run.length, *behind), dx.dtype)
             there[...] = dx[along(at, slice(run.length))]
-            there[along(at, slice(1, run.length - 1))] += np.flip(dx[along(at, slice(run.length, None))], at)
+            there[along(at, run.inner)] += np.flip(dx[along(at, slice(run.length, None))], at)
             dx = there
     return dx
 
