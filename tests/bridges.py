@@ -21,6 +21,7 @@ CASES = {
     "reflect": ("conv", (1, 2, 7), (2, 1, 3), {"padding": ((3, 1),), "pad_mode": "reflect", "stride": 2, "groups": 2}),
     "symmetric": ("conv", (1, 2, 3), (2, 2, 3), {"padding": ((7, 2),), "pad_mode": "symmetric"}),
     "wrap": ("conv", (1, 2, 4), (2, 2, 3), {"padding": ((4, 2),), "pad_mode": "wrap"}),
+    "value": ("conv", (1, 2, 4, 5), (2, 2, 2, 3), {"padding": ((2, 1), (-1, 3)), "stride": (1, 2), "pad_value": 3}),
     "last": ("conv", (2, 5, 4, 2), (3, 2, 2, 3), {"layout": "channels_last", "padding": 1, "stride": (1, 2)}),
     "transpose": ("conv_transpose", (2, 4, 4), (4, 3, 3), {}),
     "transpose-all": (

@@ -18,7 +18,7 @@ def each(value, rank):
 
 
 def _sources(size, lo, hi, mode):
-    """For every position of a padded axis, the element that it reads, or -1 for a zero."""
+    """For every position of a padded axis, the element that it reads, or -1 for the value of a constant padding."""
     grow = (max(lo, 0), max(hi, 0))
     if mode == "constant":
         numbers = np.pad(np.arange(size), grow, constant_values=-1)
@@ -30,8 +30,10 @@ def _sources(size, lo, hi, mode):
 class Oracle:
     """One convolution: `conv` and its two adjoints, from the same list of which input meets which tap where."""
 
-    def __init__(self, x_shape, w_shape, *, stride=1, padding=0, dilation=1, groups=1, pad_mode="constant"):
-        self.x_shape, self.w_shape, self.groups = x_shape, w_shape, groups
+    def __init__(
+        self, x_shape, w_shape, *, stride=1, padding=0, dilation=1, groups=1, pad_mode="constant", pad_value=0
+    ):
+        self.x_shape, self.w_shape, self.groups, self.pad_value = x_shape, w_shape, groups, pad_value
         rank = len(x_shape) - 2
         strides, dilations = each(stride, rank), each(dilation, rank)
         sources = [
@@ -43,18 +45,22 @@ class Oracle:
             for s, k, step, d in zip(sources, self.kernel, strides, dilations, strict=True)
         )
         self.y_shape = (x_shape[0], w_shape[0], *self.out)
-        self.meetings = []
+        self.meetings, self.with_value = [], []
         for o in product(*map(range, self.out)):
             for t in product(*map(range, self.kernel)):
                 p = [s[a * step + b * d] for s, a, b, step, d in zip(sources, o, t, strides, dilations, strict=True)]
                 if min(p) >= 0:
                     self.meetings.append(((..., *o), (..., *t), (..., *p)))
+                elif pad_value:
+                    self.with_value.append(((..., *o), (..., *t)))
 
     def conv(self, x, w):
         wide = np.result_type(x, w, np.float64)
         y = np.zeros(self.y_shape, wide)
         for (cin, cout), (o, t, p) in product(self._channels(), self.meetings):
             y[:, cout][o] += x[:, cin][p].astype(wide) @ w[cout][t].astype(wide).T
+        for (_, cout), (o, t) in product(self._channels(), self.with_value):
+            y[:, cout][o] += self.pad_value * w[cout][t].astype(wide).sum(axis=1)
         return y
 
     def input_grad(self, dy, w):
@@ -69,12 +75,16 @@ class Oracle:
         dw = np.zeros(self.w_shape, wide)
         for (cin, cout), (o, t, p) in product(self._channels(), self.meetings):
             dw[cout][t] += dy[:, cout][o].astype(wide).T @ x[:, cin][p].astype(wide).conj()
+        for (_, cout), (o, t) in product(self._channels(), self.with_value):
+            dw[cout][t] += np.conj(self.pad_value) * dy[:, cout][o].astype(wide).sum(axis=0)[:, None]
         return dw
 
     def im2col(self, x):
         cols = np.zeros((*x.shape[:2], *self.kernel, *self.out), x.dtype)
         for o, t, p in self.meetings:
             cols[(..., *t[1:], *o[1:])] = x[p]
+        for o, t in self.with_value:
+            cols[(..., *t[1:], *o[1:])] = self.pad_value
         return cols
 
     def col2im(self, cols):

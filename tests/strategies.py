@@ -47,6 +47,7 @@ def cases(draw, max_rank=3):
         padding.append((lo, hi))
     if mode != "constant" and 0 in size:
         mode = "constant"
+    value = draw(st.sampled_from([0, 0, -3, 5])) if mode == "constant" else 0
     return Case(
         (draw(st.integers(0, 3)), groups * c_group, *size),
         (groups * f_group, c_group, *kernel),
@@ -56,6 +57,7 @@ def cases(draw, max_rank=3):
             "dilation": tuple(dilation),
             "groups": groups,
             "pad_mode": mode,
+            "pad_value": value,
         },
         draw(st.integers(0, 2**16)),
         draw(st.sampled_from(["channels_first", "channels_last"])),

@@ -98,6 +98,55 @@ def test_pad_modes_are_those_of_numpy(lib, rng, mode, size):
     lib.check(y, Oracle(padded.shape, w.shape).conv(padded, w))
 
 
+@pytest.mark.parametrize("value", [2, -0.5, math.inf, math.nan])
+@pytest.mark.parametrize("size", [0, 1, 6])
+def test_a_padding_of_a_value_is_numpys(lib, rng, value, size):
+    """In the result, and in the filters' gradient; the input's gradient does not see it."""
+    x, w = integers(rng, (2, 4, size, 7), (6, 2, 3, 2))
+    steps, padding = {"stride": (2, 1), "dilation": (1, 2)}, ((4, 3), (-2, 4))
+    padded = np.pad(x, ((0, 0), (0, 0), (4, 3), (0, 4)), constant_values=value)[..., 2:]
+    oracle = Oracle(padded.shape, w.shape, **steps, groups=2)
+    (dy,) = integers(rng, oracle.y_shape)
+    x_, w_, dy_, options = *map(lib.array, (x, w, dy)), {**steps, "padding": padding, "pad_value": value}
+    with np.errstate(invalid="ignore"):
+        dx = Oracle(x.shape, w.shape, **steps, padding=padding, groups=2).input_grad(dy, w)
+        lib.check(xconv.conv_input_grad(dy_, w_, x.shape, **options, groups=2), dx, dtype=lib.real)
+        for found, expected in (
+            (xconv.conv(x_, w_, **options, groups=2), oracle.conv(padded, w)),
+            (xconv.conv_weight_grad(dy_, x_, w.shape, **options, groups=2), oracle.weight_grad(dy, padded)),
+            (xconv.im2col(x_, (3, 2), **options), Oracle(padded.shape, (1, 4, 3, 2), **steps).im2col(padded)),
+        ):
+            assert found.dtype == lib.dtype(lib.real)
+            assert np.array_equal(lib.numpy(found), expected, equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    ("dtypes", "value", "result"),
+    [
+        (("float16", "float16"), 0.1, "float16"),
+        (("float16", "float32"), 0.1, "float32"),
+        (("uint8", "uint8"), np.float32(200), "uint8"),
+        (("int8", "int8"), 300, "int32"),
+        (("uint32", "uint32"), 2**32 - 1, "uint32"),
+        (("int64", "int64"), 2**53 + 1, "int64"),
+        (("float32", "float32"), 10**30, "float32"),
+        (("complex64", "complex64"), 1 - 2j, "complex64"),
+        (("complex64", "complex64"), math.nan, "complex64"),
+        (("float32", "complex64"), 3j, "complex64"),
+    ],
+)
+def test_a_padding_holds_what_the_result_can(lib, rng, dtypes, value, result):
+    if not (lib.can_multiply(dtypes[0]) and lib.has(result)):
+        pytest.skip(f"{lib.name} lacks one of {dtypes}")
+    x, w = (rng.integers(0, 4, shape).astype(one) for shape, one in zip(((2, 3, 9), (4, 3, 3)), dtypes, strict=True))
+    padded = np.pad(x.astype(result), ((0, 0), (0, 0), (2, 1)), constant_values=value)
+    options = {"dtype": lib.dtype(result)} if result == "int32" else {}
+    y = xconv.conv(lib.array(x), lib.array(w), padding=((2, 1),), pad_value=value, **options)
+    expected = xconv.conv(lib.array(padded), lib.array(w), **options)
+    assert y.dtype == expected.dtype == lib.dtype(result)
+    assert np.array_equal(lib.numpy(y), lib.numpy(expected), equal_nan=True)
+
+
 def test_layouts(lib, rng):
     x, w, b = integers(rng, (2, 4, 5, 6), (6, 2, 3, 2), (6,))
     options = {"stride": (2, 1), "padding": 1, "groups": 2}

@@ -3,6 +3,7 @@
 import gc
 import math
 import os
+import pickle
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ from oracle import Oracle
 from strategies import cases
 
 import xconv
+from xconv import _planner
 from xconv._arguments import geometry
 from xconv._geometry import Geometry
 from xconv.backends import Backend
@@ -102,14 +104,14 @@ def test_any_geometry_in_any_chunks(never, case, data):
 @settings(max_examples=60)
 @given(case=cases(), data=st.data())
 def test_windows_in_any_chunks(case, data):
-    options = {name: case.options[name] for name in ("stride", "padding", "dilation", "pad_mode")}
+    options = {name: case.options[name] for name in ("stride", "padding", "dilation", "pad_mode", "pad_value")}
     (x,) = case.integers(case.x_shape)
     kernel = case.w_shape[2:]
     options["axes"] = data.draw(st.none() | st.permutations(range(2 * x.ndim - 2)))
     cols = xconv.im2col(x, kernel, **options)
     found = xconv.im2col(da.from_array(x, chunks=data.draw(cut(x.shape))), kernel, **options)
     assert np.array_equal(found.compute(), cols)
-    del options["pad_mode"]
+    del options["pad_mode"], options["pad_value"]
     lazy = da.from_array(cols, chunks=data.draw(cut(cols.shape)))
     found = xconv.col2im(lazy, case.x_shape[2:], **options)
     assert np.array_equal(found.compute(), xconv.col2im(cols, case.x_shape[2:], **options))
@@ -187,6 +189,28 @@ def test_complex_and_half(rng):
     dy = da.from_array(np.ones((1, 1, 3), np.float16), chunks=1)
     dx = xconv.conv_input_grad(dy, w, (1, 1, 2), padding=1, pad_mode="edge")
     assert np.array_equal(dx.compute()[0, 0], [2050, 4096])  # 2049 and 1; 2049 and 2048
+
+
+def test_tasks_from_elsewhere_share_a_plan():
+    """A NaN that was pickled is another one."""
+    x, w = da.ones((1, 1, 8), chunks=4), np.ones((1, 1, 3))
+    y = xconv.conv(x, w, padding=1, pad_value=math.nan)
+    results, misses = [], []
+    for _ in range(3):
+        results.append(pickle.loads(pickle.dumps(y)).compute())
+        misses.append(_planner._of_part.cache_info().misses)
+    assert len(set(misses)) == 1
+    assert all(np.array_equal(np.isnan(result[0, 0]), [True, *6 * [False], True]) for result in results)
+
+
+def test_a_value_is_rounded_as_the_array_is(rng):
+    """Though partial sums are of a wider dtype."""
+    x, dy = rng.integers(-3, 4, (2, 1, 2, 9)).astype(np.float16)
+    options = {"padding": 1, "pad_value": 0.1}
+    padded = np.pad(x, ((0, 0), (0, 0), (1, 1)), constant_values=np.float16(0.1))
+    expected = xconv.conv_weight_grad(dy, padded[:1], (2, 2, 3))
+    dw = xconv.conv_weight_grad(da.from_array(dy, chunks=4), da.from_array(x[:1], chunks=2), (2, 2, 3), **options)
+    assert np.array_equal(dw.compute(), expected)
 
 
 def test_bias_integers_and_dtype(rng):
@@ -325,6 +349,10 @@ def test_names_tell_graphs_apart(name):
     ]
     if name != "transpose":
         names.append(function(a, b, **options, pad_mode="edge").name)
+    if name == "input_grad":
+        assert function(a, b, **options, pad_value=1).name == names[0]
+    elif name != "transpose":
+        names += [function(a, b, **options, pad_value=value).name for value in (1, 2)]
     with xconv.config(numerics="strict"):
         names.append(function(a, b, **options).name)
     with xconv.config(workspace=2**24):

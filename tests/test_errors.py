@@ -138,6 +138,45 @@ BAD = {
     "pad mode": (conv(X, W, pad_mode="zeros"), ValueError, "`pad_mode` must be one of"),
     "pad mode type": (conv(X, W, pad_mode=0), TypeError, "`pad_mode` must be a string, got 0"),
     "pad nothing": (conv(ones(1, 4, 0, 7), W, padding=2, pad_mode="edge"), ValueError, "needs an element to pad from"),
+    "pad value array": (conv(X, W, pad_value=np.array(1.0)), TypeError, "`pad_value` must be a number, got array(1.)"),
+    "pad value none": (conv(X, W, pad_value=None), TypeError, "`pad_value` must be a number, got None"),
+    "pad value word": (conv(X, W, pad_value="1"), TypeError, "`pad_value` must be a number, got '1'"),
+    "pad value bool": (conv(X, W, pad_value=True), TypeError, "`pad_value` must be a number, got True"),
+    "pad value and mode": (
+        conv(X, W, padding=1, pad_mode="wrap", pad_value=2),
+        ValueError,
+        "`pad_value` must be 0 with `pad_mode` 'wrap', which reads from `x`, got 2",
+    ),
+    "complex pad value": (
+        conv(X, W, padding=1, pad_value=2j),
+        ValueError,
+        "`pad_value` must be a real number for a result of float64, got 2j",
+    ),
+    "pad value beyond float64": (conv(X, W, pad_value=10**400), ValueError, "`pad_value` must be within the range of"),
+    "pad value beyond float16": (
+        conv(X.astype("float16"), W.astype("float16"), pad_value=-1e5),
+        ValueError,
+        "`pad_value` must be within the range of float16 for a result of float16, got -100000.0",
+    ),
+    "pad value beyond complex64": (
+        conv(X.astype("complex64"), W.astype("complex64"), pad_value=1e50j),
+        ValueError,
+        "1e+50j",
+    ),
+    **{
+        f"pad value {value} for int8": (
+            conv(X.astype("int8"), W.astype("int8"), pad_value=value),
+            ValueError,
+            f"`pad_value` must be an integer from -128 to 127 for a result of int8, got {value}",
+        )
+        for value in (0.5, 128, -129, float("inf"), float("nan"), 1j)
+    },
+    "pad value of windows": (lambda: xconv.im2col(X.astype("uint8"), 3, pad_value=-1), ValueError, "from 0 to 255"),
+    "pad value of a gradient": (
+        lambda: xconv.conv_input_grad(DY, W, X.shape, pad_value="0"),
+        TypeError,
+        "`pad_value` must be a number",
+    ),
     # sizes
     "small input": (conv(ones(2, 4, 2, 7), W), ValueError, "kernel must fit into the padded input"),
     "dilated kernel": (conv(X, W, dilation=4), ValueError, "dilated kernels of size (9, 9)"),

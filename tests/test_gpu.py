@@ -26,6 +26,7 @@ GEOMETRIES = {
     "pointwise": ((8, 16, 30, 28), (32, 16, 1, 1), {}),
     "reflected": ((4, 8, 20, 20), (8, 8, 5, 5), {"padding": 4, "pad_mode": "reflect"}),
     "symmetric": ((4, 8, 20, 20), (8, 8, 5, 5), {"padding": 4, "pad_mode": "symmetric"}),
+    "value": ((4, 8, 20, 20), (8, 8, 5, 5), {"padding": ((4, 2), (-1, 3)), "pad_value": 3}),
     "line": ((4, 6, 1000), (6, 2, 9), {"groups": 3, "stride": 2}),
     "volume": ((2, 4, 9, 10, 11), (6, 4, 3, 2, 3), {"padding": 1}),
 }

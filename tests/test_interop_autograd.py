@@ -95,7 +95,7 @@ def test_products_are_derivatives_of_one_another(integers, case, is_complex):
     assert paired(dx_w, u) == paired(dy, function(v, u, 0 * b)) == paired(dw_x, v)
 
 
-@pytest.mark.parametrize("name", ["2d-all", "wrap", "last", "transpose-all", *ROUNDING])
+@pytest.mark.parametrize("name", ["2d-all", "value", "wrap", "last", "transpose-all", *ROUNDING])
 def test_numerical_derivatives(rng, name):
     from autograd.test_util import check_grads
 

@@ -104,7 +104,7 @@ def test_transposes_that_are_longer(torch, bridge, integers, extra, by_size):
 
 
 @pytest.mark.parametrize("dtype", ["float64", "complex128"])
-@pytest.mark.parametrize("name", ["2d-all", "wrap", "last", "transpose-all", *ROUNDING])
+@pytest.mark.parametrize("name", ["2d-all", "value", "wrap", "last", "transpose-all", *ROUNDING])
 def test_numerical_derivatives(torch, bridge, name, dtype):
     case = (CASES | ROUNDING)[name]
     function, _, _, options = case

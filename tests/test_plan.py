@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import contextvars
 import decimal
+import math
 import sys
 import threading
 import time
@@ -150,6 +151,45 @@ def test_refuses_other_arrays(lib, arrays):
             call()
     with pytest.raises(TypeError, match="`w` must have the plan's dtype"):
         p.conv(x, lib.array(lib.numpy(w), "int32"))
+
+
+def test_equal_pad_values_have_one_plan():
+    """The same number in other types, and NaN, which is not equal to itself."""
+    x, w = np.ones((1, 1, 9)), np.ones((1, 1, 4))
+    for values in (
+        (0, 0.0, -0.0, 0j, np.int8(0)),
+        (2, 2.0, complex(2, -0.0), np.float32(2), np.uint8(2)),
+        (math.nan, -math.nan, float("nan"), np.float64("nan"), complex(1, math.nan)),
+    ):
+        before = scheduled.cache_info().misses
+        results = {xconv.conv(x, w, padding=1, pad_value=value).tobytes() for value in values}
+        assert len(results) == 1
+        assert scheduled.cache_info().misses <= before + 1
+
+
+def test_what_a_padding_holds_matters_where_there_is_one():
+    """And is otherwise not in a plan, nor in the name of a measured time."""
+    x, w = np.ones((1, 1, 9)), np.ones((1, 1, 4))
+    plans = [xconv.plan(x, w, padding=-1, pad_value=value) for value in (0, 3)]
+    assert plans[0].schedule.geometry == plans[1].schedule.geometry
+    calls = {
+        xconv.plan(x, w, padding=1, pad_value=value).schedule.problem.call("forward", "here")
+        for value in (0, 3, -7, 0.5)
+    }
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+def test_a_pad_value_that_is_not_finite_stays_in_its_windows(rng, value):
+    x, w = rng.integers(1, 5, (1, 2, 64, 64)).astype("float32"), np.ones((2, 2, 31, 31), "float32")
+    p = xconv.plan(x, w, padding=15, pad_value=value)
+    assert xconv.plan(x, w, padding=15, pad_value=1).algorithm == "fft"
+    assert p.algorithm != "fft"
+    assert "its error bound is not componentwise, and `pad_value` is not finite" in str(p)
+    y = p.conv(x, w)
+    assert np.isfinite(y[..., 15:-15, 15:-15]).all()
+    y[..., 15:-15, 15:-15] = value
+    assert np.array_equal(y, np.full_like(y, value), equal_nan=True)
 
 
 def test_refuses_another_library():

@@ -38,6 +38,7 @@ SMALL = {
     "reflect": ((1, 1, 4, 3), (1, 1, 3, 2), {"padding": ((3, 1), 1), "pad_mode": "reflect", "stride": 2}),
     "symmetric": ((1, 2, 3), (2, 2, 2), {"padding": ((4, 7),), "pad_mode": "symmetric"}),
     "wrap": ((1, 2, 3), (2, 1, 3), {"padding": ((4, 2),), "pad_mode": "wrap", "groups": 2}),
+    "value": ((1, 2, 3, 4), (2, 1, 2, 3), {"padding": ((2, 1), (-1, 2)), "pad_value": 3, "groups": 2}),
     "same": ((1, 2, 5), (2, 2, 4), {"padding": "same", "stride": 2}),
     "channels-last": ((1, 4, 3, 2), (2, 2, 2, 2), {"layout": "channels_last", "padding": 1}),
 }
@@ -223,9 +224,10 @@ def test_backward_of_the_gradients(torch, integers, name):
     x, w, dy, v, u = integers(x_shape, w_shape, result_of(torch, *SMALL[name]), x_shape, w_shape)
     for a in (x, w, dy):
         a.requires_grad_()
+    linear = {**options, "pad_value": 0}
     xconv.conv_input_grad(dy, w, x_shape, **options).backward(v)
-    assert_equal(torch, dy.grad, xconv.conv(v, w.detach(), **options))
-    assert_equal(torch, w.grad, xconv.conv_weight_grad(dy.detach(), v, w_shape, **options))
+    assert_equal(torch, dy.grad, xconv.conv(v, w.detach(), **linear))
+    assert_equal(torch, w.grad, xconv.conv_weight_grad(dy.detach(), v, w_shape, **linear))
     dy.grad = None
     xconv.conv_weight_grad(dy, x, w_shape, **options).backward(u)
     assert_equal(torch, dy.grad, xconv.conv(x.detach(), u, **options))

@@ -80,6 +80,7 @@ def functions(x, w, dy, options):
         {"padding": ((1, 4), 2), "pad_mode": "reflect"},
         {"padding": ((4, 1), 2), "pad_mode": "symmetric", "stride": 2},
         {"padding": 3, "pad_mode": "wrap", "dilation": 2},
+        {"padding": ((5, 2), (-2, 9)), "pad_mode": "constant", "pad_value": 3},
         {"layout": "channels_last", "padding": "same", "stride": 2},
         {"stride": 7},
     ],
@@ -363,8 +364,8 @@ def test_generic_backend(rng, flags):
     """The pure standard keeps the bound as well."""
     strict = pytest.importorskip("array_api_strict")
     x, w = strict.asarray(np.ones((2, 8, 150, 120), np.float32)), strict.asarray(np.ones((6, 8, 5, 3), np.float32))
-    for mode in ("constant", "reflect"):
-        options = {"padding": ((1, 4), 2), "stride": (1, 2), "pad_mode": mode}
+    for padding in ({}, {"pad_mode": "reflect"}, {"pad_value": 3}):
+        options = {"padding": ((1, 4), 2), "stride": (1, 2), **padding}
         y = xconv.conv(x, w, **options)
         for function in (
             lambda o=options: xconv.conv(x, w, **o),

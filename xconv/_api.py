@@ -5,7 +5,18 @@ from collections.abc import Sequence
 from typing import Any
 
 from . import _config
-from ._arguments import MOST_BYTES, WIDEST, check_memory, check_ranks, frozen, integer, per_axis, permutation, shape
+from ._arguments import (
+    MOST_BYTES,
+    WIDEST,
+    check_memory,
+    check_ranks,
+    frozen,
+    integer,
+    number,
+    per_axis,
+    permutation,
+    shape,
+)
 from ._plan import Plan
 from ._planner import Options, Planned, scheduled
 from ._typing import Array, DType, Ints, Layout, Padding, PadMode, Shape
@@ -25,6 +36,7 @@ def conv(
     dilation: Ints = 1,
     groups: int = 1,
     pad_mode: PadMode = "constant",
+    pad_value: complex = 0,
     layout: Layout = "channels_first",
     dtype: DType | None = None,
     algorithm: str = "auto",
@@ -55,7 +67,10 @@ def conv(
         Channels are split into this many groups that do not see each other; with ``groups = c_in`` the convolution is
         depthwise.
     pad_mode : {"constant", "edge", "reflect", "symmetric", "wrap"}
-        What the padding holds: zeros, or elements of `x` in the sense of :func:`numpy.pad`.
+        What the padding holds: `pad_value`, or elements of `x` in the sense of :func:`numpy.pad`.
+    pad_value : int, float or complex
+        What a constant padding holds, a number that the dtype of the result can hold; infinity and NaN among them. It
+        is 0 with every other `pad_mode`.
     layout : {"channels_first", "channels_last"}
         With "channels_last", `x` is ``(n, *size, c_in)`` and the result ``(n, *out, c_out)``; `w` stays as it is.
     dtype : dtype, optional
@@ -117,7 +132,7 @@ def conv(
     backend = backend_of(given)
     w_shape = backend.shape("w", w)
     _check_bias(b, w_shape[:1])
-    options = _options(backend, stride, padding, dilation, groups, pad_mode, layout, dtype, algorithm)
+    options = _options(backend, stride, padding, dilation, groups, pad_mode, pad_value, layout, dtype, algorithm)
     schedule = planned(backend, given, backend.shape("x", x), w_shape, options)
     check_fits(backend, schedule, schedule.y_shape)
     return schedule.run("forward", x, w, b)
@@ -134,6 +149,7 @@ def conv_input_grad(
     dilation: Ints = 1,
     groups: int = 1,
     pad_mode: PadMode = "constant",
+    pad_value: complex = 0,
     layout: Layout = "channels_first",
     dtype: DType | None = None,
     algorithm: str = "auto",
@@ -141,6 +157,7 @@ def conv_input_grad(
     """Gradient of a convolution with respect to its input: the adjoint of ``conv(x, w)`` in `x`.
 
     For every `x` and `dy`, ``vdot(dy, conv(x, w)) == vdot(conv_input_grad(dy, w, x.shape), x)`` up to rounding.
+    With a `pad_value` that holds for the part of the convolution that is linear in `x`, whatever the value is.
 
     Parameters
     ----------
@@ -150,7 +167,7 @@ def conv_input_grad(
         The filters. Complex ones are conjugated.
     x_shape : sequence of int
         Shape of the input, in the given layout; more than one size can lead to the same output.
-    stride, padding, dilation, groups, pad_mode, layout, dtype, algorithm
+    stride, padding, dilation, groups, pad_mode, pad_value, layout, dtype, algorithm
         As given to :func:`conv`.
 
     Returns
@@ -183,7 +200,7 @@ def conv_input_grad(
     given = {"dy": dy, "w": w}
     backend = backend_of(given)
     x_shape = shape("x_shape", x_shape)
-    options = _options(backend, stride, padding, dilation, groups, pad_mode, layout, dtype, algorithm)
+    options = _options(backend, stride, padding, dilation, groups, pad_mode, pad_value, layout, dtype, algorithm)
     schedule = planned(backend, given, x_shape, backend.shape("w", w), options)
     check_result(dy, schedule)
     check_fits(backend, schedule, x_shape)
@@ -201,6 +218,7 @@ def conv_weight_grad(
     dilation: Ints = 1,
     groups: int = 1,
     pad_mode: PadMode = "constant",
+    pad_value: complex = 0,
     layout: Layout = "channels_first",
     dtype: DType | None = None,
     algorithm: str = "auto",
@@ -218,7 +236,7 @@ def conv_weight_grad(
         The input. Complex ones are conjugated.
     w_shape : sequence of int
         Shape of the filters, ``(c_out, c_in / groups, *kernel)``.
-    stride, padding, dilation, groups, pad_mode, layout, dtype, algorithm
+    stride, padding, dilation, groups, pad_mode, pad_value, layout, dtype, algorithm
         As given to :func:`conv`.
 
     Returns
@@ -248,7 +266,7 @@ def conv_weight_grad(
     given = {"dy": dy, "x": x}
     backend = backend_of(given)
     w_shape = shape("w_shape", w_shape)
-    options = _options(backend, stride, padding, dilation, groups, pad_mode, layout, dtype, algorithm)
+    options = _options(backend, stride, padding, dilation, groups, pad_mode, pad_value, layout, dtype, algorithm)
     schedule = planned(backend, given, backend.shape("x", x), w_shape, options)
     check_result(dy, schedule)
     check_fits(backend, schedule, w_shape)
@@ -333,7 +351,7 @@ def conv_transpose(
     """
     given = {"x": x, "w": w} if b is None else {"x": x, "w": w, "b": b}
     backend = backend_of(given)
-    options = _options(backend, stride, padding, dilation, groups, "constant", layout, dtype, algorithm)
+    options = _options(backend, stride, padding, dilation, groups, "constant", 0, layout, dtype, algorithm)
     size = None if output_size is None else frozen("output_size", output_size)
     options = options._replace(output_padding=frozen("output_padding", output_padding), output_size=size)
     schedule = planned(backend, given, backend.shape("x", x), backend.shape("w", w), options)
@@ -351,6 +369,7 @@ def im2col(
     padding: Padding = 0,
     dilation: Ints = 1,
     pad_mode: PadMode = "constant",
+    pad_value: complex = 0,
     axes: Sequence[int] | None = None,
 ) -> Array:
     """Unfold an array into its windows: every patch that a kernel would see, as a new array.
@@ -361,7 +380,7 @@ def im2col(
         The input.
     kernel_size : int or tuple of int
         Taps of the window, for all axes or for each.
-    stride, padding, dilation, pad_mode
+    stride, padding, dilation, pad_mode, pad_value
         As in :func:`conv`.
     axes : tuple of int, optional
         The order of the result's axes, a permutation of those of ``(n, c, *kernel, *out)`` as ``permute_dims`` takes
@@ -408,7 +427,7 @@ def im2col(
     if len(x_shape) < 3:
         check_ranks(x_shape, x_shape, ("x", "x"), channels_last=False)
     kernel = per_axis("kernel_size", frozen("kernel_size", kernel_size), len(x_shape) - 2, least=1)
-    options = _options(backend, stride, padding, dilation, 1, pad_mode, "channels_first", None, "gemm")
+    options = _options(backend, stride, padding, dilation, 1, pad_mode, pad_value, "channels_first", None, "gemm")
     order = permutation("axes", axes, 2 * len(x_shape) - 2)
     options = options._replace(order=order) if order else options
     schedule = planned(backend, given, x_shape, (1, x_shape[1], *kernel), options)
@@ -473,7 +492,7 @@ def col2im(
     n, c, *windows = (cols_shape[i] for i in inverse(order)) if order else cols_shape
     rank = len(windows) // 2
     sizes = per_axis("size", frozen("size", size), rank, least=0)
-    options = _options(backend, stride, padding, dilation, 1, "constant", "channels_first", None, "gemm")
+    options = _options(backend, stride, padding, dilation, 1, "constant", 0, "channels_first", None, "gemm")
     options = options._replace(order=order) if order else options
     schedule = planned(backend, given, (n, c, *sizes), (1, c, *windows[:rank]), options)
     out = schedule.geometry.out
@@ -494,6 +513,7 @@ def plan(
     dilation: Ints = 1,
     groups: int = 1,
     pad_mode: PadMode = "constant",
+    pad_value: complex = 0,
     layout: Layout = "channels_first",
     dtype: DType | None = None,
     algorithm: str = "auto",
@@ -508,7 +528,7 @@ def plan(
     x, w : array
         The operands of the convolution, or what has their shapes and dtypes: arrays like them, PyTorch's on the device
         "meta", or a ``jax.ShapeDtypeStruct`` each.
-    stride, padding, dilation, groups, pad_mode, layout, dtype, algorithm
+    stride, padding, dilation, groups, pad_mode, pad_value, layout, dtype, algorithm
         As in :func:`conv`.
 
     Returns
@@ -530,7 +550,7 @@ def plan(
     """
     given = {"x": x, "w": w}
     backend = backend_of({name: model(array) for name, array in given.items()})
-    options = _options(backend, stride, padding, dilation, groups, pad_mode, layout, dtype, algorithm)
+    options = _options(backend, stride, padding, dilation, groups, pad_mode, pad_value, layout, dtype, algorithm)
     schedule = planned(backend, given, backend.shape("x", x), backend.shape("w", w), options)
     if not isinstance(schedule, Planned):
         msg = "`x` and `w` must lie in one piece: what is done with an array in chunks is planned chunk by chunk"
@@ -553,6 +573,7 @@ def _options(
     dilation: object,
     groups: object,
     pad_mode: Any,
+    pad_value: object,
     layout: Any,
     dtype: DType | None,
     algorithm: Any,
@@ -568,6 +589,7 @@ def _options(
         frozen("dilation", dilation),
         integer("groups", groups),
         pad_mode,
+        number("pad_value", pad_value),
         layout,
         dtype if dtype is None else backend.to_dtype(dtype),
         algorithm,

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from dataclasses import replace
+from numbers import Complex, Integral
 from typing import Any
 
 from ._axis import Axis
@@ -31,6 +32,7 @@ def geometry(
     dilation: object = 1,
     groups: int = 1,
     pad_mode: str = "constant",
+    pad_value: complex = 0,
     names: tuple[str, str] = ("x", "w"),
 ) -> Geometry:
     """Check shapes (channels first) and options, and resolve the padding. Raises ValueError, naming the argument.
@@ -52,6 +54,9 @@ def geometry(
     if pad_mode not in PAD_MODES:
         msg = f"`pad_mode` must be one of {PAD_MODES}, got {pad_mode!r}"
         raise ValueError(msg)
+    if pad_value and pad_mode != "constant":
+        msg = f"`pad_value` must be 0 with `pad_mode` {pad_mode!r}, which reads from `{x}`, got {pad_value!r}"
+        raise ValueError(msg)
     bare = _axes(size, kernel, stride, dilation)
     axes = tuple(replace(a, lo=lo, hi=hi) for a, (lo, hi) in zip(bare, _paddings(padding, bare), strict=True))
     if any(a.padded < a.extent for a in axes):
@@ -63,9 +68,8 @@ def geometry(
     if pad_mode != "constant" and any(a.size == 0 and a.is_padded for a in axes):
         msg = f"`pad_mode` {pad_mode!r} needs an element to pad from, got `{x}` of size {tuple(size)}"
         raise ValueError(msg)
-    return _settled(
-        Geometry(batch, c_in, c_out, groups, axes, pad_mode if any(a.is_padded for a in axes) else "constant")
-    )
+    g = Geometry(batch, c_in, c_out, groups, axes, pad_mode if any(a.is_padded for a in axes) else "constant")
+    return _settled(replace(g, pad_value=pad_value) if any(a.lo > 0 or a.hi > 0 for a in axes) else g)
 
 
 def transposed_geometry(
@@ -176,6 +180,21 @@ def integer(name: str, value: object) -> int:
     except TypeError as error:
         msg = f"`{name}` must be made of integers, got {value!r}"
         raise TypeError(msg) from error
+
+
+def number(name: str, value: object) -> complex:
+    """`value` as an int, a float or a complex number, and all that is not a number as one; TypeError for no scalar."""
+    if type(value) is int:
+        return value
+    if isinstance(value, bool) or not isinstance(value, Complex):
+        msg = f"`{name}` must be a number, got {value!r}"
+        raise TypeError(msg)
+    if isinstance(value, Integral):
+        return operator.index(value)
+    wide = complex(value)
+    if wide != wide:  # noqa: PLR0124 - one NaN is not found where another was remembered
+        return math.nan
+    return wide if wide.imag else wide.real
 
 
 def frozen(name: str, value: Any) -> Any:

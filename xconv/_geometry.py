@@ -51,6 +51,8 @@ class Geometry:
     channels_last: bool = False
     #: The axes of `columns_shape` in the order in which a caller has or wants them in memory; empty for no other one.
     order: Shape = ()
+    #: What a constant padding holds: 0 for every other one, and where there is none.
+    pad_value: complex = 0
 
     @cached_property
     def size(self) -> Shape:
@@ -106,6 +108,11 @@ class Geometry:
         return any(axis.is_padded for axis in self.axes)
 
     @cached_property
+    def is_filled(self) -> bool:
+        """Whether the padding is anything but zeros, so that it is written out before windows are read."""
+        return self.pad_mode != "constant" or self.pad_value != 0
+
+    @cached_property
     def is_cropped(self) -> bool:
         """Whether no window sees some elements, because the padding is negative."""
         return any(axis.lo < 0 or axis.hi < 0 for axis in self.axes)
@@ -132,7 +139,8 @@ class Geometry:
     def along(self, axes: tuple[Axis, ...], batch: int | None = None) -> "Geometry":
         """The same convolution along other axes, of so many images; the tiler makes many, and this quickly."""
         batch = self.batch if batch is None else batch
-        return Geometry(batch, self.c_in, self.c_out, self.groups, axes, self.pad_mode, self.channels_last, self.order)
+        how = self.pad_mode, self.channels_last, self.order, self.pad_value
+        return Geometry(batch, self.c_in, self.c_out, self.groups, axes, *how)
 
     def extended(self) -> "Geometry":
         """The same convolution on an input whose padding has been written out."""
@@ -170,11 +178,15 @@ class Geometry:
         if self.pad_mode != "constant" or any(axis.stride > 1 for axis in self.axes):
             return None
         axes = tuple(replace(a, size=a.out, lo=a.extent - 1 - a.lo, hi=a.extent - 1 - a.hi) for a in self.axes)
-        return replace(self, c_in=self.c_out, c_out=self.c_in, axes=axes)
+        return replace(self, c_in=self.c_out, c_out=self.c_in, axes=axes, pad_value=0)
 
     def zero_padded(self) -> "Geometry":
         """The same convolution with zeros for its padding."""
-        return self if self.pad_mode == "constant" else replace(self, pad_mode="constant")
+        return replace(self, pad_mode="constant", pad_value=0) if self.is_filled else self
+
+    def linear(self) -> "Geometry":
+        """The part of it that is linear in the input: what a constant padding holds does not depend on that."""
+        return replace(self, pad_value=0) if self.pad_value else self
 
     # The tiler. `over` says which side is cut into parts that do not overlap.
 

@@ -33,6 +33,7 @@ class Options(NamedTuple):
     dilation: object = 1
     groups: int = 1
     pad_mode: str = "constant"
+    pad_value: complex = 0
     layout: str = "channels_first"
     dtype: DType | None = None
     algorithm: str = "auto"
@@ -138,6 +139,9 @@ def scheduled(
     dtype = _result_dtype(backend, _mixed(backend, dtypes) if options.mixed else dtypes, options.dtype)
     if options.pooling is not None:
         check_order(options.pooling, backend.kind(dtype), dtypes)
+    if options.pad_value:
+        value = backend.filling(options.pad_value, dtype)
+        g = replace(g, pad_value=value if g.pad_value else 0)
     return _scheduled(Problem(backend, g, dtype, settings, options.algorithm, frozenset(dict(dtypes).values())))
 
 
@@ -151,9 +155,10 @@ def geometry_of(x_shape: Shape, w_shape: Shape, options: Options, given: Contain
     check_ranks(x_shape, w_shape, names, channels_last=channels_last)
     if channels_last:
         x_shape = (x_shape[0], *x_shape[-1:], *x_shape[1:-1])
+    mode, value = options.pad_mode, options.pad_value
     sizes = {"stride": options.stride, "padding": options.padding, "dilation": options.dilation}
     if options.output_padding is None:
-        g = geometry(x_shape, w_shape, **sizes, groups=options.groups, pad_mode=options.pad_mode, names=names)
+        g = geometry(x_shape, w_shape, **sizes, groups=options.groups, pad_mode=mode, pad_value=value, names=names)
     else:
         results = {"output_padding": options.output_padding, "output_size": options.output_size}
         g = transposed_geometry(x_shape, w_shape, **sizes, groups=options.groups, **results)
@@ -166,6 +171,8 @@ def computed(
     """Schedule a convolution and run one of its functions: what a task does with parts of arrays in chunks."""
     backend = backend_of({f"operand {i}": a for i, a in enumerate(arrays)})
     given = frozenset(a.dtype for a in arrays)
+    if g.pad_value != g.pad_value:  # a NaN from another process is not the one that is remembered here
+        g = replace(g, pad_value=math.nan)
     schedule = _of_part(Problem(backend, g, backend.to_dtype(dtype), settings, algorithm, given))
     with applied(settings):
         return schedule.run(function, *arrays, **options)

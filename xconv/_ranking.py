@@ -4,6 +4,7 @@ The cost is that of a plan as it will run: of every tile, with what it reads tha
 done once for all of them. It counts what the primitives take that an algorithm is made of (`primitives.Costs`).
 """
 
+import cmath
 import math
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -62,7 +63,8 @@ class Problem(NamedTuple):
         layout = "channels last" if g.channels_last else "channels first"
         counts = f"{g.batch} of {g.c_in} to {g.c_out} in {g.groups}"
         others = ", ".join(f"{name} {value}" for name, value in self.settings._asdict().items() if name != "tuning")
-        how = f"{self.backend.name} {self.dtype}, {counts}, {axes}, {g.pad_mode}, {layout}, {others}"
+        mode = "filled" if g.pad_value else g.pad_mode
+        how = f"{self.backend.name} {self.dtype}, {counts}, {axes}, {mode}, {layout}, {others}"
         return f"{function} on {place}, {how}"
 
 
@@ -87,7 +89,7 @@ class Choice(NamedTuple):
     def cost(self, part: Geometry, costs: Costs) -> float:
         """Predicted time of a part in one piece."""
         written_out = 0
-        if part.pad_mode != "constant":
+        if part.is_filled:
             part = part.extended()
             written_out = 3 * math.prod(part.x_shape)
         return self.way.cost_of(self.algorithm, part, costs) + costs.moved(written_out, 4)
@@ -148,6 +150,8 @@ def _choices(problem: Problem, function: Function) -> Iterator[Choice]:
         g = way.geometry_of(whole)
         if g is None:
             continue
+        why = None if cmath.isfinite(g.pad_value) else "`pad_value` is not finite"
+        why = '`numerics` is "strict"' if settings.numerics == "strict" else why
         for name, algorithm in backend.algorithms.items():
             refusal = algorithm.refusal(g, kind) or algorithm.lack(backend, dtype, settings.precision)
             if not refusal and confined and way.strays(algorithm, g):
@@ -155,8 +159,8 @@ def _choices(problem: Problem, function: Function) -> Iterator[Choice]:
             if refusal and way is not WAYS[function][-1]:
                 continue  # the last way says why
             note = None
-            if settings.numerics == "strict" and not algorithm.is_componentwise(dtype, settings.precision):
-                note = 'its error bound is not componentwise, and `numerics` is "strict"'
+            if why and not algorithm.is_componentwise(dtype, settings.precision):
+                note = f"its error bound is not componentwise, and {why}"
             elif name in backend.unproven and settings.tuning is None:
                 note = f"it has not been found to be fast on {backend.name}; ask for it by name"
             fitted = algorithm if refusal else algorithm.fitted(g, kind)
@@ -213,7 +217,7 @@ class Memory(NamedTuple):
         """Temporary memory of a tile."""
         way, algorithm = self.choice.way, self.choice.algorithm
         written_out = 0
-        if part.pad_mode != "constant":
+        if part.is_filled:
             part = part.extended()
             written_out = 3 * math.prod(part.x_shape)
         scratch = way.scratch(algorithm, part, self.costs)

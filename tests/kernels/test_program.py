@@ -253,6 +253,19 @@ def test_a_program_is_kept(standin):
     assert len(programs_of(plan)) == 4
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "complex64"])
+@pytest.mark.parametrize("layout", ["channels_first", "channels_last"])
+def test_a_padding_with_a_value_is_a_program(standin, dtype, layout):
+    x, w = numbers((2, 3, 8, 3), dtype), numbers((4, 3, 3, 3), dtype)
+    options = {"layout": layout, "algorithm": "gemm"}
+    padding = [(0, 0), (1, 2), (0, 3), (0, 0)] if layout == "channels_last" else [(0, 0), (0, 0), (1, 2), (0, 3)]
+    expected = xconv.conv(np.pad(x, padding, constant_values=x.dtype.type(-3)), w, **options)
+    plan = xconv.plan(device(x), device(w), padding=((1, 2), (0, 3)), pad_value=-3, **options)
+    for _ in range(3):
+        assert np.array_equal(host(plan.conv(device(x), device(w))), expected)
+    assert programs_of(plan)
+
+
 def test_only_so_many_programs_are_kept(standin, monkeypatch):
     monkeypatch.setattr(_backend, "MOST_PROGRAMS", 3)
     w = device(numbers((4, 3, 3, 3)))

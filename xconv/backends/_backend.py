@@ -1,8 +1,11 @@
 """What the planner asks of an array library: dtypes, devices, which algorithms there are, and what they cost."""
 
+import math
 import operator
 import re
+import struct
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from time import perf_counter
 
 from .._arguments import ONLY_INTEGERS
@@ -82,6 +85,25 @@ class Backend(Primitives):
         parts = 2 if self.kind(dtype) == "complex" else 1
         return parts * int(self.xp.finfo(dtype).bits) // 8
 
+    def filling(self, value: complex, dtype: DType) -> complex:
+        """`value` as an array of this dtype holds it; ValueError where it cannot."""
+        kind, rule = self.kind(dtype), f"within the range of {dtype}"
+        if kind == "integer":
+            limits = self.xp.iinfo(dtype)
+            rule = f"an integer from {limits.min} to {limits.max}"
+            if not value.imag and limits.min <= value.real <= limits.max and value.real == int(value.real):
+                return int(value.real)
+        elif kind == "real" and value.imag:
+            rule = "a real number"
+        else:
+            with suppress(OverflowError):
+                size = self.itemsize(dtype) // (2 if kind == "complex" else 1)
+                code = "<f" if _name(dtype) == "bfloat16" else {2: "<e", 4: "<f"}.get(size, "<d")
+                real, imag = (_narrowed(part, code) for part in (value.real, value.imag))
+                return complex(real, imag) if imag else real
+        msg = f"`pad_value` must be {rule} for a result of {dtype}, got {value!r}"
+        raise ValueError(msg)
+
     # shapes and devices
 
     def shape(self, name: str, x: Array) -> Shape:
@@ -159,6 +181,11 @@ class Backend(Primitives):
         except (TypeError, RuntimeError):
             return None
         return perf_counter() - start
+
+
+def _narrowed(value: float, code: str) -> float:
+    """`value` as what `struct` packs by a code; OverflowError where it is out of that one's range."""
+    return float(struct.unpack(code, struct.pack(code, value))[0]) if math.isfinite(value) else value
 
 
 def _name(dtype: DType) -> str:

@@ -8,6 +8,9 @@ is linear in each of x, w and y. Its derivative in y is the convolution, that in
 weight gradient: each is a product of two of the three and gives the third. So the gradient of a product in one operand
 is again a product, of the other operand and of the gradient that comes back, which takes the place of the result; and
 so are all gradients of gradients. Nothing is conjugated: the products are linear for complex numbers, too.
+
+Where the padding holds a value it is linear in x but for a term that has none of it. So the derivative in x, and all
+those of that, are as if the value were 0.
 """
 
 from collections.abc import Mapping
@@ -40,6 +43,7 @@ class ConvOptions(_Options, total=False):
     """The keyword arguments of `conv`."""
 
     pad_mode: PadMode
+    pad_value: complex
 
 
 class TransposeOptions(_Options, total=False):
@@ -85,7 +89,9 @@ class Product:
         found = {self.result: g, places[1 - at]: other}
         first, second = OPERANDS[places[at]]
         shape, dtype = tuple(operand.shape), operand.dtype
-        options = self._of_convolution(*((operand, other) if at == 0 else (other, operand)))
+        pair = (operand, other) if at == 0 else (other, operand)
+        gone = {"pad_value"} if places[at] == "x" else set()
+        options = {name: value for name, value in self._of_convolution(*pair).items() if name not in gone}
         product = replace(self, result=places[at], options=options, shape=shape, dtype=dtype)
         return product, found[first], found[second]
 

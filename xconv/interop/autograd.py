@@ -24,8 +24,8 @@ def conv(x: Array, w: Array, b: Array | None = None, /, **options: Unpack[ConvOp
     b : array, shape (c_out,), optional
         Added to every output of its filter.
     **options
-        ``stride``, ``padding``, ``dilation``, ``groups``, ``pad_mode``, ``layout``, ``dtype`` and ``algorithm``, as in
-        :func:`xconv.conv`.
+        ``stride``, ``padding``, ``dilation``, ``groups``, ``pad_mode``, ``pad_value``, ``layout``, ``dtype`` and
+        ``algorithm``, as in :func:`xconv.conv`.
 
     Returns
     -------

@@ -28,8 +28,8 @@ def conv(x: Array, w: Array, b: Array | None = None, /, **options: Unpack[ConvOp
     b : Array, shape (c_out,), optional
         Added to every output of its filter.
     **options
-        ``stride``, ``padding``, ``dilation``, ``groups``, ``pad_mode``, ``layout``, ``dtype`` and ``algorithm``, as in
-        :func:`xconv.conv`. Under ``jit`` they are static.
+        ``stride``, ``padding``, ``dilation``, ``groups``, ``pad_mode``, ``pad_value``, ``layout``, ``dtype`` and
+        ``algorithm``, as in :func:`xconv.conv`. Under ``jit`` they are static.
 
     Returns
     -------

@@ -38,7 +38,7 @@ def zeros(xp: Namespace, shape: Shape, dtype: DType, like: Array) -> Array:
     return xp.broadcast_to(one, shape) + one
 
 
-def pad(xp: Namespace, x: Array, at: int, lo: int, hi: int, value: float = 0) -> Array:
+def pad(xp: Namespace, x: Array, at: int, lo: int, hi: int, value: complex = 0) -> Array:
     """`x` with a number before and behind along one axis, or cut off there where `lo` or `hi` is negative."""
     if lo == 0 == hi:
         return x

@@ -126,7 +126,7 @@ class Primitives:
         return _windows.folded(self.xp, cols, g)
 
     def extend(self, x: Array, g: Geometry) -> Array:
-        """`x` with its padding written out, for the pad modes that read it from the array."""
+        """`x` with its padding written out, where that is not zeros."""
         return _windows.extend(self.xp, x, g)
 
     def retract(self, dx: Array, runs: tuple[Run, ...]) -> Array:

@@ -83,12 +83,12 @@ def columns_spare(g: Geometry) -> int:
 
 
 def extend(xp: Namespace, x: Array, g: Geometry, at: int = 2) -> Array:
-    """`x` with its padding written out from the axis `at` on, for the pad modes that read it from the array.
-
-    What a tile does not read of `x` is never copied.
-    """
+    """`x` with its padding written out from the axis `at` on; what a tile does not read of `x` is never copied."""
     if at == x.ndim:
         return x
+    if g.pad_mode == "constant":
+        axis = g.axes[at - 2]
+        return extend(xp, pad(xp, x, at, axis.lo, axis.hi, g.pad_value), g, at + 1)
     runs = g.axes[at - 2].runs(g.pad_mode, slice(0, g.axes[at - 2].padded))
     parts = [follow(xp, extend(xp, x[along(at, run.source)], g, at + 1), run, at) for run in runs]
     return xp.concat(parts, axis=at) if len(parts) > 1 else parts[0]

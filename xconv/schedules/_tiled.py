@@ -1,8 +1,9 @@
 """One function of a convolution over tiles: cut the arrays, run an algorithm on each piece, put the pieces together.
 
 Tiles of the forward pass and of the weight gradient cut the outputs, those of the input gradient cut the inputs, so
-no two of them write to one place. Padding that is read from the array itself is written out tile by tile on the way
-in; on the way back its gradient is computed like that of any other part of the input, and added where it was read.
+no two of them write to one place. Padding that is not zeros is written out tile by tile on the way in; on the way back
+the gradient of what is read from the array is computed like that of any other part of the input, and added where it was
+read.
 """
 
 import math
@@ -114,8 +115,8 @@ class Tiled:
     def _read(self, tile: Tile, x: Array) -> tuple[Geometry, Array]:
         """The input of a tile, with no padding left but zeros."""
         g, part = tile.geometry, self.backend.part(x, tile.x)
-        if g.pad_mode != "constant" and g.is_padded:
-            return g.extended(), self.backend.extend(part, g)
+        if g.is_filled and g.is_padded:
+            return g.extended(), self.backend.extend(self.backend.cast(part, self.dtype), g)
         return g.zero_padded(), part
 
     @cached_property
@@ -159,6 +160,10 @@ class InputGrad(Tiled):
 
     function = "input_grad"
     over = "inputs"
+
+    @classmethod
+    def geometry_of(cls, g: Geometry) -> Geometry | None:
+        return g.linear()
 
     @classmethod
     def reads(cls, g: Geometry) -> int:

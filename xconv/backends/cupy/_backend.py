@@ -56,7 +56,7 @@ class CupyBackend(OnDevice):
 
     def tile_size(self, algorithm: str, g: Geometry, dtype: DType, whole: float, *, shared: bool) -> float:
         # What writes nothing but its result gains nothing by being cut; half types with a bias wait for it in float32.
-        in_place = algorithm in IN_PLACE and g.pad_mode == "constant" and self.accumulator(dtype) == dtype
+        in_place = algorithm in IN_PLACE and not g.is_filled and self.accumulator(dtype) == dtype
         return math.inf if in_place else super().tile_size(algorithm, g, dtype, whole, shared=shared)
 
     def costs(self, dtype: DType, precision: str) -> Costs:
@@ -118,6 +118,16 @@ class CupyBackend(OnDevice):
 
     def col2im(self, cols: Array, g: Geometry, out: Array | None = None) -> Array:
         return self._made(_kernels.col2im, g, cols, out=self.image(g, g.x_shape, cols) if out is None else out)
+
+    def extend(self, x: Array, g: Geometry) -> Array:
+        if g.pad_mode != "constant":
+            return super().extend(x, g)
+        made = ordered(self.do, (*x.shape[:2], *g.padded), x.dtype, g.in_layout(tuple(range(x.ndim))))
+        value = self.do.kept(_constant(((g.pad_value,),), x.dtype, self.do.device_of(x)))
+        outer, inner = g.kept
+        each(self.do, COPY, value.reshape((1,) * x.ndim), made)
+        each(self.do, COPY, x[inner], made[outer])
+        return made
 
     def depthwise(self, x: Array, w: Array, g: Geometry, out: Array | None = None) -> Array:
         out = self.image(g, g.y_shape, x) if out is None else out

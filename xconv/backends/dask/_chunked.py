@@ -9,7 +9,7 @@ the library of its chunks would do there.
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from itertools import pairwise, product, repeat, starmap
 from typing import NamedTuple
@@ -54,18 +54,18 @@ class Chunked(Schedule):
     def forward(self, x: Array, w: Array, b: Array | None = None) -> Array:
         g = self.geometry
         x, others = unsplit(x, self._at(1)), self._whole(w, b)
-        graph = self._graph("conv", x, *others)
+        graph = self._graph(g, "conv", x, *others)
         cuts = self._cuts(x, _outputs, g.out)
         chunks, parts = self._chunks(cuts, g.c_out), self._reading(cuts)
         weights = (repeat(graph.all_of(a)) for a in others)
-        runs = self._runs(g.zero_padded(), parts, self.dtype, "forward")
+        runs = self._runs(self._read, parts, self.dtype, "forward")
         graph.blocks(chunks, runs, self._operands(graph, x, parts.x, g.c_in), *weights)
         return graph.array(chunks, self.dtype, x)
 
     def input_grad(self, dy: Array, w: Array, b: Array | None = None, *, conjugate: bool = True) -> Array:
-        g = self.geometry
+        g = self.geometry.linear()
         dy, others = unsplit(dy, self._at(1)), self._whole(w, b)
-        graph = self._graph("input-grad", dy, *others, conjugate)
+        graph = self._graph(g, "input-grad", dy, *others, conjugate)
         cuts = self._cuts(dy, _inputs, g.size)
         chunks, parts = self._chunks(cuts, g.c_in), self._parts("inputs", cuts)
         weights = [graph.all_of(a) for a in others]
@@ -91,11 +91,11 @@ class Chunked(Schedule):
     def weight_grad(self, dy: Array, x: Array) -> Array:
         g = self.geometry
         dy, x = (unsplit(a, self._at(1)) for a in (dy, x))
-        graph = self._graph("weight-grad", dy, x)
+        graph = self._graph(g, "weight-grad", dy, x)
         # Cut by whichever lies in smaller chunks: what a task reads of either is no larger than these.
         pairs = zip(self._cuts(dy, _same, g.out), self._cuts(x, _outputs, g.out), strict=True)
         parts = self._reading([max(pair, key=len) for pair in pairs])
-        runs = self._runs(g.zero_padded(), parts, self.accumulator, "weight_grad")
+        runs = self._runs(self._read, parts, self.accumulator, "weight_grad")
         operands = self._operands(graph, dy, parts.y, g.c_out), self._operands(graph, x, parts.x, g.c_in)
         sums = [graph.work("partial", *given) for given in zip(runs, *operands, strict=True)]
         while len(sums) > TOGETHER:
@@ -107,11 +107,11 @@ class Chunked(Schedule):
     def im2col(self, x: Array) -> Array:
         g = self.geometry
         x = unsplit(x, 1)
-        graph = self._graph("im2col", x)
+        graph = self._graph(g, "im2col", x)
         cuts = self._cuts(x, _outputs, g.out)
         batch, *outs = (_sizes(cut) for cut in cuts)
         chunks, parts = (batch, (g.c_in,), *((k,) for k in g.kernel), *outs), self._reading(cuts)
-        runs = self._runs(g.zero_padded(), parts, self.dtype, "im2col")
+        runs = self._runs(self._read, parts, self.dtype, "im2col")
         graph.blocks(chunks, runs, self._operands(graph, x, parts.x, g.c_in))
         return graph.array(chunks, self.dtype, x)
 
@@ -119,7 +119,7 @@ class Chunked(Schedule):
         g = self.geometry
         for at in range(1, 2 + len(g.axes)):
             cols = unsplit(cols, at)
-        graph = self._graph("col2im", cols)
+        graph = self._graph(g, "col2im", cols)
         cuts = self._cuts(cols, _inputs, g.size)
         chunks, parts = self._chunks(cuts, g.c_in), self._parts("inputs", cuts)
         windows = self._operands(graph, cols, parts.y, g.c_in, *g.kernel)
@@ -141,7 +141,7 @@ class Chunked(Schedule):
     def _pooled(self, function: Function, x: Array, **options: bool) -> Array:
         g = self.geometry
         x = unsplit(x, self._at(1))
-        graph = self._graph(function, x, options)
+        graph = self._graph(g, function, x, options)
         cuts = self._cuts(x, _outputs, g.out)
         chunks, parts = self._chunks(cuts, g.c_out), self._reading(cuts)
         runs = self._runs(g, parts, self.dtype, function, **options)
@@ -152,7 +152,7 @@ class Chunked(Schedule):
         """The gradient for all that the windows read which see a chunk; of that, the chunk is taken."""
         g = self.geometry
         dy, *others = (unsplit(a, self._at(1)) for a in arrays)
-        graph = self._graph(function, dy, *others, options)
+        graph = self._graph(g, function, dy, *others, options)
         cuts = self._cuts(dy, _inputs, g.size)
         chunks, parts = self._chunks(cuts, g.c_in), self._parts("windows", cuts)
         runs = self._runs(g, parts, self.dtype, function, **options)
@@ -193,8 +193,8 @@ class Chunked(Schedule):
                         added[number].append((inside, at, part))
         return added
 
-    def _graph(self, label: str, *operands: object) -> Graph:
-        return Graph(label, self.geometry, str(self.dtype), self.identity, *operands)
+    def _graph(self, g: Geometry, label: str, *operands: object) -> Graph:
+        return Graph(label, g, str(self.dtype), self.identity, *operands)
 
     def _at(self, axis: int) -> int:
         """Where a logical axis of an image is in the caller's layout."""
@@ -247,6 +247,11 @@ class Chunked(Schedule):
     def _reading(self, cuts: list[list[int]]) -> Parts:
         """The parts that make some outputs."""
         return self._parts("outputs", cuts, written_out=self.geometry.pad_mode != "constant")
+
+    @property
+    def _read(self) -> Geometry:
+        """The convolution of what tasks read: what the padding reads of the array is among that."""
+        return replace(self.geometry, pad_mode="constant")
 
     def _runs(
         self, g: Geometry, parts: Parts, dtype: DType, function: Function, **options: bool

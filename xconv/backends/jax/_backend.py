@@ -34,6 +34,11 @@ class JaxBackend(Backend):
             raise TypeError(msg)
         return found
 
+    def filling(self, value: complex, dtype: DType) -> complex:
+        """Integers as those of NumPy: JAX takes Python's for narrower ones."""
+        made = super().filling(value, dtype)
+        return self.xp.dtype(dtype).type(made) if isinstance(made, int) else made
+
     def place(self, x: Array) -> str:
         """The kind of device: a tracer does not tell which, and is most likely to end on the default one."""
         import jax

@@ -141,6 +141,11 @@ def _added(take: Take, g: Geometry, dtype: DType, parts: Iterable[tuple[Index, A
 
 def extend(made: Array, x: Array, g: Geometry, at: int = 2) -> None:
     """Write `x` with its padding from the axis `at` on into `made`, run by run; the axes before have theirs."""
+    if g.pad_mode == "constant":
+        outer, inner = g.kept
+        made.fill(g.pad_value)
+        made[outer] = x[inner]
+        return
     if at == x.ndim:
         made[...] = x
         return
