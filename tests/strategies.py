@@ -32,7 +32,8 @@ def cases(draw, max_rank=3):
     limit = {1: 12, 2: 7, 3: 4}[rank]
     groups = draw(st.integers(1, 3))
     c_group, f_group = draw(st.integers(0, 3)), draw(st.integers(0, 3))
-    mode = draw(st.sampled_from(["constant", "constant", "edge", "reflect", "symmetric", "wrap"]))
+    mode = draw(st.sampled_from(["constant", "value", "edge", "reflect", "symmetric", "wrap"]))
+    mode, value = ("constant", 5) if mode == "value" else (mode, 0)
     size, kernel, stride, dilation, padding = [], [], [], [], []
     for _ in range(rank):
         k, d = draw(st.integers(1, 3 if rank == 3 else 4)), draw(st.integers(1, 3))
@@ -47,7 +48,6 @@ def cases(draw, max_rank=3):
         padding.append((lo, hi))
     if mode != "constant" and 0 in size:
         mode = "constant"
-    value = draw(st.sampled_from([0, 0, -3, 5])) if mode == "constant" else 0
     return Case(
         (draw(st.integers(0, 3)), groups * c_group, *size),
         (groups * f_group, c_group, *kernel),

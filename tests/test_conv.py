@@ -100,10 +100,11 @@ def test_pad_modes_are_those_of_numpy(lib, rng, mode, size):
 
 @pytest.mark.parametrize("value", [2, -0.5, math.inf, math.nan])
 @pytest.mark.parametrize("size", [0, 1, 6])
-def test_a_padding_of_a_value_is_numpys(lib, rng, value, size):
+@pytest.mark.parametrize("stride", [(2, 1), 1], ids=str)
+def test_a_padding_of_a_value_is_numpys(lib, rng, value, size, stride):
     """In the result, and in the filters' gradient; the input's gradient does not see it."""
     x, w = integers(rng, (2, 4, size, 7), (6, 2, 3, 2))
-    steps, padding = {"stride": (2, 1), "dilation": (1, 2)}, ((4, 3), (-2, 4))
+    steps, padding = {"stride": stride, "dilation": (1, 2)}, ((4, 3), (-2, 4))
     padded = np.pad(x, ((0, 0), (0, 0), (4, 3), (0, 4)), constant_values=value)[..., 2:]
     oracle = Oracle(padded.shape, w.shape, **steps, groups=2)
     (dy,) = integers(rng, oracle.y_shape)
@@ -129,6 +130,7 @@ def test_a_padding_of_a_value_is_numpys(lib, rng, value, size):
         (("int8", "int8"), 300, "int32"),
         (("uint32", "uint32"), 2**32 - 1, "uint32"),
         (("int64", "int64"), 2**53 + 1, "int64"),
+        (("uint64", "uint64"), 2**64 - 1, "uint64"),
         (("float32", "float32"), 10**30, "float32"),
         (("complex64", "complex64"), 1 - 2j, "complex64"),
         (("complex64", "complex64"), math.nan, "complex64"),
