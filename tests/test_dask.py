@@ -205,8 +205,8 @@ def test_tasks_from_elsewhere_share_a_plan():
 
 def test_a_value_is_rounded_as_the_array_is():
     """Though partial sums are of a wider dtype, in which as many ones less and values more would not be zero."""
-    x, dy = -da.ones((1, 1, 1000), np.float16, chunks=400), da.ones((1, 1, 2000), np.float16, chunks=700)
-    dw = xconv.conv_weight_grad(dy, x, (1, 1, 1), padding=500, pad_value=1 + 2**-12)
+    x, dy = (da.ones((1, 1, n), dtype=np.float16, chunks=400) for n in (1000, 2000))
+    dw = xconv.conv_weight_grad(dy, -x, (1, 1, 1), padding=500, pad_value=1 + 2**-12)
     assert dw.compute() == 0
 
 
