@@ -172,7 +172,7 @@ def test_what_a_padding_holds_matters_where_there_is_one():
     x, w = np.ones((1, 1, 9)), np.ones((1, 1, 4))
     plans = [xconv.plan(x, w, padding=-1, pad_value=value) for value in (0, 3)]
     assert plans[0].schedule.geometry == plans[1].schedule.geometry
-    plans = [xconv.plan(x, w, padding=1, pad_value=value) for value in (0, 3, -7, 0.5)]
+    plans = [xconv.plan(x, w, padding=1, stride=2, pad_value=value) for value in (0, 3, -7, 0.5)]
     assert len({p.schedule.problem.call("forward", "here") for p in plans}) == 2
     assert len({p.schedule.predicted("forward").geometry for p in plans}) == 4
     assert len({p.schedule.predicted("input_grad").geometry for p in plans}) == 1

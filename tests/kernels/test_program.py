@@ -10,6 +10,7 @@ import xconv
 from bench.cases import GPU_CASES, PRECISIONS
 from kernels.standin import Names, StandIn, device, host, peak
 from xconv import _config
+from xconv._arguments import geometry
 from xconv._planner import Options, computed, scheduled
 from xconv.backends.cupy import _backend, _implicit
 from xconv.backends.cupy._cublas import Product
@@ -264,6 +265,14 @@ def test_a_padding_with_a_value_is_a_program(standin, dtype, layout):
     for _ in range(3):
         assert np.array_equal(host(plan.conv(device(x), device(w))), expected)
     assert programs_of(plan)
+
+
+def test_what_writes_its_padding_out_is_cut_into_tiles():
+    """And what takes no memory but the result is not."""
+    backend = _backend.CupyBackend()
+    for value, size in ((0, np.inf), (5, backend.tile_bytes)):
+        g = geometry((1, 4, 9), (4, 1, 3), groups=4, padding=1, pad_value=value)
+        assert backend.tile_size("depthwise", g, np.dtype("float32"), 0, shared=False) == size
 
 
 def test_only_so_many_programs_are_kept(standin, monkeypatch):
