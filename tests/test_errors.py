@@ -39,7 +39,7 @@ BAD = {
         TypeError,
         "`x` must be a plain array, got MaskedArray: convert it, a masked one with `filled(value)`",
     ),
-    "keyword array": (lambda: xconv.conv(x=X, w=W), TypeError, "positional"),
+    "positional option": (conv(X, W, B, 2), TypeError, "positional"),
     # ranks and channels
     "no axes": (conv(ones(), W), ValueError, "`x` must have a batch, a channel and at least one spatial axis"),
     "two axes": (conv(ones(2, 4), ones(6, 4)), ValueError, "got shape (2, 4)"),
@@ -83,7 +83,7 @@ BAD = {
         "got shape (6, 4, 3, 3): `layout` may be another for this `x`",
     ),
     "x_shape with channels last": (
-        lambda: xconv.conv_input_grad(DY, W, (2, 7, 7, 4)),
+        lambda: xconv.conv_input_grad(np.moveaxis(DY, 1, -1), W, (2, 7, 7, 4)),
         ValueError,
         "`layout` may be another for this `x_shape`",
     ),

@@ -70,13 +70,14 @@ def test_documentation(name):
         assert re.search(rf"^([\w, ]+, )?{parameter}(, [\w, ]+)?( :|$)", doc, re.MULTILINE), parameter
 
 
-def test_arrays_are_positional_and_options_are_named():
+def test_arrays_come_first_and_options_are_named():
     for name in PUBLIC:
         function = getattr(xconv, name)
         if name in {"Tuning", "config", "conv_forward", "conv_backward", "im2col_indices", "col2im_indices"}:
             continue
         for parameter in inspect.signature(function).parameters.values():
-            assert parameter.kind in {parameter.POSITIONAL_ONLY, parameter.KEYWORD_ONLY}
+            first = parameter.name in {"x", "w", "b", "dy", "cols", "x_shape", "w_shape", "kernel_size", "size"}
+            assert parameter.kind is (parameter.POSITIONAL_OR_KEYWORD if first else parameter.KEYWORD_ONLY)
 
 
 def test_program():

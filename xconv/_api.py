@@ -1,12 +1,14 @@
 """The public functions. Each checks its arguments, asks for a schedule, and runs it."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from . import _config
 from ._arguments import (
     MOST_BYTES,
+    W_LAYOUTS,
     WIDEST,
     check_memory,
     check_ranks,
@@ -16,10 +18,11 @@ from ._arguments import (
     per_axis,
     permutation,
     shape,
+    suggest,
 )
 from ._plan import Plan
 from ._planner import Options, Planned, scheduled
-from ._typing import Array, DType, Ints, Layout, Padding, PadMode, Shape
+from ._typing import Array, DType, Ints, Layout, Padding, PadMode, Shape, WLayout
 from .backends import Backend, backend_of, model
 from .primitives import inverse
 from .schedules import Schedule
@@ -29,7 +32,6 @@ def conv(
     x: Array,
     w: Array,
     b: Array | None = None,
-    /,
     *,
     stride: Ints = 1,
     padding: Padding = 0,
@@ -38,6 +40,7 @@ def conv(
     pad_mode: PadMode = "constant",
     pad_value: complex = 0,
     layout: Layout = "channels_first",
+    w_layout: WLayout = "oi...",
     dtype: DType | None = None,
     algorithm: str = "auto",
 ) -> Array:
@@ -130,10 +133,10 @@ def conv(
     """
     given = {"x": x, "w": w} if b is None else {"x": x, "w": w, "b": b}
     backend = backend_of(given)
-    w_shape = backend.shape("w", w)
-    _check_bias(b, w_shape[:1])
-    options = _options(backend, stride, padding, dilation, groups, pad_mode, pad_value, layout, dtype, algorithm)
-    schedule = planned(backend, given, backend.shape("x", x), w_shape, options)
+    options = _options(
+        backend, stride, padding, dilation, groups, pad_mode, pad_value, layout, w_layout, dtype, algorithm
+    )
+    schedule = planned(backend, given, backend.shape("x", x), backend.shape("w", w), options, b=b)
     check_fits(backend, schedule, schedule.y_shape)
     return schedule.run("forward", x, w, b)
 
@@ -142,7 +145,6 @@ def conv_input_grad(
     dy: Array,
     w: Array,
     x_shape: Sequence[int],
-    /,
     *,
     stride: Ints = 1,
     padding: Padding = 0,
@@ -151,6 +153,7 @@ def conv_input_grad(
     pad_mode: PadMode = "constant",
     pad_value: complex = 0,
     layout: Layout = "channels_first",
+    w_layout: WLayout = "oi...",
     dtype: DType | None = None,
     algorithm: str = "auto",
 ) -> Array:
@@ -200,9 +203,10 @@ def conv_input_grad(
     given = {"dy": dy, "w": w}
     backend = backend_of(given)
     x_shape = shape("x_shape", x_shape)
-    options = _options(backend, stride, padding, dilation, groups, pad_mode, pad_value, layout, dtype, algorithm)
-    schedule = planned(backend, given, x_shape, backend.shape("w", w), options)
-    check_result(dy, schedule)
+    options = _options(
+        backend, stride, padding, dilation, groups, pad_mode, pad_value, layout, w_layout, dtype, algorithm
+    )
+    schedule = planned(backend, given, x_shape, backend.shape("w", w), options, dy=dy)
     check_fits(backend, schedule, x_shape)
     return schedule.run("input_grad", dy, w)
 
@@ -211,7 +215,6 @@ def conv_weight_grad(
     dy: Array,
     x: Array,
     w_shape: Sequence[int],
-    /,
     *,
     stride: Ints = 1,
     padding: Padding = 0,
@@ -220,6 +223,7 @@ def conv_weight_grad(
     pad_mode: PadMode = "constant",
     pad_value: complex = 0,
     layout: Layout = "channels_first",
+    w_layout: WLayout = "oi...",
     dtype: DType | None = None,
     algorithm: str = "auto",
 ) -> Array:
@@ -266,9 +270,10 @@ def conv_weight_grad(
     given = {"dy": dy, "x": x}
     backend = backend_of(given)
     w_shape = shape("w_shape", w_shape)
-    options = _options(backend, stride, padding, dilation, groups, pad_mode, pad_value, layout, dtype, algorithm)
-    schedule = planned(backend, given, backend.shape("x", x), w_shape, options)
-    check_result(dy, schedule)
+    options = _options(
+        backend, stride, padding, dilation, groups, pad_mode, pad_value, layout, w_layout, dtype, algorithm
+    )
+    schedule = planned(backend, given, backend.shape("x", x), w_shape, options, dy=dy)
     check_fits(backend, schedule, w_shape)
     return schedule.run("weight_grad", dy, x)
 
@@ -277,7 +282,6 @@ def conv_transpose(
     x: Array,
     w: Array,
     b: Array | None = None,
-    /,
     *,
     stride: Ints = 1,
     padding: Padding = 0,
@@ -286,6 +290,7 @@ def conv_transpose(
     dilation: Ints = 1,
     groups: int = 1,
     layout: Layout = "channels_first",
+    w_layout: WLayout = "io...",
     dtype: DType | None = None,
     algorithm: str = "auto",
 ) -> Array:
@@ -351,11 +356,10 @@ def conv_transpose(
     """
     given = {"x": x, "w": w} if b is None else {"x": x, "w": w, "b": b}
     backend = backend_of(given)
-    options = _options(backend, stride, padding, dilation, groups, "constant", 0, layout, dtype, algorithm)
+    options = _options(backend, stride, padding, dilation, groups, "constant", 0, layout, w_layout, dtype, algorithm)
     size = None if output_size is None else frozen("output_size", output_size)
     options = options._replace(output_padding=frozen("output_padding", output_padding), output_size=size)
-    schedule = planned(backend, given, backend.shape("x", x), backend.shape("w", w), options)
-    _check_bias(b, (schedule.geometry.c_in,))
+    schedule = planned(backend, given, backend.shape("x", x), backend.shape("w", w), options, b=b)
     check_fits(backend, schedule, schedule.x_shape)
     return schedule.run("input_grad", x, w, b, conjugate=False)
 
@@ -363,7 +367,6 @@ def conv_transpose(
 def im2col(
     x: Array,
     kernel_size: Ints,
-    /,
     *,
     stride: Ints = 1,
     padding: Padding = 0,
@@ -427,7 +430,9 @@ def im2col(
     if len(x_shape) < 3:
         check_ranks(x_shape, x_shape, ("x", "x"), channels_last=False)
     kernel = per_axis("kernel_size", frozen("kernel_size", kernel_size), len(x_shape) - 2, least=1)
-    options = _options(backend, stride, padding, dilation, 1, pad_mode, pad_value, "channels_first", None, "gemm")
+    options = _options(
+        backend, stride, padding, dilation, 1, pad_mode, pad_value, "channels_first", "oi...", None, "gemm"
+    )
     order = permutation("axes", axes, 2 * len(x_shape) - 2)
     options = options._replace(order=order) if order else options
     schedule = planned(backend, given, x_shape, (1, x_shape[1], *kernel), options)
@@ -439,7 +444,6 @@ def im2col(
 def col2im(
     cols: Array,
     size: Ints,
-    /,
     *,
     stride: Ints = 1,
     padding: Padding = 0,
@@ -492,7 +496,7 @@ def col2im(
     n, c, *windows = (cols_shape[i] for i in inverse(order)) if order else cols_shape
     rank = len(windows) // 2
     sizes = per_axis("size", frozen("size", size), rank, least=0)
-    options = _options(backend, stride, padding, dilation, 1, "constant", 0, "channels_first", None, "gemm")
+    options = _options(backend, stride, padding, dilation, 1, "constant", 0, "channels_first", "oi...", None, "gemm")
     options = options._replace(order=order) if order else options
     schedule = planned(backend, given, (n, c, *sizes), (1, c, *windows[:rank]), options)
     out = schedule.geometry.out
@@ -506,7 +510,6 @@ def col2im(
 def plan(
     x: Array,
     w: Array,
-    /,
     *,
     stride: Ints = 1,
     padding: Padding = 0,
@@ -515,6 +518,7 @@ def plan(
     pad_mode: PadMode = "constant",
     pad_value: complex = 0,
     layout: Layout = "channels_first",
+    w_layout: WLayout = "oi...",
     dtype: DType | None = None,
     algorithm: str = "auto",
 ) -> Plan:
@@ -550,7 +554,9 @@ def plan(
     """
     given = {"x": x, "w": w}
     backend = backend_of({name: model(array) for name, array in given.items()})
-    options = _options(backend, stride, padding, dilation, groups, pad_mode, pad_value, layout, dtype, algorithm)
+    options = _options(
+        backend, stride, padding, dilation, groups, pad_mode, pad_value, layout, w_layout, dtype, algorithm
+    )
     schedule = planned(backend, given, backend.shape("x", x), backend.shape("w", w), options)
     if not isinstance(schedule, Planned):
         msg = "`x` and `w` must lie in one piece: what is done with an array in chunks is planned chunk by chunk"
@@ -560,10 +566,80 @@ def plan(
     return Plan(schedule, place, (x.dtype, w.dtype), settings)
 
 
-def planned(backend: Backend, given: dict[str, Array], x_shape: Shape, w_shape: Shape, options: Options) -> Schedule:
-    """How to run this convolution under the settings of the moment; all that does not depend on numbers is checked."""
+def planned(
+    backend: Backend,
+    given: dict[str, Array],
+    x_shape: Shape,
+    w_shape: Shape,
+    options: Options,
+    *,
+    b: Array | None = None,
+    dy: Array | None = None,
+) -> Schedule:
+    """How to run this convolution under the settings of the moment; all that does not depend on numbers is checked.
+
+    So are the shapes of `b` and `dy`.
+    """
     dtypes = tuple([(name, array.dtype) for name, array in given.items()])
-    return scheduled(backend, x_shape, w_shape, dtypes, options, _config.current())
+    b_shape, dy_shape = b if b is None else tuple(b.shape), dy if dy is None else tuple(dy.shape)
+    try:
+        return _fitting(backend, dtypes, options, x_shape, w_shape, b_shape, dy_shape)
+    except ValueError as error:
+        shapes = {"x": x_shape, "w": w_shape, "b": b_shape, "dy": dy_shape}
+        suggest(error, _alternatives(partial(_fitting, backend, dtypes), options, shapes, tuple(given)[:2]))
+        raise
+
+
+def _fitting(
+    backend: Backend,
+    dtypes: tuple[tuple[str, DType], ...],
+    options: Options,
+    x: Shape,
+    w: Shape,
+    b: Shape | None,
+    dy: Shape | None,
+) -> Schedule:
+    """The schedule; ValueError unless these shapes are those of one convolution."""
+    schedule = scheduled(backend, x, w, dtypes, options, _config.current())
+    if b is not None:
+        filters = (schedule.geometry.c_out if options.output_padding is None else schedule.geometry.c_in,)
+        if b != filters:
+            msg = f"`b` must have one element per output channel, shape {filters}, got shape {b}"
+            raise ValueError(msg)
+    if dy is not None and dy != schedule.y_shape:
+        msg = f"`dy` must have the shape of the result, {schedule.y_shape}, got shape {dy}"
+        raise ValueError(msg)
+    return schedule
+
+
+def _alternatives(
+    fitting: Callable[..., Schedule], options: Options, shapes: dict[str, Any], pair: tuple[str, ...]
+) -> Iterator[tuple[str, Callable[[], Schedule]]]:
+    """What a caller may have meant whose arrays do not fit, the likeliest first, and how to see whether they would.
+
+    The `pair` are the arrays that were given.
+    """
+    x, w, _, dy = shapes.values()
+    if len(pair) < 2 or not shapes.keys() >= set(pair) or not 3 <= len(x) == len(w):
+        return
+    one, other = pair
+    exchanged = shapes | {one: shapes[other], other: shapes[one]}
+    exchange = f"`{one}` and `{other}` may be exchanged", partial(fitting, options, **exchanged)
+    if dy is not None:
+        yield exchange
+    if options.pooling is not None:
+        return
+    last = options.layout == "channels_last"
+    changes: list[tuple[str, dict[str, Any]]] = [
+        (f"`groups` may be {groups}", {"groups": groups}) for groups in {x[-1 if last else 1] // n for n in w if n}
+    ]
+    layout = "channels_first" if last else "channels_last"
+    changes.append((f"`layout` may be another for this `{'x' if 'x' in pair else 'x_shape'}`", {"layout": layout}))
+    changes += [(f'`w_layout` may be "{w_layout}"', {"w_layout": w_layout}) for w_layout in W_LAYOUTS]
+    for hint, change in changes:
+        yield hint, partial(fitting, options._replace(**change), **shapes)
+    if dy is None:
+        yield exchange
 
 
 def _options(
@@ -575,11 +651,13 @@ def _options(
     pad_mode: Any,
     pad_value: object,
     layout: Any,
+    w_layout: Any,
     dtype: DType | None,
     algorithm: Any,
 ) -> Options:
     """The arguments as they were given, checked only so far that they can be compared with earlier ones."""
-    for name, word in (("pad_mode", pad_mode), ("layout", layout), ("algorithm", algorithm)):
+    words = (("pad_mode", pad_mode), ("layout", layout), ("w_layout", w_layout), ("algorithm", algorithm))
+    for name, word in words:
         if not isinstance(word, str):
             msg = f"`{name}` must be a string, got {word!r}"
             raise TypeError(msg)
@@ -593,19 +671,8 @@ def _options(
         layout,
         dtype if dtype is None else backend.to_dtype(dtype),
         algorithm,
+        w_layout,
     )
-
-
-def _check_bias(b: Array | None, filters: Shape) -> None:
-    if b is not None and tuple(b.shape) != filters:
-        msg = f"`b` must have one element per output channel, shape {filters}, got shape {tuple(b.shape)}"
-        raise ValueError(msg)
-
-
-def check_result(dy: Array, schedule: Schedule) -> None:
-    if tuple(dy.shape) != schedule.y_shape:
-        msg = f"`dy` must have the shape of the result, {schedule.y_shape}, got shape {tuple(dy.shape)}"
-        raise ValueError(msg)
 
 
 def check_fits(backend: Backend, schedule: Schedule, result: Shape) -> None:

@@ -2,7 +2,7 @@
 
 import math
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from dataclasses import replace
@@ -22,6 +22,11 @@ ONLY_INTEGERS = frozenset({int})
 
 PAD_MODES = ("constant", "edge", "reflect", "symmetric", "wrap")
 
+#: The orders of the filters' axes: "o" and "i" are the channels, and "..." the kernel's. The usual ones come first.
+W_LAYOUTS = ("oi...", "...io", "o...i", "io...", "...oi", "i...o")
+#: What is an output channel of a transposed convolution is an input channel of the convolution.
+TRANSPOSED = str.maketrans("oi", "io")
+
 
 def geometry(
     x_shape: Shape,
@@ -34,22 +39,19 @@ def geometry(
     pad_mode: str = "constant",
     pad_value: complex = 0,
     names: tuple[str, str] = ("x", "w"),
+    w_layout: str = "oi...",
 ) -> Geometry:
-    """Check shapes (channels first) and options, and resolve the padding. Raises ValueError, naming the argument.
+    """Check shapes (`x` channels first) and options, and resolve the padding. Raises ValueError, naming the argument.
 
     The `names` are those of the arguments that the shapes of `x` and `w` came from.
     """
     x, w = names
-    (batch, c_in, *size), (c_out, c_group, *kernel) = x_shape, w_shape
+    batch, c_in, *size = x_shape
+    c_out, c_group, *kernel = (w_shape[at] for at in filter_axes(w_layout, len(size)))
     _check_groups(groups, c_in, c_out)
     if c_group * groups != c_in:
         channels = f"{c_in // groups} input channels ({c_in} over {groups} groups)"
-        msg = f"`{w}` must have {channels} on its second axis, got shape {w_shape}"
-        other = c_in // c_group if c_group else 0
-        if other * c_group == c_in and c_out % max(1, other) == 0:
-            msg += f": `groups` may be {other}"
-        elif c_group * groups in {size[0], size[-1]}:
-            msg += f": `layout` may be another for this `{x}`"
+        msg = f"`{w}` must have {channels} on its {_place('i', w_layout, w_layout)}, got shape {w_shape}"
         raise ValueError(msg)
     if pad_mode not in PAD_MODES:
         msg = f"`pad_mode` must be one of {PAD_MODES}, got {pad_mode!r}"
@@ -82,13 +84,18 @@ def transposed_geometry(
     groups: int = 1,
     output_padding: object = 0,
     output_size: object = None,
+    w_layout: str = "oi...",
 ) -> Geometry:
-    """The convolution whose input gradient is this transposed convolution: its output is `x`, its input the result."""
-    (batch, c_in, *size), (filters, c_group, *kernel) = x_shape, w_shape
+    """The convolution whose input gradient is this transposed convolution: its output is `x`, its input the result.
+
+    The `w_layout` is that of its filters.
+    """
+    batch, c_in, *size = x_shape
+    filters, c_group, *kernel = (w_shape[at] for at in filter_axes(w_layout, len(size)))
     _check_groups(groups, c_in, c_group * groups)
     if filters != c_in:
-        hint = ": `layout` may be another for this `x`" if filters in {size[0], size[-1]} and c_group != c_in else ""
-        msg = f"`w` must have the {c_in} channels of `x` on its first axis, got shape {w_shape}{hint}"
+        place = _place("o", w_layout, w_layout.translate(TRANSPOSED))
+        msg = f"`w` must have the {c_in} channels of `x` on its {place}, got shape {w_shape}"
         raise ValueError(msg)
     if min(size) < 1:
         msg = f"`x` must have an element on every spatial axis, got size {tuple(size)}"
@@ -252,16 +259,42 @@ def permutation(name: str, value: object, count: int) -> Shape:
     return () if order == tuple(range(count)) else order
 
 
-def check_ranks(x_shape: Shape, w_shape: Shape, names: tuple[str, str], *, channels_last: bool) -> None:
+def filter_axes(w_layout: str, rank: int) -> tuple[int, ...]:
+    """Where the axes ``(c_out, c_in / groups, *kernel)`` are in filters of this order."""
+    letters = w_layout.replace("...", "." * rank)
+    return (letters.index("o"), letters.index("i"), *(at for at, letter in enumerate(letters) if letter == "."))
+
+
+def _place(letter: str, w_layout: str, written: str) -> str:
+    """The axis of the filters' channels, with the `w_layout` as it was `written` where it is not the default."""
+    of_three = w_layout.replace("...", ".")
+    middle = "second" if of_three[2] == "." else "last but one"
+    axis = f"{('first', middle, 'last')[of_three.index(letter)]} axis"
+    return axis if w_layout == "oi..." else f'{axis} (`w_layout` "{written}")'
+
+
+def suggest(error: ValueError, others: Iterable[tuple[str, Callable[[], object]]]) -> None:
+    """Say in the error what the caller may have meant: the first of the `others` that raises none."""
+    for hint, call in others:
+        with suppress(ValueError, TypeError, MemoryError):
+            call()
+            error.args = (f"{error}: {hint}",)
+            return
+
+
+def check_ranks(
+    x_shape: Shape, w_shape: Shape, names: tuple[str, str], *, channels_last: bool, w_layout: str = "oi..."
+) -> None:
     """ValueError unless both have as many axes as they must, with what to write instead; in the caller's layout."""
     x, w = names
+    order = "o...i" if channels_last else "oi..."
     more = len(w_shape) - len(x_shape)
     if len(x_shape) < 3:
         msg = f"`{x}` must have a batch, a channel and at least one spatial axis, got shape {x_shape}"
-        raise ValueError(msg + (lacking(x, more or 2, "image", "..." if channels_last else ":")))
+        raise ValueError(msg + lacking(x, more or 2, "image", order))
     if more:
         msg = f"`{w}` must have as many axes as `{x}`, got shapes {w_shape} and {x_shape}"
-        hint = lacking(x, more, "image", "..." if channels_last else ":") or lacking(w, -more, "filter")
+        hint = lacking(x, more, "image", order) or lacking(w, -more, "filter", w_layout)
         raise ValueError(msg + hint)
 
 
@@ -284,14 +317,19 @@ def check_counts(g: Geometry, padding: object) -> None:
         raise ValueError(msg)
 
 
-def lacking(name: str, axes: int, one: str, before: str = ":") -> str:
-    """What to write for an array that lacks so many axes; its channels lie behind those that `before` stands for."""
+def lacking(name: str, axes: int, one: str, order: str = "oi...") -> str:
+    """What to write for an array that lacks so many axes, whose `order` is one of `W_LAYOUTS`."""
+
+    def with_new(letters: str) -> str:
+        items = ["..." if item == "." else "None" if item in letters else ":" for item in order.replace("...", ".")]
+        index = ", ".join(items).replace(":, ...", "...").replace("..., :", "...")
+        return f"`{name}[{index.removesuffix(', ...')}]`"
+
     if name.endswith("_shape"):
         return ""
     if axes == 1:
-        return f": write `{name}[None]` for one {one}, `{name}[{before}, None]` for many of one channel"
-    at = "None, ..., None" if before == "..." else "None, None"
-    return f": write `{name}[{at}]` for one {one} of one channel" if axes == 2 else ""
+        return f": write {with_new('o')} for one {one}, {with_new('i')} for many of one channel"
+    return f": write {with_new('oi')} for one {one} of one channel" if axes == 2 else ""
 
 
 def _check_groups(groups: int, c_in: int, c_out: int) -> None:

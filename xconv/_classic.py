@@ -5,10 +5,11 @@ index running fastest. (A. Kristiadi, *Convnet: Implementing Convolution Layer w
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from ._api import check_fits, col2im, im2col, planned
-from ._arguments import integer, lacking, shape
+from ._arguments import integer, lacking, shape, suggest
 from ._axis import Axis
 from ._planner import Options
 from ._typing import Array, Shape
@@ -70,8 +71,13 @@ def conv_forward(X: Array, W: Array, b: Array, stride: int = 1, padding: int = 1
     (5, 20, 10, 10)
     """
     backend = backend_of({"X": X, "W": W, "b": b})
-    x_shape, w_shape = _layer(backend, X, W, b)
-    stride, padding, _ = _windows(x_shape, w_shape[2], w_shape[3], padding, stride)
+    shapes = x_shape, w_shape = backend.shape("X", X), backend.shape("W", W)
+    check = partial(_layer, b_shape=backend.shape("b", b), padding=padding, stride=stride)
+    try:
+        stride, padding, _ = check(*shapes)
+    except ValueError as error:
+        suggest(error, [("`X` and `W` may be exchanged", lambda: check(w_shape, x_shape))])
+        raise
     options = Options(stride=stride, padding=padding, mixed=True)
     schedule = planned(backend, {"X": X, "W": W, "b": b}, x_shape, w_shape, options)
     check_fits(backend, schedule, schedule.y_shape)
@@ -237,6 +243,19 @@ def _four(name: str, shape: Shape, one: str) -> Shape:
         msg = f"`{name}` must have four axes, got shape {shape}"
         raise ValueError(msg + lacking(name, 4 - len(shape), one))
     return shape
+
+
+def _layer(x_shape: Shape, w_shape: Shape, b_shape: Shape, padding: int, stride: int) -> "_Windows":
+    """The windows of a layer; ValueError for shapes that do not fit."""
+    x_shape, w_shape = _four("X", x_shape, "image"), _four("W", w_shape, "filter")
+    filters = w_shape[0]
+    if b_shape not in {(filters, 1), (filters,)}:
+        msg = f"`b` must have shape ({filters}, 1) or ({filters},), got {b_shape}"
+        raise ValueError(msg)
+    if w_shape[1] != x_shape[1] or 0 in w_shape[2:]:
+        msg = f"`W` must have the {x_shape[1]} channels of `X`, and a size, got shape {w_shape}"
+        raise ValueError(msg)
+    return _windows(x_shape, w_shape[2], w_shape[3], padding, stride)
 
 
 class _Windows(NamedTuple):

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from functools import cached_property
 
+from ._arguments import suggest
 from ._config import Settings, applied
 from ._planner import Planned
 from ._ranking import Candidate, candidates
@@ -24,7 +25,7 @@ class Plan:
     forward, input_grad, weight_grad : FunctionPlan
         The plans of the three functions; the gradients' are made when they are first asked for.
     x_shape, w_shape, y_shape : tuple of int
-        Shapes of the input, the filters and the result, in the plan's layout.
+        Shapes of the input, the filters and the result, in the plan's `layout` and `w_layout`.
     dtype : dtype
         dtype of the result.
     algorithm, flops, workspace, tiles, candidates
@@ -70,7 +71,7 @@ class Plan:
 
     @property
     def w_shape(self) -> Shape:
-        return self.schedule.geometry.w_shape
+        return self.schedule.w_shape
 
     @property
     def y_shape(self) -> Shape:
@@ -186,7 +187,14 @@ class FunctionPlan:
         if not len(self.arguments[:2]) <= len(arrays) <= len(self.arguments):
             msg = f"`plan.{self.function}` takes {', '.join(self.arguments)}, got {len(arrays)} arguments"
             raise TypeError(msg)
-        self._check({n: a for n, a in zip(self.arguments, arrays, strict=False) if a is not None or n != "b"})
+        given = {n: a for n, a in zip(self.arguments, arrays, strict=False) if a is not None or n != "b"}
+        try:
+            self._check(given)
+        except ValueError as error:
+            one, other = self.arguments[:2]
+            exchanged = given | {one: given[other], other: given[one]}
+            suggest(error, [(f"`{one}` and `{other}` may be exchanged", lambda: self._check(exchanged))])
+            raise
         with applied(self.plan.settings):
             return self.plan.schedule.run(self.function, *arrays)
 
@@ -196,7 +204,7 @@ class FunctionPlan:
         expected = {
             "x": (plan.x_shape, plan.dtypes[0]),
             "w": (plan.w_shape, plan.dtypes[1]),
-            "b": (plan.w_shape[:1], plan.dtype),
+            "b": ((plan.schedule.geometry.c_out,), plan.dtype),
             "dy": (plan.y_shape, plan.dtype),
         }
         if backend_of(given) is not plan.schedule.backend:

@@ -9,9 +9,17 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from itertools import islice, takewhile
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
-from ._arguments import check_order, check_ranks, geometry, transposed_geometry
+from ._arguments import (
+    TRANSPOSED,
+    W_LAYOUTS,
+    check_order,
+    check_ranks,
+    filter_axes,
+    geometry,
+    transposed_geometry,
+)
 from ._config import Settings, applied
 from ._geometry import Geometry
 from ._measuring import measured
@@ -37,6 +45,7 @@ class Options(NamedTuple):
     layout: str = "channels_first"
     dtype: DType | None = None
     algorithm: str = "auto"
+    w_layout: str = "oi..."
     #: None for a convolution, and a transposed one otherwise.
     output_padding: object = None
     output_size: object = None
@@ -46,6 +55,11 @@ class Options(NamedTuple):
     pooling: str | None = None
     #: The order of the windows' axes in memory; empty where it does not matter.
     order: Shape = ()
+
+    @property
+    def order_of_filters(self) -> str:
+        """The `w_layout` as the convolution calls it, whose input gradient a transposed convolution is."""
+        return self.w_layout if self.output_padding is None else self.w_layout.translate(TRANSPOSED)
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +91,14 @@ class Planned(Schedule):
         return tuning.seconds(self.problem.call(function, place), [plan.name for plan in self._promising(function)])
 
     def run(self, function: Function, *arrays: Array | None, **options: bool) -> Array:
+        if self.w_axes is None:
+            return self._run(function, *arrays, **options)
+        if function == "weight_grad":
+            return self.in_w_layout(self._run(function, *arrays))
+        first, w, *others = arrays
+        return self._run(function, first, self.filters(w), *others, **options)
+
+    def _run(self, function: Function, *arrays: Array | None, **options: bool) -> Array:
         if self.problem.tuning is None:
             plan, seconds = self.predicted(function), {}
         else:
@@ -142,7 +164,9 @@ def scheduled(
     if options.pad_value:
         value = backend.filling(options.pad_value, dtype)
         g = replace(g, pad_value=value if g.pad_value else 0)
-    return _scheduled(Problem(backend, g, dtype, settings, options.algorithm, frozenset(dict(dtypes).values())))
+    problem = Problem(backend, g, dtype, settings, options.algorithm, frozenset(dict(dtypes).values()))
+    order = options.order_of_filters
+    return _scheduled(problem, None if order == "oi..." else filter_axes(order, len(g.axes)))
 
 
 def geometry_of(x_shape: Shape, w_shape: Shape, options: Options, given: Container[str] = ("x", "w")) -> Geometry:
@@ -150,18 +174,22 @@ def geometry_of(x_shape: Shape, w_shape: Shape, options: Options, given: Contain
     if options.layout not in {"channels_first", "channels_last"}:
         msg = f'`layout` must be "channels_first" or "channels_last", got {options.layout!r}'
         raise ValueError(msg)
-    channels_last = options.layout == "channels_last"
+    if options.w_layout not in W_LAYOUTS:
+        msg = f"`w_layout` must be one of {W_LAYOUTS}, got {options.w_layout!r}"
+        raise ValueError(msg)
+    channels_last, w_layout = options.layout == "channels_last", options.order_of_filters
     names = ("x" if "x" in given else "x_shape", "w" if "w" in given else "w_shape")
-    check_ranks(x_shape, w_shape, names, channels_last=channels_last)
+    check_ranks(x_shape, w_shape, names, channels_last=channels_last, w_layout=w_layout)
     if channels_last:
         x_shape = (x_shape[0], *x_shape[-1:], *x_shape[1:-1])
     mode, value = options.pad_mode, options.pad_value
     sizes = {"stride": options.stride, "padding": options.padding, "dilation": options.dilation}
-    if options.output_padding is None:
-        g = geometry(x_shape, w_shape, **sizes, groups=options.groups, pad_mode=mode, pad_value=value, names=names)
-    else:
+    shared: dict[str, Any] = sizes | {"groups": options.groups, "w_layout": w_layout}
+    if options.output_padding is not None:
         results = {"output_padding": options.output_padding, "output_size": options.output_size}
-        g = transposed_geometry(x_shape, w_shape, **sizes, groups=options.groups, **results)
+        g = transposed_geometry(x_shape, w_shape, **shared, **results)
+    else:
+        g = geometry(x_shape, w_shape, **shared, pad_mode=mode, pad_value=value, names=names)
     return replace(g, channels_last=channels_last, order=options.order)
 
 
@@ -178,16 +206,16 @@ def computed(
         return schedule.run(function, *arrays, **options)
 
 
-def _scheduled(problem: Problem) -> Schedule:
+def _scheduled(problem: Problem, w_axes: tuple[int, ...] | None = None) -> Schedule:
     backend, g, dtype, settings, algorithm = problem[:5]
     accumulator = backend.accumulator(dtype)
     if backend.chunked is None:
-        return Planned(backend, g, dtype, accumulator, problem)
+        return Planned(backend, g, dtype, accumulator, w_axes, problem)
     able(problem, "forward")
     settings = settings._replace(tuning=None)  # a task on another machine does not measure
     run = partial(computed, algorithm, settings)
     identity = (algorithm, settings._replace(threads=None))  # threads change no result
-    return backend.chunked(backend, g, dtype, accumulator, run, identity)
+    return backend.chunked(backend, g, dtype, accumulator, w_axes, run, identity)
 
 
 #: The same, remembered for the parts of arrays in chunks.

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from ._api import check_fits, check_result, planned
+from ._api import check_fits, planned
 from ._arguments import check_counts, check_ranks, frozen, per_axis, shape
 from ._planner import Options
 from ._typing import Array, Ints, Layout, Padding, Shape
@@ -131,7 +131,6 @@ def max_pool_grad(
     backend = backend_of(given)
     x_shape = backend.shape("x", x)
     schedule = _pooled("max_pool_grad", backend, given, x_shape, kernel_size, stride, padding, dilation, layout)
-    check_result(dy, schedule)
     check_fits(backend, schedule, x_shape)
     return schedule.run("max_pool_grad", dy, x)
 
@@ -261,7 +260,6 @@ def avg_pool_grad(
     x_shape = shape("x_shape", x_shape)
     schedule = _pooled("avg_pool_grad", backend, given, x_shape, kernel_size, stride, padding, dilation, layout)
     _check_counts(count_include_pad, schedule, padding)
-    check_result(dy, schedule)
     check_fits(backend, schedule, x_shape)
     return schedule.run("avg_pool_grad", dy, count_include_pad=count_include_pad)
 
@@ -296,7 +294,8 @@ def _pooled(
         algorithm="depthwise" if channels and function.startswith("avg") else "gemm",
         pooling=function,
     )
-    return planned(backend, given, x_shape, (channels, min(1, channels), *kernel), options)
+    w_shape = (channels, min(1, channels), *kernel)
+    return planned(backend, given, x_shape, w_shape, options, dy=given.get("dy"))
 
 
 def _check_counts(count_include_pad: Any, schedule: Schedule, padding: object) -> None:

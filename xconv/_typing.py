@@ -32,6 +32,7 @@ Function: TypeAlias = Literal[
 
 PadMode: TypeAlias = Literal["constant", "edge", "reflect", "symmetric", "wrap"]
 Layout: TypeAlias = Literal["channels_first", "channels_last"]
+WLayout: TypeAlias = Literal["oi...", "io...", "o...i", "i...o", "...oi", "...io"]
 
 #: What a number is: "integer", "real", "complex", or None for what has no sums of products.
 Kind: TypeAlias = Literal["integer", "real", "complex"] | None

@@ -21,9 +21,9 @@ from array_api_compat import array_namespace
 
 from .. import _config
 from .._api import conv, conv_input_grad, conv_transpose, conv_weight_grad
-from .._arguments import frozen
+from .._arguments import TRANSPOSED, frozen
 from .._planner import Options, geometry_of
-from .._typing import Array, DType, Ints, Layout, Padding, PadMode, Shape
+from .._typing import Array, DType, Ints, Layout, Padding, PadMode, Shape, WLayout
 
 #: What each product is a product of.
 OPERANDS = {"y": ("x", "w"), "x": ("y", "w"), "w": ("y", "x")}
@@ -35,6 +35,7 @@ class _Options(TypedDict, total=False):
     dilation: Ints
     groups: int
     layout: Layout
+    w_layout: WLayout
     dtype: DType | None
     algorithm: str
 
@@ -101,9 +102,10 @@ class Product:
             return self.options
         options = {name: value for name, value in self.options.items() if value is not None}
         sizes = {name: frozen(name, value) for name, value in options.items() if name not in {"dtype", "algorithm"}}
-        g = geometry_of(tuple(x.shape), tuple(w.shape), Options(**{"output_padding": 0, **sizes}))
+        g = geometry_of(tuple(x.shape), tuple(w.shape), Options(**{"output_padding": 0, "w_layout": "io...", **sizes}))
         options = {name: value for name, value in options.items() if name not in {"output_padding", "output_size"}}
-        return {**options, "padding": tuple((axis.lo, axis.hi) for axis in g.axes)}
+        order = options.get("w_layout", "io...").translate(TRANSPOSED)  # as the convolution calls it
+        return {**options, "w_layout": order, "padding": tuple((axis.lo, axis.hi) for axis in g.axes)}
 
     def all_but_channels(self, rank: int) -> tuple[int, ...]:
         """The axes of a result over which the gradient that comes back is summed for that of a bias."""

@@ -12,7 +12,7 @@ from ._product import ConvOptions, Product, TransposeOptions
 __all__ = ["conv", "conv_transpose"]
 
 
-def conv(x: Array, w: Array, b: Array | None = None, /, **options: Unpack[ConvOptions]) -> Array:
+def conv(x: Array, w: Array, b: Array | None = None, **options: Unpack[ConvOptions]) -> Array:
     """Convolve NumPy arrays as :func:`xconv.conv` does, and be differentiable by autograd.
 
     Parameters
@@ -55,7 +55,7 @@ def conv(x: Array, w: Array, b: Array | None = None, /, **options: Unpack[ConvOp
     return _bilinear(Product("y", options), x, w, b)
 
 
-def conv_transpose(x: Array, w: Array, b: Array | None = None, /, **options: Unpack[TransposeOptions]) -> Array:
+def conv_transpose(x: Array, w: Array, b: Array | None = None, **options: Unpack[TransposeOptions]) -> Array:
     """Convolve NumPy arrays, transposed, as :func:`xconv.conv_transpose` does, and be differentiable by autograd.
 
     Parameters

@@ -15,7 +15,7 @@ from ._product import ConvOptions, Product, TransposeOptions, cast
 __all__ = ["conv", "conv_transpose"]
 
 
-def conv(x: Array, w: Array, b: Array | None = None, /, **options: Unpack[ConvOptions]) -> Array:
+def conv(x: Array, w: Array, b: Array | None = None, **options: Unpack[ConvOptions]) -> Array:
     """Convolve tensors as :func:`xconv.conv` does, with explicit gradients.
 
     Parameters
@@ -59,7 +59,7 @@ def conv(x: Array, w: Array, b: Array | None = None, /, **options: Unpack[ConvOp
     return _bilinear(Product("y", options), x, w, b)
 
 
-def conv_transpose(x: Array, w: Array, b: Array | None = None, /, **options: Unpack[TransposeOptions]) -> Array:
+def conv_transpose(x: Array, w: Array, b: Array | None = None, **options: Unpack[TransposeOptions]) -> Array:
     """Convolve tensors, transposed, as :func:`xconv.conv_transpose` does, with explicit gradients.
 
     Parameters

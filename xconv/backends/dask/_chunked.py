@@ -102,7 +102,7 @@ class Chunked(Schedule):
             groups = (sums[i : i + TOGETHER] for i in range(0, len(sums), TOGETHER))
             sums = [graph.total(self.accumulator, group) for group in groups]
         graph.total_block(len(g.w_shape) * (0,), self.dtype, sums)
-        return graph.array(tuple((n,) for n in g.w_shape), self.dtype, dy)
+        return self.in_w_layout(graph.array(tuple((n,) for n in g.w_shape), self.dtype, dy))
 
     def im2col(self, x: Array) -> Array:
         g = self.geometry
@@ -202,7 +202,7 @@ class Chunked(Schedule):
         return self.geometry.in_layout(tuple(range(2 + rank))).index(axis)
 
     def _whole(self, w: Array, b: Array | None) -> list[Array]:
-        return [whole(a) for a in (w, b) if a is not None]
+        return [self.filters(whole(w)), *(whole(a) for a in (b,) if a is not None)]
 
     def _cuts(self, a: Array, along: Callable[[Axis, int], int], lengths: Shape) -> list[list[int]]:
         """Where to cut the images and every axis of the result, given the chunks of `a`.
