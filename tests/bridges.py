@@ -23,6 +23,7 @@ CASES = {
     "wrap": ("conv", (1, 2, 4), (2, 2, 3), {"padding": ((4, 2),), "pad_mode": "wrap"}),
     "value": ("conv", (1, 2, 4, 5), (2, 2, 2, 3), {"padding": ((2, 1), (-1, 3)), "stride": (1, 2), "pad_value": 3}),
     "last": ("conv", (2, 5, 4, 2), (3, 2, 2, 3), {"layout": "channels_last", "padding": 1, "stride": (1, 2)}),
+    "filters": ("conv", (2, 5, 4, 4), (2, 3, 2, 6), {"layout": "channels_last", "w_layout": "...io", "groups": 2}),
     "transpose": ("conv_transpose", (2, 4, 4), (4, 3, 3), {}),
     "transpose-all": (
         "conv_transpose",
@@ -43,6 +44,7 @@ CASES = {
         {"stride": 2, "dilation": [1, 3], "padding": 1, "output_size": [5, 10], "layout": "channels_last"},
     ),
     "transpose-same": ("conv_transpose", (1, 3, 4), (3, 2, 4), {"padding": "same", "stride": 2}),
+    "transpose-filters": ("conv_transpose", (2, 4, 4), (3, 3, 4), {"w_layout": "...oi", "stride": 2}),
     "transpose-last": (
         "conv_transpose",
         (1, 4, 3),

@@ -27,6 +27,15 @@ def _sources(size, lo, hi, mode):
     return numbers[max(-lo, 0) : len(numbers) - max(-hi, 0)]
 
 
+W_LAYOUTS = ("oi...", "io...", "o...i", "i...o", "...oi", "...io")
+
+
+def in_w_layout(w, w_layout):
+    """Filters (c_out, c_in / groups, *kernel) in another order of their axes."""
+    kernel = "abcdef"[: w.ndim - 2]
+    return np.ascontiguousarray(np.einsum(f"oi{kernel}->{w_layout.replace('...', kernel)}", w))
+
+
 class Oracle:
     """One convolution: `conv` and its two adjoints, from the same list of which input meets which tap where."""
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from hypothesis import strategies as st
+from oracle import W_LAYOUTS
 
 
 @dataclass(frozen=True)
@@ -13,6 +14,7 @@ class Case:
     options: dict = field(hash=False)
     seed: int = 0
     layout: str = "channels_first"
+    w_layout: str = "oi..."
 
     def integers(self, *shapes, limit=7):
         """Arrays of small integers in float64: sums of their products are exact in any order."""
@@ -61,4 +63,5 @@ def cases(draw, max_rank=3):
         },
         draw(st.integers(0, 2**16)),
         draw(st.sampled_from(["channels_first", "channels_last"])),
+        draw(st.sampled_from(W_LAYOUTS)),
     )

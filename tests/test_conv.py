@@ -7,10 +7,11 @@ import tracemalloc
 import ml_dtypes
 import numpy as np
 import pytest
-from oracle import Oracle
+from oracle import W_LAYOUTS, Oracle, in_w_layout
 
 import xconv
 from xconv._arguments import geometry
+from xconv.algorithms._pointwise import Pointwise
 
 pytestmark = pytest.mark.usefixtures("exact")
 
@@ -161,6 +162,60 @@ def test_layouts(lib, rng):
     dx = xconv.conv_input_grad(last[1], w_, last[0].shape, **options)
     lib.check(dx, np.moveaxis(oracle.input_grad(dy, w), 1, -1))
     lib.check(xconv.conv_weight_grad(last[1], last[0], w.shape, **options), oracle.weight_grad(dy, x))
+
+
+@pytest.mark.parametrize("w_layout", W_LAYOUTS)
+def test_orders_of_filters(lib, rng, w_layout):
+    """In every function, and those that come out are in the order of those that went in."""
+    x, w, b = integers(rng, (2, 4, 5, 6), (6, 2, 3, 2), (6,))
+    options = {"stride": (2, 1), "padding": 1, "groups": 2}
+    oracle = Oracle(x.shape, w.shape, **options)
+    (dy,) = integers(rng, oracle.y_shape)
+    filters = in_w_layout(w, w_layout)
+    x_, dy_, w_, b_ = map(lib.array, (x, dy, filters, b))
+    options["w_layout"] = w_layout
+    lib.check(xconv.conv(x_, w_, b_, **options), oracle.conv(x, w) + b.reshape(-1, 1, 1))
+    lib.check(xconv.conv_input_grad(dy_, w_, x.shape, **options), oracle.input_grad(dy, w))
+    dw = in_w_layout(oracle.weight_grad(dy, x), w_layout)
+    lib.check(xconv.conv_weight_grad(dy_, x_, filters.shape, **options), dw)
+    options["w_layout"] = w_layout.translate(str.maketrans("oi", "io"))  # its input channels are those of `dy`
+    lib.check(xconv.conv_transpose(dy_, w_, **options), oracle.input_grad(dy, w))
+
+
+def test_depthwise_filters_of_keras(lib, rng):
+    """Output m of channel c is the channel c * multiplier + m of the result: (*k, c_in, multiplier), in one reshape."""
+    x, w = integers(rng, (2, 5, 6, 3), (2, 3, 3, 4))
+    y = np.zeros((2, 4, 4, 12))
+    for c, m in np.ndindex(3, 4):
+        for o, p in np.ndindex(4, 4):
+            y[:, o, p, 4 * c + m] = np.sum(x[:, o : o + 2, p : p + 3, c] * w[..., c, m], axis=(1, 2))
+    filters = lib.array(w.reshape(2, 3, 1, 12))
+    lib.check(xconv.conv(lib.array(x), filters, groups=3, layout="channels_last", w_layout="...io"), y)
+
+
+@pytest.mark.numpy_only
+def test_filters_in_another_order_are_not_copied_first(rng):
+    """A kernel of one tap is multiplied as it lies, and a gradient is a view of the memory that it was computed in."""
+    x, w = rng.standard_normal((1, 8, 5)), rng.standard_normal((1, 8, 16))
+    schedule = xconv.plan(x, w, w_layout="...io").schedule
+    assert np.shares_memory(Pointwise().transform(schedule.backend, schedule.geometry, schedule.filters(w)), w)
+    dw = xconv.conv_weight_grad(np.ones((1, 16, 5)), x, w.shape, w_layout="...io")
+    assert dw.transpose(2, 1, 0).flags.c_contiguous
+
+
+def test_arrays_by_name(lib, rng):
+    x, w, b = map(lib.array, integers(rng, (2, 4, 5), (6, 4, 3), (6,)))
+    y = xconv.conv(x, w, b)
+    calls = (
+        (xconv.conv(b=b, w=w, x=x), y),
+        (xconv.conv_input_grad(w=w, x_shape=x.shape, dy=y), xconv.conv_input_grad(y, w, x.shape)),
+        (xconv.conv_weight_grad(x=x, dy=y, w_shape=w.shape), xconv.conv_weight_grad(y, x, w.shape)),
+        (xconv.conv_transpose(w=w, x=y), xconv.conv_transpose(y, w)),
+        (cols := xconv.im2col(kernel_size=3, x=x), xconv.im2col(x, 3)),
+        (xconv.col2im(size=5, cols=cols), xconv.col2im(cols, 5)),
+    )
+    for by_name, by_place in calls:
+        lib.check(by_name, lib.numpy(by_place))
 
 
 @pytest.mark.parametrize(

@@ -105,6 +105,112 @@ BAD = {
     "last layout channels": (conv(X, W, layout="channels_last"), ValueError, "`w` must have 7 input channels"),
     "bias length": (conv(X, W, ones(5)), ValueError, "`b` must have one element per output channel"),
     "bias rank": (conv(X, W, ones(6, 1)), ValueError, "got shape (6, 1)"),
+    # arrays in each other's place: only where they fit
+    "exchanged for a weight gradient": (
+        lambda: xconv.conv_weight_grad(X, DY, W.shape),
+        ValueError,
+        "on its second axis, got shape (6, 4, 3, 3): `dy` and `x` may be exchanged",
+    ),
+    "exchanged for a weight gradient of one size": (
+        lambda: xconv.conv_weight_grad(X, ones(2, 6, 7, 7), W.shape, padding=1),
+        ValueError,
+        "got shape (6, 4, 3, 3): `dy` and `x` may be exchanged",
+    ),
+    "exchanged for a weight gradient of as many channels": (
+        lambda: xconv.conv_weight_grad(X, X[..., 2:, 2:], (4, 4, 3, 3)),
+        ValueError,
+        "`dy` must have the shape of the result, (2, 4, 3, 3), got shape (2, 4, 7, 7): `dy` and `x` may be exchanged",
+    ),
+    "a weight gradient that does not fit": (
+        lambda: xconv.conv_weight_grad(X, DY, W.shape, padding=1),
+        ValueError,
+        "on its second axis, got shape (6, 4, 3, 3)",
+    ),
+    "exchanged for an input gradient": (
+        lambda: xconv.conv_input_grad(W, DY, X.shape),
+        ValueError,
+        "got shape (2, 6, 5, 5): `dy` and `w` may be exchanged",
+    ),
+    "exchanged": (conv(W, X), ValueError, "kernels of size (7, 7): `x` and `w` may be exchanged"),
+    "exchanged with a bias": (conv(W, X, B, padding=3), ValueError, "got shape (6,): `x` and `w` may be exchanged"),
+    "exchanged for a plan": (lambda: xconv.plan(W, X), ValueError, "`x` and `w` may be exchanged"),
+    "exchanged to transpose": (
+        lambda: xconv.conv_transpose(ones(4, 5, 3, 3), X),
+        ValueError,
+        "on its first axis, got shape (2, 4, 7, 7): `x` and `w` may be exchanged",
+    ),
+    "exchanged in the classic": (
+        lambda: xconv.conv_forward(W, X, B),
+        ValueError,
+        "`b` must have shape (2, 1) or (2,), got (6,): `X` and `W` may be exchanged",
+    ),
+    # orders of the filters' axes
+    "w_layout": (
+        conv(X, W, w_layout="HWIO"),
+        ValueError,
+        "`w_layout` must be one of ('oi...', '...io', 'o...i', 'io...', '...oi', 'i...o'), got 'HWIO'",
+    ),
+    "w_layout type": (conv(X, W, w_layout=None), TypeError, "`w_layout` must be a string, got None"),
+    "filters of Keras": (
+        conv(ones(1, 32, 32, 3), ones(3, 3, 3, 64), layout="channels_last"),
+        ValueError,
+        'dilated kernels of size (3, 64): `w_layout` may be "...io"',
+    ),
+    "filters of Keras with a bias": (
+        conv(ones(1, 32, 32, 3), ones(3, 3, 3, 6), B, layout="channels_last"),
+        ValueError,
+        'got shape (6,): `w_layout` may be "...io"',
+    ),
+    "filters of Keras for an input gradient": (
+        lambda: xconv.conv_input_grad(ones(1, 6, 30, 30), ones(3, 3, 3, 6), (1, 3, 32, 32)),
+        ValueError,
+        'got shape (1, 6, 30, 30): `w_layout` may be "...io"',
+    ),
+    "w_shape of MLX": (
+        lambda: xconv.conv_weight_grad(DY, X, (6, 3, 3, 4)),
+        ValueError,
+        'on its second axis, got shape (6, 3, 3, 4): `w_layout` may be "o...i"',
+    ),
+    "filters of a convolution, transposed": (
+        lambda: xconv.conv_transpose(X, ones(9, 4, 3, 3)),
+        ValueError,
+        'on its first axis, got shape (9, 4, 3, 3): `w_layout` may be "oi..."',
+    ),
+    "no order of filters": (
+        conv(X, ones(5, 5, 5, 6), w_layout="...io"),
+        ValueError,
+        'on its last but one axis (`w_layout` "...io"), got shape (5, 5, 5, 6)',
+    ),
+    "channels in front": (
+        conv(X, ones(5, 5, 5, 6), w_layout="i...o"),
+        ValueError,
+        'on its first axis (`w_layout` "i...o"), got shape (5, 5, 5, 6)',
+    ),
+    "channels behind to transpose": (
+        lambda: xconv.conv_transpose(X, ones(3, 3, 5, 6), w_layout="...oi"),
+        ValueError,
+        '`w` must have the 4 channels of `x` on its last axis (`w_layout` "...oi"), got shape (3, 3, 5, 6)',
+    ),
+    "one filter with channels behind": (
+        conv(X, ones(3, 3, 4), w_layout="...io"),
+        ValueError,
+        "write `w[..., None]` for one filter, `w[..., None, :]` for many of one channel",
+    ),
+    "one filter with a channel behind": (
+        conv(X, ones(3, 3, 4), w_layout="o...i"),
+        ValueError,
+        "write `w[None]` for one filter, `w[..., None]` for many of one channel",
+    ),
+    "one filter behind its channels": (
+        conv(X, ones(4, 3, 3), w_layout="io..."),
+        ValueError,
+        "write `w[:, None]` for one filter, `w[None]` for many of one channel",
+    ),
+    "a matrix as filter of Keras": (
+        conv(X, W[0, 0], w_layout="...io"),
+        ValueError,
+        "write `w[..., None, None]` for one",
+    ),
     # groups
     "groups 0": (conv(X, W, groups=0), ValueError, "`groups` must divide"),
     "groups 3": (conv(X, W, groups=3), ValueError, "`groups` must divide the 4 input and the 6 output channels, got 3"),

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis.strategies import booleans, data, integers, none, permutations, sampled_from
-from oracle import Oracle
+from oracle import Oracle, in_w_layout
 from strategies import cases
 
 import xconv
@@ -26,15 +26,17 @@ def kind(what, lib, case):
 def check_geometry(lib, case, **forced):
     oracle = Oracle(case.x_shape, case.w_shape, **case.options)
     x, w, dy = case.integers(case.x_shape, case.w_shape, oracle.y_shape)
-    options = {**case.options, "layout": case.layout, **forced}
-    x_, w_, dy_ = lib.array(case.in_layout(x)), lib.array(w), lib.array(case.in_layout(dy))
+    options = {**case.options, "layout": case.layout, "w_layout": case.w_layout, **forced}
+    filters = in_w_layout(w, case.w_layout)
+    x_, w_, dy_ = lib.array(case.in_layout(x)), lib.array(filters), lib.array(case.in_layout(dy))
     y = oracle.conv(x, w)
     lib.check(xconv.conv(x_, w_, **options), case.in_layout(y), dtype=lib.real)
     dx = oracle.input_grad(dy, w)
     shape = case.shape_in_layout(case.x_shape)
     lib.check(xconv.conv_input_grad(dy_, w_, shape, **options), case.in_layout(dx), dtype=lib.real)
     dw = oracle.weight_grad(dy, x)
-    lib.check(xconv.conv_weight_grad(dy_, x_, case.w_shape, **options), dw, dtype=lib.real)
+    expected = in_w_layout(dw, case.w_layout)
+    lib.check(xconv.conv_weight_grad(dy_, x_, filters.shape, **options), expected, dtype=lib.real)
     # The loops themselves: <conv(x, w), dy> = <x, dx> = <w, dw>.
     assert np.vdot(y, dy) == np.vdot(w, dw)
     assert np.vdot(y - oracle.conv(np.zeros_like(x), w), dy) == np.vdot(x, dx)

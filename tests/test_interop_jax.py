@@ -100,6 +100,29 @@ def test_against_lax(jax, bridge, integers, is_complex):
     assert_same(*(derivatives(jax, f, (x, w, b), dy, (v, u)) for f in (ours, theirs)))
 
 
+def test_filters_as_lax_has_them(jax, bridge, integers):
+    """With images (n, h, w, c), and filters (h, w, i, o)."""
+    x, w = integers((2, 6, 7, 4), (3, 2, 2, 6))
+    names = ("NHWC", "HWIO", "NHWC")
+
+    def theirs(x, w):
+        return jax.lax.conv_general_dilated(
+            x, w, (2, 1), ((1, 2), (0, 1)), dimension_numbers=names, feature_group_count=2
+        )
+
+    options = {"stride": (2, 1), "padding": ((1, 2), (0, 1)), "groups": 2}
+    options |= {"layout": "channels_last", "w_layout": "...io"}
+    (dy,) = integers(jax.eval_shape(theirs, x, w).shape)
+
+    def gradients(function):
+        y, pull_back = jax.vjp(function, x, w)
+        return y, *pull_back(dy)
+
+    expected = gradients(theirs)
+    for function in (bridge.conv, xconv.conv):
+        assert_same(gradients(jax.jit(partial(function, **options))), expected)
+
+
 @pytest.mark.parametrize("name", ROUNDING)
 def test_numerical_derivatives(jax, bridge, name):
     from jax.test_util import check_grads

@@ -1,12 +1,13 @@
 """The bridge to PyTorch, against PyTorch's own differentiation. For --backend=torch."""
 
-import functools
 import importlib
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 from bridges import CASES, ROUNDING, calls, shapes
 from libraries import Backend
+from oracle import W_LAYOUTS
 
 import xconv
 
@@ -99,8 +100,42 @@ def test_transposes_that_are_longer(torch, bridge, integers, extra, by_size):
 
     (dy,) = integers(theirs(x, w, b).shape)
     longer = {"output_size": tuple(dy.shape[2:])} if by_size else {"output_padding": extra}
-    ours = functools.partial(bridge.conv_transpose, **options, **longer)
+    ours = partial(bridge.conv_transpose, **options, **longer)
     assert_same(torch, *(derivatives(torch, f, (x, w, b), dy, (v, u)) for f in (ours, theirs)))
+
+
+@pytest.mark.parametrize("w_layout", W_LAYOUTS)
+def test_filters_in_every_order(torch, bridge, integers, w_layout):
+    """Theirs permuted; gradients have the order of what they belong to. In a transposed one "i" comes first in theirs."""
+    options = {"stride": (2, 1), "padding": (1, 2), "groups": 2}
+    for function, theirs in (
+        ("conv", torch.nn.functional.conv2d),
+        ("conv_transpose", torch.nn.functional.conv_transpose2d),
+    ):
+        x, w = leaves(*integers((2, 4, 6, 7), (4, 2, 3, 2)))
+        y = theirs(x, w, **options)
+        (dy,) = integers(y.shape)
+        first, second = "oi" if function == "conv" else "io"
+        order = [{first: 0, second: 1, ".": 2, ",": 3}[letter] for letter in w_layout.replace("...", ".,")]
+        (filters,) = leaves(w.permute(order).contiguous())
+        for module in (bridge, xconv):
+            ours = getattr(module, function)(x, filters, w_layout=w_layout, **options)
+            dx, dw = torch.autograd.grad(ours, (x, filters), dy)
+            expected = torch.autograd.grad(y, (x, w), dy, retain_graph=True)
+            assert_same(torch, (ours, dx, dw), (y, expected[0], expected[1].permute(order)))
+
+
+def test_filters_in_another_order_under_torch_func(torch, bridge, integers):
+    x, w, dy = integers((3, 2, 6), (4, 2, 3), (3, 4, 4))
+
+    def loss(function, w, x, dy, **options):
+        return (function(x[None], w, **options) * dy).sum()
+
+    ours, theirs = (
+        torch.vmap(torch.func.grad(partial(loss, bridge.conv, **options)), (None, 0, 0))(filters, x, dy)
+        for filters, options in ((w.permute(2, 1, 0), {"w_layout": "...io"}), (w, {}))
+    )
+    assert_same(torch, [ours], [theirs.permute(0, 3, 2, 1)])
 
 
 @pytest.mark.parametrize("dtype", ["float64", "complex128"])

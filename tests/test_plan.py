@@ -50,6 +50,21 @@ def test_shapes_are_in_the_layout(lib, arrays):
     assert (p.x_shape, p.y_shape) == ((2, 9, 8, 4), (2, 7, 6, 6))
 
 
+def test_filters_are_in_their_order(lib, arrays):
+    x, w, b = arrays
+    filters, options = lib.xp.permute_dims(w, (2, 3, 1, 0)), {"w_layout": "...io", "padding": 1}
+    p = xconv.plan(x, filters, **options)
+    assert (p.w_shape, p.y_shape) == ((3, 3, 4, 6), (2, 6, 9, 8))
+    y = p.forward(x, filters, b)
+    lib.check(y, lib.numpy(xconv.conv(x, w, b, padding=1)))
+    lib.check(p.input_grad(y, filters), lib.numpy(xconv.conv_input_grad(y, w, x.shape, padding=1)))
+    dw = xconv.conv_weight_grad(y, x, w.shape, padding=1)
+    lib.check(p.weight_grad(y, x), lib.numpy(dw).transpose(2, 3, 1, 0))
+    with pytest.raises(ValueError, match="`w` must have the plan's shape"):
+        p.forward(x, w)
+    assert "(2, 4, 9, 8) * (3, 3, 4, 6) -> (2, 6, 9, 8)" in repr(p)
+
+
 def test_figures():
     x, w = np.ones((8, 64, 56, 56), np.float32), np.ones((64, 64, 3, 3), np.float32)
     p = xconv.plan(x, w, padding=1, algorithm="gemm")
@@ -145,7 +160,10 @@ def test_refuses_other_arrays(lib, arrays):
         (lambda: p.conv(x[:1, ...], w), "`x` must have the plan's shape"),
         (lambda: p.conv(x, w, b[:1]), "`b` must have the plan's shape"),
         (lambda: p.input_grad(x, w), "`dy` must have the plan's shape"),
-        (lambda: p.weight_grad(y, y), "`x` must have the plan's shape"),
+        (lambda: p.weight_grad(y, y), r"`x` must have the plan's shape .*\)$"),
+        (lambda: p.weight_grad(x, y), "`dy` must have the plan's shape .*: `dy` and `x` may be exchanged"),
+        (lambda: p.input_grad(w, y), "`dy` must have the plan's shape .*: `dy` and `w` may be exchanged"),
+        (lambda: p.forward(w, x, b), "`x` must have the plan's shape .*: `x` and `w` may be exchanged"),
     ):
         with pytest.raises(ValueError, match=message):
             call()

@@ -54,7 +54,7 @@ def conv(
         The input, of any array library and any spatial rank from 1. Integers, real and complex floating-point
         numbers. It is never written to.
     w : array, shape (c_out, c_in / groups, *kernel)
-        The filters.
+        The filters; `w_layout` says where their channels are.
     b : array, shape (c_out,), optional
         Added to every output of its filter. It counts for the common dtype: one of float64 makes a convolution of
         float32 one of float64, in twice the time and memory.
@@ -76,6 +76,10 @@ def conv(
         is 0 with every other `pad_mode`.
     layout : {"channels_first", "channels_last"}
         With "channels_last", `x` is ``(n, *size, c_in)`` and the result ``(n, *out, c_out)``; `w` stays as it is.
+    w_layout : {"oi...", "...io", "o...i", "io...", "...oi", "i...o"}
+        The order of the axes of `w`: "o" is that of the filters, "i" that of the input channels of a group, and "..."
+        stands for the kernel's. The default is PyTorch's, "...io" that of Keras and JAX, "o...i" that of MLX. The
+        filters are read where they lie, with a copy only where the algorithm needs one.
     dtype : dtype, optional
         Wider dtype for the sums and the result, such as int32 for int8 inputs; one of the array's library.
     algorithm : str
@@ -167,10 +171,10 @@ def conv_input_grad(
     dy : array, shape (n, c_out, *out)
         Gradient with respect to the result.
     w : array, shape (c_out, c_in / groups, *kernel)
-        The filters. Complex ones are conjugated.
+        The filters, in the order of `w_layout`. Complex ones are conjugated.
     x_shape : sequence of int
         Shape of the input, in the given layout; more than one size can lead to the same output.
-    stride, padding, dilation, groups, pad_mode, pad_value, layout, dtype, algorithm
+    stride, padding, dilation, groups, pad_mode, pad_value, layout, w_layout, dtype, algorithm
         As given to :func:`conv`.
 
     Returns
@@ -239,14 +243,15 @@ def conv_weight_grad(
     x : array, shape (n, c_in, *size)
         The input. Complex ones are conjugated.
     w_shape : sequence of int
-        Shape of the filters, ``(c_out, c_in / groups, *kernel)``.
-    stride, padding, dilation, groups, pad_mode, pad_value, layout, dtype, algorithm
+        Shape of the filters, ``(c_out, c_in / groups, *kernel)`` or as `w_layout` says.
+    stride, padding, dilation, groups, pad_mode, pad_value, layout, w_layout, dtype, algorithm
         As given to :func:`conv`.
 
     Returns
     -------
     array, shape `w_shape`
-        Of the library and device of `dy`, and of the common dtype of `dy` and `x`.
+        Of the library and device of `dy`, and of the common dtype of `dy` and `x`. With a `w_layout` other than the
+        default, its axes are permuted without a copy, so that it need not be contiguous.
 
     Raises
     ------
@@ -301,12 +306,15 @@ def conv_transpose(
     x : array, shape (n, c_in, *size)
         The input.
     w : array, shape (c_in, c_out / groups, *kernel)
-        The filters, input channels first. Complex ones are not conjugated.
+        The filters, input channels first or as `w_layout` says. Complex ones are not conjugated.
     b : array, shape (c_out,), optional
         Added to every output of its channel, and of a dtype that counts as in :func:`conv`.
     stride, padding, dilation, groups, layout, dtype, algorithm
         Those of the convolution whose transpose this is, as in :func:`conv`. With "same" the result is
         ``size * stride`` long, unless `output_size` is another that leads to `x`.
+    w_layout : {"io...", "...io", "o...i", "oi...", "...oi", "i...o"}
+        The order of the axes of `w`: here "i" is the axis of the channels of `x`, and "o" that of the output channels
+        of a group. The default is PyTorch's, "...oi" that of Keras, "o...i" that of MLX.
     output_padding : int or tuple of int
         Elements that the result is longer at the end, since a strided convolution takes several sizes to one; less
         than the stride or the dilation. Not with "same", which has a size of its own.
@@ -532,7 +540,7 @@ def plan(
     x, w : array
         The operands of the convolution, or what has their shapes and dtypes: arrays like them, PyTorch's on the device
         "meta", or a ``jax.ShapeDtypeStruct`` each.
-    stride, padding, dilation, groups, pad_mode, pad_value, layout, dtype, algorithm
+    stride, padding, dilation, groups, pad_mode, pad_value, layout, w_layout, dtype, algorithm
         As in :func:`conv`.
 
     Returns

@@ -44,6 +44,8 @@ def written(shapes, function, dtype="float32", *, workspace=None, precision="iee
     dtypes = (("x", dtype), ("w", dtype))
     schedule = scheduled(_backend.CupyBackend(), shapes["x"], shapes["w"], dtypes, Options(**options), settings)
     arrays = [Symbol.described(Block(0, 0), shapes[name], dtype) for name in OPERANDS[function]]
+    if schedule.w_axes and "w" in OPERANDS[function]:
+        arrays[1] = arrays[1].transpose(schedule.w_axes)
     program = _backend._written(schedule.predicted(function), arrays, {}, 0, literal=True)
     found = Counter(KINDS[type(step)] for step, _ in program.steps if type(step) in KINDS)
     return " ".join(f"{count}{kind}" for kind, count in sorted(found.items()))
@@ -96,6 +98,18 @@ def test_the_steps_of_the_benchmark(monkeypatch, name, table):
         if expected:
             dtype = PRECISIONS[precision][0]
             assert tuple(written(shapes, function, dtype, **options) for function in OPERANDS) == expected
+
+
+@pytest.mark.parametrize("function", ["forward", "input_grad"])
+def test_filters_with_channels_behind_are_multiplied_as_they_lie(function):
+    """Where the images' are: the product reads them in either order, and turns around those of the default."""
+    images = {"x": (3, 6, 8, 16), "dy": (3, 4, 7, 32)}
+    filters = {"oi...": (32, 16, 3, 2), "o...i": (32, 3, 2, 16), "...io": (3, 2, 16, 32), "i...o": (16, 3, 2, 32)}
+    steps = {
+        w_layout: written(images | {"w": w}, function, layout="channels_last", w_layout=w_layout, algorithm="gemm")
+        for w_layout, w in filters.items()
+    }
+    assert steps == {}
 
 
 def shapes_of(x, w, **options):
