@@ -499,7 +499,7 @@ def test_filters_in_any_order_stay_lazy(never, rng):
     x, w = rng.integers(-4, 5, (2, 3, 9)) * 1.0, rng.integers(-4, 5, (5, 3, 4)) * 1.0
     expected, dw = xconv.conv(x, w.transpose(2, 1, 0)), xconv.conv_weight_grad(np.ones((2, 4, 5)), x, (4, 3, 5))
     x_ = da.from_array(x, chunks=(1, 3, 4))
-    with never():
+    with never:
         made = [xconv.conv(x_, a, w_layout="...io") for a in (w, da.from_array(w, chunks=2))]
         made.append(xconv.conv_weight_grad(da.ones((2, 4, 5)), x_, w.shape, w_layout="...io"))
     for a, b in zip(made, (expected, expected, dw.transpose(2, 1, 0)), strict=True):

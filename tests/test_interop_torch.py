@@ -106,7 +106,7 @@ def test_transposes_that_are_longer(torch, bridge, integers, extra, by_size):
 
 @pytest.mark.parametrize("w_layout", W_LAYOUTS)
 def test_filters_in_every_order(torch, bridge, integers, w_layout):
-    """Theirs permuted; gradients have the order of what they belong to. In a transposed one "i" comes first in theirs."""
+    """Theirs, permuted; gradients have the order of what they belong to. Transposed, "i" comes first in theirs."""
     options = {"stride": (2, 1), "padding": (1, 2), "groups": 2}
     for function, theirs in (
         ("conv", torch.nn.functional.conv2d),
