@@ -202,7 +202,7 @@ class Chunked(Schedule):
         return self.geometry.in_layout(tuple(range(2 + rank))).index(axis)
 
     def _whole(self, w: Array, b: Array | None) -> list[Array]:
-        return [self.filters(whole(w)), *(whole(a) for a in (b,) if a is not None)]
+        return [self.filters(whole(w)), *([] if b is None else [whole(b)])]
 
     def _cuts(self, a: Array, along: Callable[[Axis, int], int], lengths: Shape) -> list[list[int]]:
         """Where to cut the images and every axis of the result, given the chunks of `a`.
