@@ -21,8 +21,8 @@ FRONTEND = "nvidia-cudnn-frontend==1.32.*"
 BRIDGES = "xconv/interop"
 #: What these run of the backends, and NumPy does not.
 JAX = "xconv/backends/jax/*"
-#: A page of the documentation whose examples need PyTorch.
-WITH_TORCH = "from-torch.md"
+#: Pages of the documentation whose examples need what `interop` installs.
+WITH_OTHERS = ("from-torch.md", "from-sigpy.md")
 #: Files of tests in which the array library plays no role.
 WITHOUT_A_LIBRARY = ("bench", "ci", "dask", "geometry", "overhead", "package", "sums", "threads")
 #: What `support` tries to install beside NumPy.
@@ -93,9 +93,9 @@ def gpu(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def interop(session: nox.Session) -> None:
-    """The test suite with PyTorch, JAX at both of its precisions, and Dask; the bridges, and the coverage of these."""
+    """The test suite with PyTorch, JAX at both of its precisions, and Dask; the bridges, all covered, and sigpy."""
     session.install("-e", ".", *nox.project.dependency_groups(PROJECT, "test", "interop"))
-    bridges = [f"tests/test_interop_{name}.py" for name in ("torch", "jax", "autograd")]
+    bridges = [f"tests/test_interop_{name}.py" for name in ("torch", "jax", "autograd", "sigpy")]
     asked = ("--backend=torch", "--backend=jax64", "--backend=numpy", "--doctest-modules", BRIDGES)
     covered(session, *bridges, *asked, "--numprocesses=auto", what=f"--include={JAX},{BRIDGES}/*")
     session.run("python", "examples/layers.py")
@@ -112,7 +112,7 @@ def interop(session: nox.Session) -> None:
     for backend, names in chosen.items():
         files = [f"tests/test_{name}.py" for name in names]
         session.run("pytest", f"--backend={backend}", "--numprocesses=auto", *files, *session.posargs)
-    session.run("pytest", "--doctest-glob=*.md", f"docs/{WITH_TORCH}")
+    session.run("pytest", "--doctest-glob=*.md", *(f"docs/{page}" for page in WITH_OTHERS))
 
 
 @nox.session
@@ -122,7 +122,7 @@ def doctests(session: nox.Session) -> None:
     # They cannot be imported without CuPy, PyTorch, JAX and autograd.
     without = [f"--ignore={file}" for file in (CUDA, BRIDGES)]
     session.run("pytest", "--doctest-modules", "--doctest-glob=*.md", *without, "xconv", "README.md", *session.posargs)
-    pages = [str(page) for page in Path("docs").glob("*.md") if page.name != WITH_TORCH]
+    pages = [str(page) for page in Path("docs").glob("*.md") if page.name not in WITH_OTHERS]
     session.run("pytest", "--doctest-glob=*.md", *pages, *session.posargs)
 
 
@@ -155,11 +155,12 @@ def lint(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def demo(session: nox.Session) -> None:
-    """Train a small network on handwritten digits, and filter a photograph."""
+    """Train a small network on handwritten digits, filter a photograph, and reconstruct a magnetic resonance image."""
     install(session, "examples")
     session.run("python", "-m", "xconv")
     session.run("python", "examples/digits.py", *session.posargs)
     session.run("python", "examples/photo.py")
+    session.run("python", "examples/mri.py")
 
 
 @nox.session(default=False)
