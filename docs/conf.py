@@ -59,7 +59,7 @@ if _missing := [name for name in xconv.__all__ if f":: xconv.{name}\n" not in _r
 # A page may include the table of a benchmark that has not been run: it is empty then.
 _generated = HERE / "_generated"
 _generated.mkdir(exist_ok=True)
-for _name in ("cpu", "gpu-nvidia-h200", "ndimage", "bridges", "fuzz", "soak"):
+for _name in ("cpu", "gpu-nvidia-h200", "ndimage", "pairs", "bridges", "fuzz", "soak"):
     _table = ROOT / "bench" / "results" / f"{_name}.md"
     (_generated / f"{_name}.md").write_text(_table.read_text() if _table.exists() else "")
 
