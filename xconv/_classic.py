@@ -120,12 +120,12 @@ def conv_backward(dout: Array, cache: Sequence[Any]) -> tuple[Array, Array, Arra
         raise TypeError(msg)
     X, W, b, stride, padding = cache[:5]  # columns that are kept beside these are not needed
     backend = backend_of({"dout": dout, "X": X, "W": W, "b": b})
-    x_shape, w_shape = _layer(backend, X, W, b)
-    expected = (x_shape[0], w_shape[0], *_windows(x_shape, w_shape[2], w_shape[3], padding, stride).out)
+    shapes = x_shape, w_shape = backend.shape("X", X), backend.shape("W", W)
+    expected = (x_shape[0], w_shape[0], *_layer(*shapes, backend.shape("b", b), padding, stride).out)
     if backend.shape("dout", dout) != expected:
         msg = f"`dout` must have shape {expected}, got {tuple(dout.shape)}"
         raise ValueError(msg)
-    options, shapes = Options(stride=stride, padding=padding, mixed=True), (x_shape, w_shape)
+    options = Options(stride=stride, padding=padding, mixed=True)
     dX = planned(backend, {"dout": dout, "W": W}, *shapes, options).run("input_grad", dout, W)
     dW = planned(backend, {"dout": dout, "X": X}, *shapes, options).run("weight_grad", dout, X)
     dtype = dW.dtype if backend.kind(dout.dtype) == "integer" else dout.dtype
@@ -222,19 +222,6 @@ def col2im_indices(
         raise ValueError(msg)
     windows = backend.xp.reshape(cols, (c, field_height, field_width, oh, ow, n))
     return col2im(windows, (height, width), padding=padding, stride=stride, axes=COLUMNS)
-
-
-def _layer(backend: Backend, X: Array, W: Array, b: Array) -> tuple[Shape, Shape]:
-    """The shapes of images and filters; ValueError unless they and the bias belong together."""
-    x_shape, w_shape = _four("X", backend.shape("X", X), "image"), _four("W", backend.shape("W", W), "filter")
-    filters = w_shape[0]
-    if backend.shape("b", b) not in {(filters, 1), (filters,)}:
-        msg = f"`b` must have shape ({filters}, 1) or ({filters},), got {tuple(b.shape)}"
-        raise ValueError(msg)
-    if w_shape[1] != x_shape[1] or 0 in w_shape[2:]:
-        msg = f"`W` must have the {x_shape[1]} channels of `X`, and a size, got shape {w_shape}"
-        raise ValueError(msg)
-    return x_shape, w_shape
 
 
 def _four(name: str, shape: Shape, one: str) -> Shape:
