@@ -13,7 +13,7 @@ from ._arguments import integer, lacking, shape, suggest
 from ._axis import Axis
 from ._planner import Options
 from ._typing import Array, Shape
-from .backends import Backend, backend_of
+from .backends import backend_of
 
 #: The axes of columns, ``(c, *kernel, *out, n)``.
 COLUMNS = (1, 2, 3, 4, 5, 0)

@@ -27,8 +27,8 @@ def conv(x: Array, w: Array, b: Array | None = None, **options: Unpack[ConvOptio
     b : Tensor, shape (c_out,), optional
         Added to every output of its filter.
     **options
-        ``stride``, ``padding``, ``dilation``, ``groups``, ``pad_mode``, ``pad_value``, ``layout``, ``w_layout``, ``dtype``
-        and ``algorithm``, as in :func:`xconv.conv`.
+        ``stride``, ``padding``, ``dilation``, ``groups``, ``pad_mode``, ``pad_value``, ``layout``, ``w_layout``,
+        ``dtype`` and ``algorithm``, as in :func:`xconv.conv`.
 
     Returns
     -------
@@ -71,8 +71,8 @@ def conv_transpose(x: Array, w: Array, b: Array | None = None, **options: Unpack
     b : Tensor, shape (c_out,), optional
         Added to every output of its channel.
     **options
-        ``stride``, ``padding``, ``output_padding``, ``output_size``, ``dilation``, ``groups``, ``layout``, ``w_layout``,
-        ``dtype`` and ``algorithm``, as in :func:`xconv.conv_transpose`.
+        ``stride``, ``padding``, ``output_padding``, ``output_size``, ``dilation``, ``groups``, ``layout``,
+        ``w_layout``, ``dtype`` and ``algorithm``, as in :func:`xconv.conv_transpose`.
 
     Returns
     -------
