@@ -105,9 +105,9 @@ def interop(session: nox.Session) -> None:
     session.run("pytest", "tests/test_bench.py", "-k", "peers_compute or jax_is_asked", "--numprocesses=auto")
     # JAX compiles every new shape, so each of its precisions runs what is worth it there.
     chosen = {
-        "jax64": ("jax", "fuzz", "conv", "classic", "plan", "tuning"),
+        "jax64": ("jax", "fuzz", "conv", "classic", "plan", "tuning", "pool"),
         "jax": ("jax", "algorithms", "winograd", "fourier"),
-        "dask": ("conv", "classic", "errors"),  # random geometries in random chunks are in test_dask
+        "dask": ("conv", "classic", "errors", "pool"),  # random geometries in random chunks are in test_dask
     }
     for backend, names in chosen.items():
         files = [f"tests/test_{name}.py" for name in names]

@@ -586,3 +586,35 @@ def test_tuning_follows_the_record_where_it_cannot_measure(jax, integers, monkey
             times[name] = min(times.values()) / 2
             texts.add(traced())
     assert len(texts) == len(times) > 1
+
+
+@pytest.mark.parametrize(("shape", "padding", "workspace"), [((2, 2, 9, 7), 3, None), ((1, 2, 90), 1, 2500)])
+def test_pooling_is_compiled_and_differentiated(jax, integers, shape, padding, workspace):
+    """In tiles that are loops of the program, too; derivatives among equals, infinities and NaN."""
+    options = {"stride": 2, "padding": padding}
+    counted = {**options, "count_include_pad": padding == 3}
+    (x,) = (np.asarray(a) for a in integers(shape))
+    x = np.where(x < -4, -np.inf, x)
+    x[..., 6::7] = np.nan
+    finite = np.where(np.isfinite(x), x, 1)
+    y = xconv.max_pool(x, 3, **options)
+    (dy,) = (np.asarray(a) for a in integers(y.shape))
+
+    def functions(dy, x, finite):
+        y, back = jax.vjp(lambda x: xconv.max_pool(x, 3, **options), x)
+        mean, back_of_mean = jax.vjp(lambda x: xconv.avg_pool(x, 3, **counted), finite)
+        explicit = xconv.max_pool_grad(dy, x, 3, **options), xconv.avg_pool_grad(dy, x.shape, 3, **counted)
+        return y, mean, *explicit, *back(dy), *back_of_mean(dy)
+
+    with xconv.config(workspace=workspace):
+        program = jax.make_jaxpr(functions)(dy, x, finite)
+        assert str(program).count("scan[") >= (4 if workspace else 0)
+        made = map(np.asarray, jax.jit(functions)(*map(jax.numpy.asarray, (dy, x, finite))))
+    expected = (
+        (y, 0),
+        (xconv.avg_pool(finite, 3, **counted), 1e-5),
+        (xconv.max_pool_grad(dy, x, 3, **options), 0),
+        (xconv.avg_pool_grad(dy, x.shape, 3, **counted), 1e-5),
+    )
+    for actual, (values, tolerance) in zip(made, (*expected, *expected[2:]), strict=True):
+        np.testing.assert_allclose(actual, values, rtol=tolerance, atol=tolerance)

@@ -17,8 +17,9 @@ from xconv.primitives import Primitives
 pytestmark = pytest.mark.numpy_only
 
 PUBLIC = [
-    "Tuning", "col2im", "col2im_indices", "config", "conv", "conv_backward", "conv_forward", "conv_input_grad",
-    "conv_transpose", "conv_weight_grad", "im2col", "im2col_indices", "plan",
+    "Tuning", "avg_pool", "avg_pool_grad", "col2im", "col2im_indices", "config", "conv", "conv_backward",
+    "conv_forward", "conv_input_grad", "conv_transpose", "conv_weight_grad", "im2col", "im2col_indices", "max_pool",
+    "max_pool_grad", "plan",
 ]  # fmt: skip
 
 

@@ -510,3 +510,43 @@ def test_onnx_exported(torch, layer, tmp_path):
     model = reference.ReferenceEvaluator(path)
     (y,) = model.run(None, {model.input_names[0]: x.numpy()})
     assert_equal(torch, torch.from_numpy(y), module(x).detach())
+
+
+POOLINGS = {
+    "1d": ((2, 3, 11), {"kernel_size": 3, "stride": 2, "padding": 1}),
+    "2d": ((2, 3, 9, 8), {"kernel_size": (3, 2), "padding": (1, 0)}),
+    "2d-dilated": ((1, 2, 9, 8), {"kernel_size": 3, "stride": 1, "padding": 1, "dilation": 2}),
+    "3d": ((1, 2, 5, 6, 4), {"kernel_size": 2, "stride": (1, 2, 1)}),
+}
+
+
+@pytest.mark.parametrize("name", POOLINGS)
+def test_max_pool_is_theirs(torch, rng, name):
+    """Values and gradients, theirs and those of autograd through ours, among equals, infinities and NaN."""
+    shape, options = POOLINGS[name]
+    x = torch.from_numpy(rng.integers(-2, 3, shape).astype(float))
+    x[torch.from_numpy(rng.random(shape)) < 0.3] = -math.inf
+    x.view(-1)[::50] = math.nan  # no two in a window, of which PyTorch takes the last
+    x.requires_grad_()
+    theirs = functional(torch, "max_pool{}d", len(shape) - 2)(x, **options)
+    ours = xconv.max_pool(x, **options)
+    (dy,) = (torch.from_numpy(rng.integers(-6, 7, tuple(theirs.shape)).astype(float)),)
+    np.testing.assert_array_equal(ours.detach().numpy(), theirs.detach().numpy())
+    (dx,) = torch.autograd.grad(theirs, x, dy)
+    assert_equal(torch, torch.autograd.grad(ours, x, dy)[0], dx)
+    assert_equal(torch, xconv.max_pool_grad(dy, x.detach(), **options), dx)
+
+
+@pytest.mark.parametrize("count_include_pad", [True, False])
+@pytest.mark.parametrize("name", ["1d", "2d", "3d"])
+def test_avg_pool_is_theirs(torch, rng, name, count_include_pad):
+    shape, options = POOLINGS[name]
+    options = {**options, "count_include_pad": count_include_pad}
+    x = torch.from_numpy(rng.standard_normal(shape)).requires_grad_()
+    theirs = functional(torch, "avg_pool{}d", len(shape) - 2)(x, **options)
+    ours = xconv.avg_pool(x, **options)
+    torch.testing.assert_close(ours, theirs)
+    dy = torch.from_numpy(rng.standard_normal(tuple(theirs.shape)))
+    (dx,) = torch.autograd.grad(theirs, x, dy)
+    torch.testing.assert_close(torch.autograd.grad(ours, x, dy)[0], dx)
+    torch.testing.assert_close(xconv.avg_pool_grad(dy, shape, **options), dx)

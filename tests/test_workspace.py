@@ -104,6 +104,33 @@ def test_bound(rng, options, dtype, workspace):
         assert np.array_equal(whole, tiled), name
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"kernel_size": 3, "stride": 2, "padding": 1},
+        {"kernel_size": (9, 2), "stride": 1, "padding": ((10, 3), (-4, 2))},
+        {"kernel_size": 2, "layout": "channels_last"},
+        {"kernel_size": 3, "stride": (1, 5), "dilation": 3, "layout": "channels_last"},
+    ],
+    ids=str,
+)
+def test_bound_of_pooling(rng, options, dtype):
+    x = rng.integers(-9, 10, (2, 160, 120, 8) if "layout" in options else (2, 8, 160, 120)).astype(dtype)
+    y = xconv.max_pool(x, **options)
+    dy = rng.integers(0, 3, y.shape).astype(dtype)
+    calls = [partial(xconv.max_pool, x, **options), partial(xconv.max_pool_grad, dy, x, **options)]
+    if dtype != "int8":
+        counted = {**options, "count_include_pad": options["kernel_size"] == (9, 2)}
+        calls += [partial(xconv.avg_pool, x, **counted), partial(xconv.avg_pool_grad, dy, x.shape, **counted)]
+    for call in calls:
+        whole = call()
+        with xconv.config(workspace=MIB // 2):
+            peak, tiled = temporary_peak(call)
+        assert peak <= MIB // 2 + OBJECTS, (call, peak)
+        assert np.array_equal(whole, tiled), call
+
+
 ORDERS = ("as it is", "Fortran", "swapped", "backwards", "with gaps", "broadcast")
 
 

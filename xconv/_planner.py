@@ -186,7 +186,7 @@ def geometry_of(x_shape: Shape, w_shape: Shape, options: Options, given: Contain
     sizes = {"stride": options.stride, "padding": options.padding, "dilation": options.dilation}
     shared: dict[str, Any] = sizes | {"groups": options.groups, "w_layout": w_layout}
     if options.output_padding is not None:
-        results = {"output_padding": options.output_padding, "output_size": options.output_size}
+        results: dict[str, Any] = {"output_padding": options.output_padding, "output_size": options.output_size}
         g = transposed_geometry(x_shape, w_shape, **shared, **results)
     else:
         g = geometry(x_shape, w_shape, **shared, pad_mode=mode, pad_value=value, names=names)
