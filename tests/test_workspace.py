@@ -168,9 +168,11 @@ def some_call(rng):
         "dilation": tuple(map(int, dilation)),
         "padding": tuple((int(lo), int(hi)) for lo, hi in rng.integers(0, extent, (2, rank)).T),
         "groups": int(groups),
-        "pad_mode": str(rng.choice(["constant", "constant", "reflect", "symmetric", "wrap"])),
+        "pad_mode": str(rng.choice(["constant", "value", "reflect", "symmetric", "wrap"])),
         "layout": str(rng.choice(["channels_first", "channels_last"])),
     }
+    if options["pad_mode"] == "value":
+        options |= {"pad_mode": "constant", "pad_value": 3}
     if dtype in {"float16", "int8"} and rng.random() < 0.5:
         options["dtype"] = {"float16": "float32", "int8": "int32"}[dtype]
     shape = (batch, *size, c_in) if options["layout"] == "channels_last" else (batch, c_in, *size)

@@ -116,7 +116,9 @@ class Tiled:
         """The input of a tile, with no padding left but zeros."""
         g, part = tile.geometry, self.backend.part(x, tile.x)
         if g.is_filled and g.is_padded:
-            return g.extended(), self.backend.extend(self.backend.cast(part, self.dtype), g)
+            if g.pad_value:  # which the dtype of `x` may not hold
+                part = self.backend.cast(part, self.dtype)
+            return g.extended(), self.backend.extend(part, g)
         return g.zero_padded(), part
 
     @cached_property
