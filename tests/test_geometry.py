@@ -1,6 +1,8 @@
 """Geometry by itself: what the padding reads, and that tiles are the same convolution in parts."""
 
+import math
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise, product
 
 import numpy as np
@@ -12,6 +14,7 @@ from strategies import cases
 from xconv import _axis
 from xconv._arguments import geometry
 from xconv._axis import Axis, Run
+from xconv._geometry import Geometry
 
 pytestmark = pytest.mark.numpy_only
 
@@ -201,3 +204,12 @@ def test_long_rows_and_no_slivers():
         tiling = g.tiles(over, 5000, lambda part: part.pixels)
         assert g.pixels <= sum(tile.geometry.pixels for tile in tiling) <= tiling.weight * tiling.largest.pixels
         assert tiling.weight * tiling.largest.pixels < most * g.pixels
+
+
+def test_columns_are_cut_where_they_lie_apart():
+    """Images last: parts of them would be written in short pieces, and rows of outputs are not."""
+    plain = Geometry(16, 2, 2, 1, (Axis(40, 3), Axis(40, 3)))
+    by_column = replace(plain, order=(1, 2, 3, 4, 5, 0))
+    counts = [g.tiles("outputs", 2**13, lambda g: math.prod(g.x_shape)).counts for g in (plain, by_column)]
+    assert counts[0][0] > 1 == counts[0][1] == counts[0][2]
+    assert counts[1][0] == 1 == counts[1][2] < counts[1][1]
