@@ -30,6 +30,7 @@ from bench import (
     growth,
     measure,
     memory,
+    pairs,
     planner,
     planner_report,
     problem,
@@ -54,6 +55,15 @@ small = pytest.mark.parametrize("case", SMALL.values(), ids=SMALL)
 def oracle(case):
     sizes = {"stride": case.stride, "padding": case.padding, "dilation": case.dilation}
     return Oracle(case.x_shape, case.w_shape, **sizes, groups=case.groups)
+
+
+@pytest.mark.parametrize("case", [pairs.Case(3, (5, 6), (3, 2), "complex64"), pairs.Case(2, (9,), (9,))])
+def test_pairs_are_convolved_alike(case):
+    double = "complex128" if case.dtype == "complex64" else "float64"
+    expected, *others = (make(case, double)() for make in pairs.CONTENDERS.values())
+    assert len(others) == 4
+    for other in others:
+        np.testing.assert_allclose(other, expected, atol=1e-12, strict=True)
 
 
 @small
