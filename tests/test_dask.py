@@ -138,12 +138,13 @@ def test_pooling_in_any_chunks(never, case, data, count_include_pad):
         calls.append(lambda dy, x: xconv.avg_pool(x, kernel, **options_of_mean))
         calls.append(lambda dy, x: xconv.avg_pool_grad(dy, x.shape, kernel, **options_of_mean))
     for call in calls:
-        with never, np.errstate(invalid="ignore"):
+        with never:
             lazy = call(dy_, x_)
         assert isinstance(lazy, da.Array)
-        computed = lazy.compute()
+        with np.errstate(invalid="ignore"):  # the BLAS may multiply infinity by zeros of its own
+            computed, expected = lazy.compute(scheduler="sync"), call(dy, x)
         assert computed.dtype == lazy.dtype == np.float64
-        np.testing.assert_array_equal(computed, call(dy, x))
+        np.testing.assert_array_equal(computed, expected)
 
 
 def test_pooling_moves_no_more_than_halos():

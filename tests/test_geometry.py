@@ -15,6 +15,7 @@ from xconv import _axis
 from xconv._arguments import geometry
 from xconv._axis import Axis, Run
 from xconv._geometry import Geometry
+from xconv._tiler import borders, tiles
 
 pytestmark = pytest.mark.numpy_only
 
@@ -103,7 +104,7 @@ def filled(places, gap):
 
 def test_borders_are_found_one_by_one():
     g = geometry((1, 1, 9, 9), (1, 1, 3, 3), stride=10**6, padding=10**12, pad_mode="edge")
-    first = next(g.borders(100, lambda part: part.pixels))
+    first = next(borders(g, 100, lambda part: part.pixels))
     assert first.strip.x[2:] == (slice(0, 3), slice(0, 3))
     assert first.strip.geometry.out == (1, 1)
 
@@ -152,8 +153,8 @@ def test_tiles_are_the_whole_in_parts(case, budget, over, grains):
         return part.batch * np.prod(part.padded) * np.prod(part.kernel)
 
     grain = None if grains is None else grains[: len(g.axes)]
-    tiling = g.tiles(over, budget, cost, grain)
-    assert cost(tiling.largest) <= max(budget, cost(g.tiles(over, 0, cost).largest))
+    tiling = tiles(g, over, budget, cost, grain)
+    assert cost(tiling.largest) <= max(budget, cost(tiles(g, over, 0, cost).largest))
     written = np.zeros((g.batch, *(g.out if over == "outputs" else g.size)), int)
     total = Counter()
     for tile in tiling:
@@ -177,7 +178,7 @@ def test_a_grain_is_cut_only_where_it_does_not_fit():
     g = geometry((1, 1, 30, 30), (1, 1, 3, 3), padding=1)
 
     def starts(budget):
-        tiling = g.tiles("outputs", budget, lambda part: part.pixels, (4, 4))
+        tiling = tiles(g, "outputs", budget, lambda part: part.pixels, (4, 4))
         assert tiling.largest.pixels <= budget
         return [sorted({tile.y[axis].start for tile in tiling}) for axis in (2, 3)]
 
@@ -190,7 +191,7 @@ def test_a_grain_is_cut_only_where_it_does_not_fit():
 
 def test_tiles_are_made_one_by_one():
     g = geometry((1, 1, 10**9, 10**9), (1, 1, 3, 3), padding=1)
-    tiling = g.tiles("outputs", 1000, lambda part: np.prod(part.padded))
+    tiling = tiles(g, "outputs", 1000, lambda part: np.prod(part.padded))
     assert len(tiling) > 10**14
     assert tiling[len(tiling) - 1].y[2].stop == 10**9
     with pytest.raises(IndexError):
@@ -201,7 +202,7 @@ def test_long_rows_and_no_slivers():
     """A tile of the input gradient computes again what it shares with its neighbours: it must not be a thin strip."""
     g = geometry((1, 8, 4096, 4096), (2, 8, 5, 5), padding=2)
     for over, most in (("inputs", 1.5), ("outputs", 1.1)):
-        tiling = g.tiles(over, 5000, lambda part: part.pixels)
+        tiling = tiles(g, over, 5000, lambda part: part.pixels)
         assert g.pixels <= sum(tile.geometry.pixels for tile in tiling) <= tiling.weight * tiling.largest.pixels
         assert tiling.weight * tiling.largest.pixels < most * g.pixels
 
@@ -210,6 +211,6 @@ def test_columns_are_cut_where_they_lie_apart():
     """Images last: parts of them would be written in short pieces, and rows of outputs are not."""
     plain = Geometry(16, 2, 2, 1, (Axis(40, 3), Axis(40, 3)))
     by_column = replace(plain, order=(1, 2, 3, 4, 5, 0))
-    counts = [g.tiles("outputs", 2**13, lambda g: math.prod(g.x_shape)).counts for g in (plain, by_column)]
+    counts = [tiles(g, "outputs", 2**14, lambda g: math.prod(g.x_shape)).counts for g in (plain, by_column)]
     assert counts[0][0] > 1 == counts[0][1] == counts[0][2]
     assert counts[1][0] == 1 == counts[1][2] < counts[1][1]

@@ -13,6 +13,7 @@ import pytest
 
 import xconv
 from xconv._arguments import geometry
+from xconv._tiler import tiles
 from xconv.backends import backend_of
 from xconv.backends.numpy import _windows as of_numpy
 from xconv.primitives import _windows
@@ -260,9 +261,9 @@ def test_columns_of_far_taps(rng, library, padding):
     def cost(part):
         return 8 * (math.prod(part.columns_shape) + windows.columns_spare(part))
 
-    tiles = g.tiles("outputs", MIB, cost)
-    assert len(tiles) < 1000
-    for tile in tiles:
+    parts = tiles(g, "outputs", MIB, cost)
+    assert len(parts) < 1000
+    for tile in parts:
         tracemalloc.start()
         if library == "numpy":
             cols = windows.columns(np.empty, x[tile.x], tile.geometry, None)

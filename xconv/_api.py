@@ -6,23 +6,11 @@ from functools import partial
 from typing import Any
 
 from . import _config
-from ._arguments import (
-    MOST_BYTES,
-    W_LAYOUTS,
-    WIDEST,
-    check_memory,
-    check_ranks,
-    frozen,
-    integer,
-    number,
-    per_axis,
-    permutation,
-    shape,
-    suggest,
-)
+from ._arguments import MOST_BYTES, W_LAYOUTS, WIDEST, check_memory, check_ranks, suggest
 from ._plan import Plan
 from ._planner import Options, Planned, scheduled
 from ._typing import Array, DType, Ints, Layout, Padding, PadMode, Shape, WLayout
+from ._values import frozen, integer, number, per_axis, permutation, shape
 from .backends import Backend, backend_of, model
 from .primitives import inverse
 from .schedules import Schedule

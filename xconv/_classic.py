@@ -9,10 +9,11 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from ._api import check_fits, col2im, im2col, planned
-from ._arguments import integer, lacking, shape, suggest
+from ._arguments import lacking, suggest
 from ._axis import Axis
 from ._planner import Options
 from ._typing import Array, Shape
+from ._values import integer, shape
 from .backends import backend_of
 
 #: The axes of columns, ``(c, *kernel, *out, n)``.

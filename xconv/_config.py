@@ -4,8 +4,8 @@ from contextvars import ContextVar
 from types import EllipsisType
 from typing import Literal, NamedTuple, Self
 
-from ._arguments import integer
 from ._tuning import Tuning
+from ._values import integer
 
 
 class Settings(NamedTuple):

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from ._api import check_fits, planned
-from ._arguments import check_counts, check_ranks, frozen, per_axis, shape
+from ._arguments import check_counts, check_ranks
 from ._planner import Options
 from ._typing import Array, Ints, Layout, Padding, Shape
+from ._values import frozen, per_axis, shape
 from .backends import Backend, backend_of
 from .schedules import Schedule
 

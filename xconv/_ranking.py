@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 from ._arguments import MOST_BYTES, in_bytes
 from ._config import Settings
-from ._geometry import Geometry, Tile, Tiling
+from ._geometry import Geometry, Tile
+from ._tiler import Tiling, borders, tiles
 from ._tuning import Tuning
 from ._typing import DType, Function
 from .algorithms import Algorithm
@@ -286,7 +287,7 @@ def cut(problem: Problem, choice: Choice) -> Tiled:
         workspace=fixed + largest,
         cost=cost,
         looks=_is_strict(problem) and backend.sees_numbers,
-        find_borders=partial(g.borders, largest, memory.border),
+        find_borders=partial(borders, g, largest, memory.border),
     )
 
 
@@ -297,7 +298,7 @@ def _tiling(choice: Choice, costs: Costs, memory: Memory, target: float, room: f
     once, whole = choice.way.once(choice.algorithm, g, costs), choice.cost(g, costs)
 
     def tried(target: float) -> tuple[float, Tiling]:
-        tiling = g.tiles(over, target, memory.tile, grain)
+        tiling = tiles(g, over, target, memory.tile, grain)
         each = choice.cost(tiling.largest, costs) + costs.fresh(memory.tile(tiling.largest))
         return tiling.weight * each, tiling
 

@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from time import perf_counter
 
-from .._arguments import ONLY_INTEGERS
 from .._geometry import Geometry
 from .._typing import Array, DType, Kind, Shape
+from .._values import ONLY_INTEGERS
 from ..algorithms import PORTABLE, Algorithm
 from ..primitives import Costs, Primitives, device
 from ..schedules import Schedule, Tiled

@@ -21,9 +21,10 @@ from array_api_compat import array_namespace
 
 from .. import _config
 from .._api import conv, conv_input_grad, conv_transpose, conv_weight_grad
-from .._arguments import TRANSPOSED, frozen
+from .._arguments import TRANSPOSED
 from .._planner import Options, geometry_of
 from .._typing import Array, DType, Ints, Layout, Padding, PadMode, Shape, WLayout
+from .._values import frozen
 
 #: What each product is a product of.
 OPERANDS = {"y": ("x", "w"), "x": ("y", "w"), "w": ("y", "x")}

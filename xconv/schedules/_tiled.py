@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar
 
-from .._geometry import Border, Geometry, Side, Tile
+from .._geometry import Geometry, Side, Tile
+from .._tiler import Border
 from .._typing import Array, DType, Function, Index
 from ..algorithms import Algorithm, RefusedError
 from ..primitives import Costs, Primitives, Team, Whole
