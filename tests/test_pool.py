@@ -267,7 +267,7 @@ def least_workspace(call):
 
 
 def test_any_geometry(lib):
-    @lib.examples(10)
+    @lib.examples(25)
     @given(case=cases(), limit=st.sampled_from([1, 1000]), workspace=st.sampled_from([None, 2**16]))
     def check(case, limit, workspace):
         shape, kernel = (case.x_shape[0], 2, *case.x_shape[2:]), case.w_shape[2:]

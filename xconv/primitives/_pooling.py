@@ -11,7 +11,7 @@ from .._axis import Axis
 from .._geometry import Geometry
 from .._typing import Array, DType, Namespace
 from . import _windows
-from ._pieces import along, device, pad, zeros
+from ._pieces import along, pad, zeros
 
 
 def largest(xp: Namespace, x: Array, g: Geometry) -> Array:
@@ -51,10 +51,10 @@ def spare(g: Geometry, *, gradient: bool) -> int:
 
 def counts(xp: Namespace, g: Geometry, dtype: DType, like: Array) -> Array:
     """How many elements every window sees, ``(*out)``; on the device of `like`."""
-    made, behind = None, len(g.axes)
+    made, behind, none = None, len(g.axes), zeros(xp, (1,), dtype, like)
     for axis in g.axes:
         behind -= 1
-        parts = [xp.full((length,), n, dtype=dtype, device=device(like)) for length, n in axis.counts]
+        parts = [xp.broadcast_to(none + n, (length,)) for length, n in axis.counts]
         line = xp.reshape(xp.concat(parts), (axis.out, *(1,) * behind))
         made = line if made is None else made * line
     return made
