@@ -23,7 +23,7 @@ GEOMETRIES = {
     "nothing": ((1, 2, 3, 4), (2, 2), {"padding": (3, 2), "stride": 1, "dilation": (1, 2)}),
     "long": ((1, 2, 30, 5), (11, 2), {"stride": 1, "padding": ((4, 6), 0)}),
     "very long": ((1, 1, 40, 3), (17, 1), {"stride": 2, "dilation": 2, "padding": ((9, 3), 0)}),
-    "many taps": ((1, 1, 20, 21), (16, 18), {"stride": 1, "padding": (2, 1)}),
+    "many taps": ((1, 1, 17, 18), (16, 16), {"stride": 1, "padding": (1, 0)}),
     "one tap": ((2, 2, 4, 3), (1, 1), {}),
 }
 geometries = pytest.mark.parametrize("name", GEOMETRIES)
@@ -31,7 +31,7 @@ layouts = pytest.mark.parametrize("layout", ["channels_first", "channels_last"])
 
 
 def pooled(lib, name):
-    if lib.module_is("jax") and name not in {"2d", "dilated"}:
+    if lib.module_is("jax") and name != "2d":
         pytest.skip("it compiles every new shape")
     shape, kernel, options = GEOMETRIES[name]
     return Pool(shape, kernel, **options), kernel, options
@@ -111,15 +111,17 @@ def test_the_mean_of_equals_is_what_they_are(lib):
 
 @pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "int32", "int64"])
 def test_integers(lib, rng, dtype):
+    if lib.module_is("jax") and dtype not in {"int8", "int32"}:
+        pytest.skip("it compiles every new shape")
+    if not lib.has(dtype):
+        pytest.skip("has none")
     info = np.iinfo(dtype)
     x = rng.integers(info.min, info.max, (2, 2, 7, 6), dtype=dtype, endpoint=True)
     x[0, :, :3] = info.min
-    for padding in (1, 3) if dtype == "int8" or not lib.module_is("jax") else (1,):
+    for padding in (1, 3):
         oracle = Pool(x.shape, (3, 2), stride=2, padding=padding)
         dy = rng.integers(0, 5, oracle.y_shape).astype(dtype)
         x_, dy_ = lib.array(x), lib.array(dy)
-        if not lib.has(dtype):
-            return
         y = xconv.max_pool(x_, (3, 2), stride=2, padding=padding)
         lib.check(y, oracle.max(x), dtype=dtype)
         dx = xconv.max_pool_grad(dy_, x_, (3, 2), stride=2, padding=padding)
@@ -179,17 +181,11 @@ def test_empty(lib, shape):
 )
 def test_paddings_are_those_of_a_convolution(lib, rng, options):
     (x,) = integers(rng, (1, 2, 6, 7))
-    cols = xconv.im2col(x, (2, 3), stride=2, **options) if options["padding"] == "valid" else None
-    y = xconv.max_pool(lib.array(x), (2, 3), stride=2, **options)
-    w = np.ones((2, 1, 2, 3))
-    assert tuple(y.shape) == xconv.conv(x, w, stride=2, groups=2, **options).shape
-    if cols is not None:
-        equal(lib, y, cols.max(axis=(2, 3)))
-    equal(
-        lib,
-        xconv.avg_pool(lib.array(x), (2, 3), stride=2, **options) * 6,
-        6 * (xconv.conv(x, w, stride=2, groups=2, algorithm="depthwise", **options) / 6),
-    )
+    options = {**options, "stride": 2}
+    sums = xconv.conv(x, np.ones((2, 1, 2, 3)), groups=2, algorithm="depthwise", **options)
+    lib.check(xconv.avg_pool(lib.array(x), (2, 3), **options), sums / 6, bound=100 * np.finfo(lib.real).eps)
+    if options["padding"] == "valid":
+        equal(lib, xconv.max_pool(lib.array(x), (2, 3), **options), xconv.im2col(x, (2, 3), stride=2).max(axis=(2, 3)))
 
 
 def test_adjoint(lib, rng):
@@ -267,6 +263,9 @@ def least_workspace(call):
 
 
 def test_any_geometry(lib):
+    if lib.module_is("jax"):
+        pytest.skip("it compiles every new shape")
+
     @lib.examples(25)
     @given(case=cases(), limit=st.sampled_from([1, 1000]), workspace=st.sampled_from([None, 2**16]))
     def check(case, limit, workspace):
