@@ -267,7 +267,7 @@ def test_any_geometry(lib):
         pytest.skip("it compiles every new shape")
 
     @lib.examples(25)
-    @given(case=cases(), limit=st.sampled_from([1, 1000]), workspace=st.sampled_from([None, 2**16]))
+    @given(case=cases(), limit=st.sampled_from([1, 1000]), workspace=st.sampled_from([None, 2**17]))
     def check(case, limit, workspace):
         shape, kernel = (case.x_shape[0], 2, *case.x_shape[2:]), case.w_shape[2:]
         options = {name: case.options[name] for name in ("stride", "padding", "dilation")}
