@@ -22,12 +22,12 @@ def largest(xp: Namespace, x: Array, g: Geometry) -> Array:
 
 
 def first(xp: Namespace, x: Array, g: Geometry) -> Array:
-    """The number of the tap that reads it, of equals the first; one that no tap has where a window sees nothing."""
+    """The number of the tap that reads it, of equals the first; any where a window sees nothing."""
     taps, behind = zeros(xp, x.shape, xp.int32, x), 1
     for at, axis in _axes(g):
         x, taps = _along(xp, at, axis, x, taps, behind)
         behind *= axis.kernel
-    return taps + g.taps * xp.astype(counts(xp, g, xp.int32, x) == 0, xp.int32) if g.is_blind else taps
+    return taps
 
 
 def spread(xp: Namespace, dy: Array, found: Array, g: Geometry) -> Array:

@@ -15,7 +15,7 @@ from ..._typing import Array, DType, Shape
 from ...primitives import along
 from ._scratch import Take
 
-#: The most taps whose numbers fit into a byte, with one more that stands for none.
+#: The most taps whose numbers fit into a byte, below that of none.
 IN_A_BYTE = 255
 
 
@@ -38,19 +38,13 @@ def gradient(take: Take, dy: Array, x: Array, g: Geometry) -> Array:
     steps = [step // dy.itemsize for step in made.strides]
     found = _first(take, x, g)
     places = _made(take, g, g.y_shape, np.dtype(np.intp))
-    np.take(
-        _sums(g.kernel, [a.dilation * s for a, s in zip(g.axes, steps[2:], strict=True)]),
-        found,
-        out=places,
-        mode="clip",
-    )
+    taps = _sums(g.kernel, [a.dilation * s for a, s in zip(g.axes, steps[2:], strict=True)])
+    np.take(taps, found, out=places, mode="clip")
     strides = [*steps[:2], *(a.stride * s for a, s in zip(g.axes, steps[2:], strict=True))]
     for part in (slice(0, 2), slice(2, None)):  # the images, and what is within each
         lengths = [n if i in range(dy.ndim)[part] else 1 for i, n in enumerate(g.y_shape)]
         np.add(places, _sums(lengths, strides).reshape(lengths), out=places)
-    places, dy, seen = (a.transpose(order).reshape(-1) for a in (places, dy, found))
-    if g.is_blind:
-        places, dy = (a[seen < g.taps] for a in (places, dy))
+    places, dy = (a.transpose(order).reshape(-1) for a in (places, dy))
     np.add.at(made.transpose(order).reshape(-1, copy=False), places, dy)
     outer, inner = g.kept
     if not g.is_cropped:
@@ -131,12 +125,11 @@ def _doubled(take: Take, at: int, axis: Axis, x: Array, out: Array) -> Array:
 
 
 def _first(take: Take, x: Array, g: Geometry) -> Array:
-    """The number of the tap that reads the largest, of equals the first; one above all where none does.
+    """The number of the tap that reads the largest, of equals the first; any where a window sees nothing.
 
     Of the rows' firsts, that is the first in the first row.
     """
     dtype: DType = np.dtype(np.uint8 if g.taps < IN_A_BYTE else np.uint32)
-    none = int(np.iinfo(dtype).max)
     found, step = _made(take, g, x.shape, dtype), g.taps
     found.fill(0)
     for at, axis in enumerate(g.axes, start=2):
@@ -145,7 +138,7 @@ def _first(take: Take, x: Array, g: Geometry) -> Array:
         best = _along(take, at, axis, x, _made(take, g, shape, x.dtype))
         numbers, other, equal = (_made(take, g, shape, d) for d in (dtype, dtype, np.dtype(bool)))
         missed = equal.view(np.uint8) if dtype.itemsize == 1 else _made(take, g, shape, dtype)
-        numbers.fill(none)
+        numbers.fill(np.iinfo(dtype).max)
         with_nan = x.dtype.kind not in "iu" and not np.equal(best, best, out=equal).all()
         for tap in range(axis.kernel):
             outputs, elements = axis.seen(tap)
@@ -158,12 +151,6 @@ def _first(take: Take, x: Array, g: Geometry) -> Array:
             np.add(found[along(at, elements)], dtype.type(tap * step), out=number)
             np.minimum(numbers[part], np.bitwise_or(number, bits, out=number), out=numbers[part])
         x, found = best, numbers
-    for at, axis in enumerate(g.axes, start=2):
-        end = 0
-        for length, taps in axis.counts:
-            begin, end = end, end + length
-            if not taps:
-                found[along(at, slice(begin, end))] = none
     return found
 
 
