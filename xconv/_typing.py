@@ -30,6 +30,9 @@ Function: TypeAlias = Literal[
     "avg_pool_grad",
 ]
 
+#: What is made of a window: its largest element, the mean of all, or of those that are no padding.
+Pooled: TypeAlias = Literal["max", "mean", "mean_seen"]
+
 PadMode: TypeAlias = Literal["constant", "edge", "reflect", "symmetric", "wrap"]
 Layout: TypeAlias = Literal["channels_first", "channels_last"]
 WLayout: TypeAlias = Literal["oi...", "io...", "o...i", "i...o", "...oi", "...io"]

@@ -6,7 +6,7 @@ Every library can do with it; nothing here knows of any.
 from ._costs import KEPT, Costs, Product
 from ._fourier import Grid, block_order
 from ._pieces import along, device, inverse, joined, pad, zeros
-from ._pooling import counts
+from ._pooling import own
 from ._primitives import Piece, Primitives, Team, Whole
 from ._spectra import Matrices, Rows
 
@@ -23,10 +23,10 @@ __all__ = [
     "Whole",
     "along",
     "block_order",
-    "counts",
     "device",
     "inverse",
     "joined",
+    "own",
     "pad",
     "zeros",
 ]

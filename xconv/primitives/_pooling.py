@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from .._axis import Axis
 from .._geometry import Geometry
-from .._typing import Array, DType, Namespace
+from .._typing import Array, DType, Index, Namespace, Pooled
 from . import _windows
 from ._pieces import along, pad, zeros
 
@@ -58,6 +58,18 @@ def counts(xp: Namespace, g: Geometry, dtype: DType, like: Array) -> Array:
         line = xp.reshape(xp.concat(parts), (axis.out, *(1,) * behind))
         made = line if made is None else made * line
     return made
+
+
+def divisor(xp: Namespace, g: Geometry, how: Pooled, like: Array) -> Array | int:
+    """How many elements a window's mean is one of, in the dtype and on the device of `like`."""
+    return g.taps if how == "mean" else counts(xp, g, like.dtype, like)
+
+
+def own(part: Geometry, whole: Geometry) -> Index:
+    """Where the inputs of a part lie among all that the windows read which see them."""
+    starts = (a.lo - b.lo for a, b in zip(part.axes, whole.axes, strict=True))
+    places = (slice(at, at + size) for at, size in zip(starts, part.size, strict=True))
+    return (slice(None), slice(None), *places)
 
 
 def _axes(g: Geometry) -> Iterator[tuple[int, Axis]]:

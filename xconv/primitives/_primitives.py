@@ -14,7 +14,7 @@ import array_api_extra as xpx
 
 from .._axis import Run
 from .._geometry import Geometry, Tile
-from .._typing import Array, DType, Index, Namespace, Shape
+from .._typing import Array, DType, Index, Namespace, Pooled, Shape
 from . import _depthwise, _fourier, _pooling, _spectra, _windows
 from ._fourier import Grid
 from ._pieces import device, inverse, zeros
@@ -135,14 +135,31 @@ class Primitives:
 
     # pooling
 
-    def max_pool(self, x: Array, g: Geometry, out: Array | None = None) -> Array:
-        """The largest element of every window, or NaN where there is one; in `out` if possible."""
-        del out
-        return _pooling.largest(self.xp, x, g)
+    def pool(self, x: Array, g: Geometry, how: Pooled, out: Array | None = None) -> Array:
+        """The largest element of every window, NaN where there is one; or the mean. In `out` if possible."""
+        if how == "max":
+            return _pooling.largest(self.xp, x, g)
+        if g.is_empty:
+            return self.zeros(g.y_shape, x.dtype, x, out)
+        y = self.depthwise(x, self.zeros(g.w_shape, x.dtype, x) + 1, g, out)
+        y /= _pooling.divisor(self.xp, g, how, y)
+        return y
 
-    def max_pool_grad(self, dy: Array, x: Array, g: Geometry) -> Array:
-        """What of `dy` every element gets: all of a window's, where it is the first of the largest."""
-        return self.col2im(_pooling.spread(self.xp, dy, _pooling.first(self.xp, x, g), g), g)
+    def pool_grad(
+        self, dy: Array, x: Array | None, g: Geometry, whole: Geometry, how: Pooled, out: Array | None = None
+    ) -> Array:
+        """What of `dy` every element gets: all of a window's, where it is the first of the largest; or a share.
+
+        The elements are those of `g`; `whole` has all that their windows read, which is `x` where the largest is
+        searched for. In `out` if possible.
+        """
+        if how == "max":
+            found = _pooling.first(self.xp, x, whole)
+            return self.col2im(_pooling.spread(self.xp, dy, found, whole), whole)[_pooling.own(g, whole)]
+        if g.is_empty:
+            return self.zeros(g.x_shape, dy.dtype, dy, out)
+        dy = dy / _pooling.divisor(self.xp, whole, how, dy)
+        return self.depthwise_input_grad(dy, self.zeros(g.w_shape, dy.dtype, dy) + 1, g, out)
 
     # depthwise: x (n, c_in, *size), w (c_out, 1, *kernel), y (n, c_out, *out)
 

@@ -2,11 +2,11 @@
 
 from .._typing import Function
 from ._columns import Col2im, Im2col
-from ._pooling import AvgPool, AvgPoolGrad, MaxPool, MaxPoolGrad, own
+from ._pooling import AvgPool, AvgPoolGrad, MaxPool, MaxPoolGrad
 from ._schedule import Schedule
 from ._tiled import STRAYING, Forward, InputGrad, Reflected, Tiled, WeightGrad
 
-__all__ = ["STRAYING", "WAYS", "Schedule", "Tiled", "own"]
+__all__ = ["STRAYING", "WAYS", "Schedule", "Tiled"]
 
 #: The ways to compute each function.
 WAYS: dict[Function, tuple[type[Tiled], ...]] = {

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from typing import ClassVar
 
 from .._geometry import Geometry, Side, Tile
-from .._typing import Array, DType, Function, Index
+from .._typing import Array, Function, Pooled
 from ..algorithms import Algorithm
-from ..primitives import Costs, Piece, Whole, counts
+from ..primitives import Costs, Piece, Whole
 from ._tiled import Forward, InputGrad, Tiled, input_of, output_of
 
 
@@ -34,9 +34,12 @@ class Pooling(Tiled):
             g = tile.geometry
             if g.pixels == 0:  # a gap that no window sees
                 return backend.zeros(g.x_shape, self.accumulator, dy, out)
-            return back(tile, backend.cast(backend.part(dy, tile.y), self.accumulator), out)
+            return back(tile, self._operand(backend.part(dy, tile.y)), out)
 
         return self._assembled(piece)
+
+    def _mean(self, *, count_include_pad: bool) -> Pooled:
+        return "mean" if count_include_pad or not self.geometry.is_padded else "mean_seen"
 
 
 class MaxPool(Pooling):
@@ -66,7 +69,7 @@ class MaxPool(Pooling):
 
     def run(self, x: Array) -> Array:
         backend, x = self.backend, self._channels_first(x)
-        return self._assembled(lambda tile, out: backend.max_pool(backend.part(x, tile.x), tile.geometry, out))
+        return self._assembled(lambda tile, out: backend.pool(backend.part(x, tile.x), tile.geometry, "max", out))
 
 
 class MaxPoolGrad(MaxPool):
@@ -78,9 +81,9 @@ class MaxPoolGrad(MaxPool):
     def run(self, dy: Array, x: Array) -> Array:  # type: ignore[override]
         backend, x = self.backend, self._channels_first(x)
 
-        def back(tile: Tile, part: Array, _: Array | None) -> Array:
-            g, (whole, reads, *_) = tile.geometry, tile.whole
-            return backend.max_pool_grad(part, backend.part(x, reads), whole)[own(g, whole)]
+        def back(tile: Tile, part: Array, out: Array | None) -> Array:
+            whole, reads, *_ = tile.whole
+            return backend.pool_grad(part, backend.part(x, reads), tile.geometry, whole, "max", out)
 
         return self._taken_back(dy, back)
 
@@ -105,27 +108,12 @@ class AvgPool(Pooling):
         return cls.sums.cost_of(algorithm, g, costs)
 
     def run(self, x: Array, *, count_include_pad: bool) -> Array:
-        backend, x = self.backend, self._channels_first(x)
-        rounded_once = self.dtype == self.accumulator
+        backend, x, how = self.backend, self._channels_first(x), self._mean(count_include_pad=count_include_pad)
 
         def piece(tile: Tile, out: Array | None) -> Array:
-            u = self.algorithm.transform(backend, tile.geometry, self._ones(self.operand, x))
-            part = self._operand(backend.part(x, tile.x))
-            y = self.algorithm.forward(backend, tile.geometry, part, u, out if rounded_once else None)
-            y /= self._counted(tile.geometry, x, count_include_pad=count_include_pad)
-            return y
+            return backend.pool(self._operand(backend.part(x, tile.x)), tile.geometry, how, out)
 
         return self._assembled(piece)
-
-    def _ones(self, dtype: DType, like: Array) -> Array:
-        """Filters that add up."""
-        return self.backend.zeros(self.geometry.w_shape, dtype, like) + 1
-
-    def _counted(self, g: Geometry, like: Array, *, count_include_pad: bool) -> Array | int:
-        """How many elements a window counts."""
-        if count_include_pad or not g.is_padded:
-            return g.taps
-        return counts(self.backend.xp, g, self.accumulator, like)
 
 
 class AvgPoolGrad(AvgPool):
@@ -136,18 +124,9 @@ class AvgPoolGrad(AvgPool):
     sums = InputGrad
 
     def run(self, dy: Array, *, count_include_pad: bool) -> Array:
-        backend = self.backend
+        backend, how = self.backend, self._mean(count_include_pad=count_include_pad)
 
         def back(tile: Tile, part: Array, out: Array | None) -> Array:
-            part = part / self._counted(tile.whole.geometry, dy, count_include_pad=count_include_pad)
-            u = self.algorithm.adjoint_operand(backend, tile.geometry, self._ones(self.accumulator, dy))
-            return self.algorithm.input_grad(backend, tile.geometry, part, u, out)
+            return backend.pool_grad(part, None, tile.geometry, tile.whole.geometry, how, out)
 
         return self._taken_back(dy, back)
-
-
-def own(part: Geometry, whole: Geometry) -> Index:
-    """Where the inputs of a tile lie among all that the windows read which see them."""
-    starts = (a.lo - b.lo for a, b in zip(part.axes, whole.axes, strict=True))
-    places = (slice(at, at + size) for at, size in zip(starts, part.size, strict=True))
-    return (slice(None), slice(None), *places)

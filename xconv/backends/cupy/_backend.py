@@ -17,12 +17,12 @@ import numpy as np
 
 from ... import _config
 from ..._geometry import Geometry
-from ..._typing import Array, DType
+from ..._typing import Array, DType, Pooled
 from ...algorithms import PORTABLE
 from ...primitives import Costs, Rows
 from ...schedules import Tiled
 from .._backend import MIB, Backend
-from . import _kernels
+from . import _kernels, _pooling
 from . import _texts as texts
 from ._costs import COPIED, DOUBLE, HALF, SINGLE, TF32, KernelCosts
 from ._cublas import gemm
@@ -128,6 +128,21 @@ class CupyBackend(OnDevice):
         each(self.do, COPY, value.reshape((1,) * x.ndim), made)
         each(self.do, COPY, x[inner], made[outer])
         return made
+
+    def pool(self, x: Array, g: Geometry, how: Pooled, out: Array | None = None) -> Array:
+        return self._made(_pooling.POOLS[how], g, x, out=self.image(g, g.y_shape, x) if out is None else out)
+
+    def pool_grad(
+        self, dy: Array, x: Array | None, g: Geometry, whole: Geometry, how: Pooled, out: Array | None = None
+    ) -> Array:
+        out = self.image(g, g.x_shape, dy) if out is None else out
+        if how == "max":
+            found = ordered(self.do, g.y_shape, _pooling.numbers(g), g.in_layout(tuple(range(dy.ndim))))
+            self._made(_pooling.max_taps, whole, x, out=found)
+            return self._made(_pooling.max_pool_grad, g, dy, found, out=out)
+        if how == "mean_seen":
+            dy = self._made(_pooling.avg_shares, whole, dy, out=self.image(g, g.y_shape, dy))
+        return self._made(_pooling.SHARES[how], g, dy, out=out)
 
     def depthwise(self, x: Array, w: Array, g: Geometry, out: Array | None = None) -> Array:
         out = self.image(g, g.y_shape, x) if out is None else out
@@ -301,8 +316,8 @@ def _is_programmed(tiled: Tiled) -> bool:
     name = tiled.algorithm.name
     if tiled.geometry.pad_mode != "constant" or len(tiled.tiles) > MOST_PROGRAMMED_TILES:
         return False
-    multiplies = tiled.function not in {"im2col", "col2im"} and name != "depthwise"
-    return name in PROGRAMMED and "pool" not in tiled.function and not (multiplies and tiled.dtype.kind in "iu")
+    multiplies = tiled.function in {"forward", "input_grad", "weight_grad"} and name != "depthwise"
+    return name in PROGRAMMED and not (multiplies and tiled.dtype.kind in "iu")
 
 
 def _written(

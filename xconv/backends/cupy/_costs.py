@@ -10,6 +10,7 @@ from ..._geometry import Geometry
 from ..._typing import Function
 from ...primitives import Costs, Product
 from ._lines import UNROLLED
+from ._pooling import numbers
 from ._steps import LINE
 
 #: A byte that is copied: read and written.
@@ -102,6 +103,14 @@ class KernelCosts(Costs):
 
     def depthwise_spare(self, g: Geometry) -> int:
         return math.prod(g.y_shape)  # partial sums of the filters' gradient
+
+    def max_pool(self, g: Geometry, *, gradient: bool) -> float:
+        touched = self.moved(g.batch * g.c_in * (math.prod(g.size) + g.pixels))
+        return 2 * touched if gradient else touched
+
+    def max_pool_spare(self, g: Geometry, *, gradient: bool) -> int:
+        """The numbers of taps, which may be larger than what is pooled."""
+        return numbers(g).itemsize * math.prod(g.y_shape) if gradient else 0
 
     def implicit(self, function: Function, g: Geometry, multiply_adds: int) -> float:
         """So many multiply-adds of products whose columns are gathered."""

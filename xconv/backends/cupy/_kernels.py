@@ -30,7 +30,7 @@ def im2col(g: Geometry, x: Memory, cols: Memory, *, literal: bool) -> Kernel:
     rank = len(g.axes)
     n, c, taps, out = *cols.steps[:2], cols.steps[2 : 2 + rank], cols.steps[2 + rank :]
     text = Text("im2col", g, (x, cols), literal=literal)
-    text.threads({"n": (g.batch, n), "c": (g.c_in, c), **_axes("o", g.out, out)})
+    text.threads({"n": (g.batch, n), "c": (g.c_in, c), **axes_of("o", g.out, out)})
     text.define("to", cols.start, {"n": n, "c": c, **spread("o", out)})
     for dozen in _dozens(text.taps(text.reading(x, "c"))):  # the loads of a dozen before their stores
         packs = [text.load("x", tap) for tap in dozen]
@@ -42,22 +42,28 @@ def im2col(g: Geometry, x: Memory, cols: Memory, *, literal: bool) -> Kernel:
 
 def col2im(g: Geometry, cols: Memory, x: Memory, *, literal: bool) -> Kernel:
     """The adjoint of `im2col`; a thread adds up what was read from one place, in the order of the taps."""
+    return folded("col2im", g, cols, x, literal=literal)
+
+
+def folded(verb: str, g: Geometry, cols: Memory, x: Memory, *, literal: bool, divisor: str | None = None) -> Kernel:
+    """The same; or that divided by the number of the taps, as a C++ type that is named."""
     rank = len(g.axes)
     n, c, taps, out = *cols.steps[:2], cols.steps[2 : 2 + rank], cols.steps[2 + rank :]
-    text = Text("col2im", g, (cols, x), literal=literal, adjoint=True)
-    text.threads({"n": (g.batch, x.steps[0]), "c": (g.c_in, x.steps[1]), **_axes("i", g.size, x.steps[2:])})
+    text = Text(verb, g, (cols, x), literal=literal, adjoint=True)
+    text.threads({"n": (g.batch, x.steps[0]), "c": (g.c_in, x.steps[1]), **axes_of("i", g.size, x.steps[2:])})
     walk = text.read_by(out, taps)
     text.define("from", cols.start, {"n": n, "c": c, **text.bases})
     for tap in text.taps(walk):
         text.each(f"sum[j] += A({text.load('x', tap)}.v[j]);", tap.reaches)
-    text.store(x, {"n": x.steps[0], "c": x.steps[1], **spread("i", x.steps[2:])})
+    value = f"sum[j] / ({divisor}){text.number('taps', g.taps)}" if divisor else "sum[j]"
+    text.store(x, {"n": x.steps[0], "c": x.steps[1], **spread("i", x.steps[2:])}, value)
     return text.kernel("raw T x", "raw U y")
 
 
 def depthwise(g: Geometry, x: Memory, w: Memory, y: Memory, *, literal: bool) -> Kernel:
     """Every channel of ``x`` under its own filters ``w (c_out, 1, *kernel)``, to ``y (n, c_out, *out)``."""
     text = Text("depthwise", g, (x, y), literal=literal, filters=w)
-    text.threads({"n": (g.batch, y.steps[0]), "c": (g.c_out, y.steps[1]), **_axes("o", g.out, y.steps[2:])})
+    text.threads({"n": (g.batch, y.steps[0]), "c": (g.c_out, y.steps[1]), **axes_of("o", g.out, y.steps[2:])})
     text.line(f"const I b = c / {text.number('multiplier', g.c_out // g.c_in)};")
     for tap in text.taps(text.reading(x, "b")):
         text.each(f"sum[j] += A({text.load('x', tap)}.v[j]) * A({text.filter(tap)}.v[j]);", tap.reaches)
@@ -68,7 +74,7 @@ def depthwise(g: Geometry, x: Memory, w: Memory, y: Memory, *, literal: bool) ->
 def depthwise_input_grad(g: Geometry, dy: Memory, w: Memory, dx: Memory, *, literal: bool) -> Kernel:
     """The adjoint in x: a sum over all filters of a channel, and over the taps."""
     text = Text("depthwise_input_grad", g, (dy, dx), literal=literal, filters=w, adjoint=True)
-    text.threads({"n": (g.batch, dx.steps[0]), "b": (g.c_in, dx.steps[1]), **_axes("i", g.size, dx.steps[2:])})
+    text.threads({"n": (g.batch, dx.steps[0]), "b": (g.c_in, dx.steps[1]), **axes_of("i", g.size, dx.steps[2:])})
     multiplier = text.number("multiplier", g.c_out // g.c_in)
     walk = text.read_by(dy.steps[2:], (0,) * len(g.axes))
     with text.block(f"for (I c = b * {multiplier}; c < b * {multiplier} + {multiplier}; ++c)"):
@@ -84,7 +90,7 @@ def depthwise_weight_grad(g: Geometry, dy: Memory, x: Memory, parts: Memory, *, 
     channel, taps, lane = parts.steps[0], parts.steps[1:-1], parts.steps[-1]
     text = Text("depthwise_weight_grad", g, (dy, x, parts), literal=literal, packs=False)
     places = {"c": (g.c_out, channel), "lane": (parts.shape[-1], lane)}
-    text.threads(places if text.unrolled else {**places, **_axes("t", g.kernel, taps)}, sums=text.unrolled or 1)
+    text.threads(places if text.unrolled else {**places, **axes_of("t", g.kernel, taps)}, sums=text.unrolled or 1)
     text.line(f"const I b = c / {text.number('multiplier', g.c_out // g.c_in)};")
     pixels, lanes = text.number("pixels", g.batch * g.pixels), text.number("lanes", parts.shape[-1])
     with text.block(f"for (N m = (N)lane; m < (N){pixels}; m += (N){lanes})"):
@@ -111,5 +117,5 @@ def _dozens(taps: Iterator[Tap]) -> Iterator[list[Tap]]:
         yield dozen
 
 
-def _axes(letter: str, lengths: Shape, steps: tuple[int, ...]) -> dict[str, tuple[int, int]]:
+def axes_of(letter: str, lengths: Shape, steps: tuple[int, ...]) -> dict[str, tuple[int, int]]:
     return {f"{letter}{a}": pair for a, pair in enumerate(zip(lengths, steps, strict=True))}

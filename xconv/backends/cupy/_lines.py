@@ -17,10 +17,11 @@ WIDEST = 16
 NEIGHBOURS, NARROW = (4, 2), 8
 #: Threads that fill a GPU: neighbours share one only where so many are left.
 THREADS = 2**17
-#: The C++ type in which the numbers of a dtype are added up, where it is not their own.
+#: The C++ type in which the numbers of a dtype are compared, and the one in which they are added up, where these are
+#: not their own.
+HALVES = {"float16": "float", "bfloat16": "float"}
 SUMS = {
-    "float16": "float",
-    "bfloat16": "float",
+    **HALVES,
     **dict.fromkeys(("int8", "int16", "int32", "uint8", "uint16", "uint32"), "unsigned int"),
     **dict.fromkeys(("int64", "uint64"), "unsigned long long"),
 }
@@ -62,11 +63,12 @@ class Lines:
         filters: Memory | None = None,
         packs: bool = True,
         adjoint: bool = False,
+        compares: bool = False,
     ) -> None:
         self.verb, self.g, self.arrays, self.literal, self.filters = verb, g, arrays, literal, filters
         #: The number of taps where they are written out, else 0.
         self.unrolled = g.taps if literal and g.taps <= UNROLLED else 0
-        self.packs, self.adjoint = packs, adjoint
+        self.packs, self.adjoint, self.compares = packs, adjoint, compares
         margin = max(abs(a.lo) + abs(a.hi) + a.extent + a.stride for a in g.axes)
         period = max(a.stride // math.gcd(a.stride, a.dilation) for a in g.axes)  # which `read_by` squares
         self.wide = period**2 >= 2**31 or any(_reach(array, margin) >= 2**31 for array in arrays)
@@ -136,12 +138,12 @@ class Lines:
         source, result, sums = self.arrays[0], self.arrays[-1], sums or self.pack
         self.line(f"typedef {'long long' if self.wide else 'int'} I;")
         self.line(f"typedef unsigned {'long long' if self.wide else 'int'} N;")
-        self.line(f"typedef {SUMS.get(source.dtype, 'T')} A;")
+        self.line(f"typedef {(HALVES if self.compares else SUMS).get(source.dtype, 'T')} A;")
         self.line(f"struct alignas({self.pack * source.itemsize}) P {{ T v[{self.pack}]; }} zero;")
         self.line(f"struct alignas({self.pack * result.itemsize}) Q {{ U v[{self.pack}]; }} q;")
         self.line(f"A sum[{sums}];")
         self.each("zero.v[j] = T(0);")
-        self.each("sum[j] = A(0);", range(sums))
+        self.each(f"sum[j] = A({_lowest(source) if self.compares else 0});", range(sums))
         self.coordinates("i", lengths)
         if self.pack > 1:
             self.line(f"{order[-1]} *= {self.pack};")
@@ -170,10 +172,10 @@ class Lines:
             self.line(f"I {name} = (I)(r_{number} % (N){length}); r_{number} /= (N){length};")
         self.line(f"I {first} = (I)r_{number};")
 
-    def store(self, result: Memory, steps: Mapping[str, int]) -> None:
-        """The sums, to their place."""
+    def store(self, result: Memory, steps: Mapping[str, int], value: str = "sum[j]") -> None:
+        """The sums, or what they become, to their place."""
         self.define("to", result.start, steps)
-        self.each("q.v[j] = U(sum[j]);")
+        self.each(f"q.v[j] = U({value});")
         self.line("*(Q*)&y[to] = q;")
 
     def kernel(self, inputs: str, outputs: str) -> Kernel:
@@ -194,6 +196,13 @@ class Lines:
         }
         tags = "_".join(letter + "x".join(map(str, values)) for letter, values in axes.items())
         return f"xconv_{self.verb}_n{g.batch}_c{g.c_in}_o{g.c_out}_{tags}_{form}".replace("-", "m")
+
+
+def _lowest(array: Memory) -> str:
+    """What no number is below."""
+    if array.dtype.startswith("int"):
+        return f"-{2 ** (8 * array.itemsize - 1) - 1}LL - 1"
+    return "0" if array.dtype.startswith("uint") else "-1 / A(0)"
 
 
 def _packed(array: Memory, axis: int, pack: int) -> bool:

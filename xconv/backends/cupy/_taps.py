@@ -12,10 +12,16 @@ from ._lines import Lines, Memory
 
 
 class Place(NamedTuple):
-    """Where something is read, and the condition to read there."""
+    """Where something is read, and the condition to read there, by the names of its steps."""
 
-    offset: str
-    inside: str
+    names: tuple[str, ...]
+
+    @property
+    def inside(self) -> str:
+        return " & ".join(f"in{name}" for name in self.names)
+
+    def offset(self, letters: str = "at") -> str:
+        return " + ".join(f"{letters}{name}" for name in self.names)
 
 
 class Tap(NamedTuple):
@@ -27,6 +33,14 @@ class Tap(NamedTuple):
     numbers: tuple[int | str, ...]
     reaches: range
     places: tuple[Place, ...]
+
+    @property
+    def lanes(self) -> Iterator[tuple[range, Place]]:
+        """The neighbours that read from one place, and that."""
+        if len(self.places) == 1:
+            yield self.reaches, self.places[0]
+        else:
+            yield from ((range(j, j + 1), place) for j, place in zip(self.reaches, self.places, strict=True))
 
 
 class Step(NamedTuple):
@@ -56,8 +70,8 @@ class Text(Lines):
     bases: dict[str, int]
 
     @cached_property
-    def found(self) -> dict[Place, str]:
-        """What was read already, by its place."""
+    def found(self) -> dict[tuple[str, Place], str]:
+        """What was read already, by its array and its place."""
         return {}
 
     def taps(self, walk: Walk, *, looped: bool = True) -> Iterator[Tap]:
@@ -79,10 +93,7 @@ class Text(Lines):
             yield self._tap(chosen)
 
     def _tap(self, steps: tuple[Step, ...]) -> Tap:
-        places = (
-            Place(" + ".join(f"at{name}" for name in names), " & ".join(f"in{name}" for name in names))
-            for names in product(*(step.names for step in steps))
-        )
+        places = map(Place, product(*(step.names for step in steps)))
         reaches = range(self.pack) if self.along is None else steps[self.along].reaches
         return Tap(tuple(step.number for step in steps), reaches, tuple(places))
 
@@ -114,11 +125,12 @@ class Text(Lines):
 
         return Walk(self.g.kernel, step)
 
-    def read_by(self, out: tuple[int, ...], taps: tuple[int, ...]) -> Walk:
+    def read_by(self, out: tuple[int, ...], taps: tuple[int, ...], beside: tuple[int, ...] = ()) -> Walk:
         """A position q = i + lo was read by tap t for the output ``o = (q - t * dilation) / stride``, if that is whole.
 
         With e = gcd(stride, dilation), that is every (stride / e)-th tap from a first one, if e divides q; and from one
-        to the next, the output moves by dilation / e. `out` and `taps` are the steps of the array that is read.
+        to the next, the output moves by dilation / e. `out` and `taps` are the steps of the array that is read; those
+        of another one, which has no taps, may be given `beside`.
         """
         periods = [axis.stride // math.gcd(axis.stride, axis.dilation) for axis in self.g.axes]
         if self.along is not None:
@@ -142,20 +154,22 @@ class Text(Lines):
         def step(a: int, j: int | str) -> Step:
             axis, period, name = self.g.axes[a], periods[a], f"{a}_{j}"
             if a == self.along:
-                return self._phase(a, int(j), taps[a], out[a])
+                return self._phase(a, int(j), taps[a], out[a], *beside[a : a + 1])
             move = axis.dilation * period // axis.stride
             tap = f"first{a} + {self._times(j, f'period{a}', period)}"
             last, kernel = self.number(f"out{a}", axis.out), self.number(f"kernel{a}", axis.kernel)
             output = f"(N)(o{a} - {self._times(j, f'move{a}', move)}) < (N){last}"
             self.constant("bool", f"in{name}", f"whole{a} && {tap} < {kernel} && {output}")
             self.constant("I", f"at{name}", self._times(j, f"along{a}", period * taps[a] - move * out[a]))
+            for step in beside[a : a + 1]:
+                self.constant("I", f"by{name}", self._times(j, f"beside{a}", -move * step))
             return Step(f"({tap})", self._beside(a), (name,))
 
         self.bases = {f"first{a}": tap for a, tap in enumerate(taps) if a != self.along}
         self.bases |= {f"o{a}": step for a, step in enumerate(out)}
         return Walk(tuple(-(-axis.kernel // period) for axis, period in zip(self.g.axes, periods, strict=True)), step)
 
-    def _phase(self, a: int, t: int, tap: int, out: int) -> Step:
+    def _phase(self, a: int, t: int, tap: int, out: int, *beside: int) -> Step:
         """Tap t, for neighbours from a multiple of the stride on: it reaches every `stride`-th, from a known one.
 
         The output that each was read for is a known number of places from ``o = i / stride``.
@@ -168,6 +182,8 @@ class Text(Lines):
             names.append(f"{a}_{along}_{move}".replace("-", "m"))
             self.constant("bool", f"in{names[-1]}", self._within(f"o{a} + {move}", move, most, f"out{a}", axis.out))
             self.constant("I", f"at{names[-1]}", str(along))
+            for step in beside:
+                self.constant("I", f"by{names[-1]}", str(move * step))
         return Step(t, reaches, tuple(names))
 
     def _within(self, index: str, least: int, most: int, name: str, length: int) -> str:
@@ -187,21 +203,22 @@ class Text(Lines):
     def _times(self, t: int | str, name: str, value: int) -> str:
         return self.number(name, t * value) if isinstance(t, int) else f"{t} * {self.number(name, value)}"
 
-    def load(self, array: str, tap: Tap) -> str:
-        """The name of a pack that holds what `tap` reads: zeros where it must not."""
+    def load(self, array: str, tap: Tap, *, beside: bool = False) -> str:
+        """The name of a pack that holds what `tap` reads: zeros where it must not; or what another array has there."""
+        kind, blank, base, letters = ("R", "none", "beside", "by") if beside else ("P", "zero", "from", "at")
         name = f"p{self.loads}"
         self.loads += 1
-        self.line(f"P {name} = zero;")
+        self.line(f"{kind} {name} = {blank};")
         if self.along is None:
             (place,) = tap.places
-            self.line(f"if ({place.inside}) {name} = *(const P*)&{array}[from + {place.offset}];")
+            self.line(f"if ({place.inside}) {name} = *(const {kind}*)&{array}[{base} + {place.offset(letters)}];")
             return name
         for j, place in zip(tap.reaches, tap.places, strict=True):
-            if place in self.found:
-                self.line(f"{name}.v[{j}] = {self.found[place]};")
+            if (array, place) in self.found:
+                self.line(f"{name}.v[{j}] = {self.found[array, place]};")
             else:
-                self.line(f"if ({place.inside}) {name}.v[{j}] = {array}[from + {place.offset}];")
-                self.found[place] = f"{name}.v[{j}]"
+                self.line(f"if ({place.inside}) {name}.v[{j}] = {array}[{base} + {place.offset(letters)}];")
+                self.found[array, place] = f"{name}.v[{j}]"
         return name
 
     def filter(self, tap: Tap) -> str:

@@ -17,7 +17,8 @@ from typing import NamedTuple
 from ..._axis import Axis, Run
 from ..._geometry import Geometry, Side
 from ..._typing import Array, DType, Function, Shape
-from ...schedules import Schedule, own
+from ...primitives import own
+from ...schedules import Schedule
 from ._graph import Addition, Graph, Operand, edges_of, numbers, overlaps, placed, taken_of, uncollected, unsplit, whole
 
 #: Partial sums of the filters' gradient that are added up in one task.

@@ -7,9 +7,9 @@ import numpy as np
 
 from ..._axis import Run
 from ..._geometry import Geometry
-from ..._typing import Array, DType, Index, Shape
+from ..._typing import Array, DType, Index, Pooled, Shape
 from ...algorithms import PORTABLE
-from ...primitives import Costs, Grid, Matrices, along, block_order
+from ...primitives import Costs, Grid, Matrices, along, block_order, own
 from .._backend import MIB, Backend
 from . import _depthwise, _fourier, _pooling, _spectra, _windows
 from ._costs import numpy_costs
@@ -59,12 +59,18 @@ class NumpyBackend(KeptMemory):
 
     # pooling
 
-    def max_pool(self, x: Array, g: Geometry, out: Array | None = None) -> Array:
+    def pool(self, x: Array, g: Geometry, how: Pooled, out: Array | None = None) -> Array:
+        if how != "max":
+            return super().pool(x, g, how, out)
         out = self.scratch.take(g.y_shape, x.dtype) if out is None else out
         return _pooling.largest(self.scratch.take, x, g, out)
 
-    def max_pool_grad(self, dy: Array, x: Array, g: Geometry) -> Array:
-        return _pooling.gradient(self.scratch.take, dy, x, g)
+    def pool_grad(
+        self, dy: Array, x: Array | None, g: Geometry, whole: Geometry, how: Pooled, out: Array | None = None
+    ) -> Array:
+        if how != "max":
+            return super().pool_grad(dy, x, g, whole, how, out)
+        return _pooling.gradient(self.scratch.take, dy, x, whole)[own(g, whole)]
 
     # depthwise
 
