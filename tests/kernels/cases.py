@@ -3,6 +3,8 @@
 import math
 import re
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import product
 from unittest.mock import patch
 
 import ml_dtypes  # noqa: F401  (gives NumPy the name "bfloat16")
@@ -13,10 +15,15 @@ from xconv._axis import Axis
 from xconv._geometry import Geometry
 from xconv.backends.cupy import _kernels as texts
 from xconv.backends.cupy import _lines
+from xconv.backends.cupy import _pooling as pooling
 
 DTYPES = ("float32", "float64", "float16", "bfloat16", "complex64", "complex128")
 DTYPES += ("int8", "int16", "int32", "int64", "uint8")
 VERBS = ("im2col", "col2im", "depthwise", "depthwise_input_grad", "depthwise_weight_grad")
+#: Kernels that pool, and the dtypes of those that compare.
+POOLING = ("max_pool", "max_taps", "max_pool_grad", "avg_pool", "avg_pool_seen", "avg_shares", "avg_pool_grad")
+POOLING += ("avg_pool_grad_seen",)
+REAL = ("float32", "float64", "float16", "bfloat16", *(f"{u}int{bits}" for u in ("", "u") for bits in (8, 16, 32, 64)))
 #: The dtype of sums of half types.
 WIDE = {"float16": "float32", "bfloat16": "float32"}
 
@@ -69,7 +76,9 @@ class Case:
     def check(self, harness, kernel=None):
         """Assert that every element is right, that all were written, and nothing beside them."""
         result, written = self.run(harness, kernel)
-        np.testing.assert_array_equal(result, self.expected.astype(result.dtype), strict=True)
+        kind = np.dtype(WIDE.get(result.dtype.name, result.dtype))  # in which NumPy knows NaN
+        expected = self.expected.astype(result.dtype).astype(kind)
+        np.testing.assert_array_equal(result.astype(kind), expected, strict=True)
         assert np.count_nonzero(written) == self.expected.size
 
 
@@ -116,10 +125,12 @@ def _case(verb, g, dtype, *, literal=True, seed=0, values=None, scattered=True, 
     elements `apart`.
     """
     rng = np.random.default_rng(seed)
+    if verb in POOLING:
+        g = replace(g, groups=g.c_in, c_out=g.c_in)
     if verb.startswith("depthwise"):
         g = replace(g, groups=g.c_in, c_out=g.c_in * (1 if not scattered else int(rng.integers(1, 3))))
     rank = len(g.axes)
-    values = values or _integers
+    values = values or (_special if verb.startswith("max") else _integers)
     made = []
 
     def place(shape, dtype, plain):
@@ -138,6 +149,10 @@ def _case(verb, g, dtype, *, literal=True, seed=0, values=None, scattered=True, 
         return Placed(shape, dtype, order=plain if seed % 2 else None, steps=steps)
 
     last = (0, *range(2, 2 + rank), 1)
+    result = WIDE.get(dtype, dtype) if wide else dtype
+    if verb in POOLING:
+        beside = partial(_beside, rng, last if seed % 2 else None, scattered=scattered)
+        return _pooled(verb, g, dtype, result, partial(place, plain=last), beside, values, literal=literal, rng=rng)
     columns_last = (0, *range(2 + rank, 2 + 2 * rank), *range(2, 2 + rank), 1)
     options = {
         "stride": tuple(a.stride for a in g.axes),
@@ -145,7 +160,6 @@ def _case(verb, g, dtype, *, literal=True, seed=0, values=None, scattered=True, 
         "padding": tuple((a.lo, a.hi) for a in g.axes),
     }
     oracle = Oracle(g.x_shape, g.w_shape, **options, groups=g.groups)
-    result = WIDE.get(dtype, dtype) if wide else dtype
 
     if verb == "im2col":
         x = place(g.x_shape, dtype, last).fill(values(rng, g.x_shape, dtype))
@@ -175,6 +189,80 @@ def _case(verb, g, dtype, *, literal=True, seed=0, values=None, scattered=True, 
     return Lanes(kernel, (dy, x, parts), oracle.weight_grad(dy.view, x.view)[:, 0], g)
 
 
+def _beside(rng, order, shape, dtype, *, scattered):
+    """An array that lies in an order of its own."""
+    steps = tuple(int(s) for s in rng.choice([1, 1, 2, -1], len(shape))) if scattered else None
+    return Placed(shape, dtype, order=tuple(rng.permutation(len(shape)).tolist()) if scattered else order, steps=steps)
+
+
+def _pooled(verb, g, dtype, result, place, beside, values, *, literal, rng):
+    """The case of a kernel that pools."""
+
+    def drawn(shape):
+        return place(shape, dtype).fill(values(rng, shape, dtype))
+
+    def made(write, *arrays, expected, **options):
+        return Case(write(g, *(a.memory for a in arrays), literal=literal, **options), arrays, expected, g)
+
+    kind, seen = np.dtype(WIDE.get(dtype, dtype)), verb.endswith("_seen") or verb == "avg_shares"
+    if verb in {"max_pool", "max_taps"}:
+        x = drawn(g.x_shape)
+        best, found = largest(g, x.view)
+        if verb == "max_pool":
+            return made(pooling.max_pool, x, place(g.y_shape, result), expected=best)
+        number = pooling.numbers(g)
+        return made(pooling.max_taps, x, place(g.y_shape, number), expected=found.astype(number))
+    if verb == "max_pool_grad":
+        dy = place(g.y_shape, dtype).fill((_integers if values is _special else values)(rng, g.y_shape, dtype))
+        found = beside(g.y_shape, pooling.numbers(g))
+        _, taps = largest(g, values(rng, g.x_shape, dtype))
+        found.view[...] = taps.astype(found.flat.dtype)
+        sums = np.zeros(g.x_shape, kind)
+        for number, outputs, elements in taps_of(g):
+            sums[elements] += np.where(taps[outputs] == number, dy.view[outputs], 0).astype(kind)
+        return made(pooling.max_pool_grad, dy, found, place(g.x_shape, result), expected=sums)
+    counts = np.zeros(g.y_shape, kind)
+    for _, outputs, _ in taps_of(g):
+        counts[outputs] += 1
+    if verb == "avg_shares":
+        dy, shares = drawn(g.y_shape), place(g.y_shape, result)
+        return made(pooling.avg_shares, dy, shares, expected=_divided(dy.view.astype(kind), counts))
+    counts = counts if seen else np.full_like(counts, g.taps)
+    forward = not verb.startswith("avg_pool_grad")
+    a = drawn(g.x_shape if forward else g.y_shape)
+    sums = np.zeros(g.y_shape if forward else g.x_shape, kind)
+    for _, outputs, elements in taps_of(g):
+        sums[outputs if forward else elements] += a.view[elements if forward else outputs].astype(kind)
+    if forward:
+        return made(pooling.avg_pool, a, place(g.y_shape, result), expected=_divided(sums, counts), seen=seen)
+    expected = sums if seen else sums / kind.type(g.taps)
+    return made(pooling.avg_pool_grad, a, place(g.x_shape, result), expected=expected, seen=seen)
+
+
+def taps_of(g):
+    """Every tap's number, the outputs for which it reads elements, and these."""
+    for number, taps in enumerate(product(*map(range, g.kernel))):
+        outputs, elements = zip(*(axis.seen(t) for axis, t in zip(g.axes, taps, strict=True)), strict=True)
+        yield number, (..., *outputs), (..., *elements)
+
+
+def largest(g, x):
+    """The largest element of every window and the number of the first tap that reads it, or -1."""
+    least = np.iinfo(x.dtype).min if x.dtype.kind in "iu" else -np.inf
+    best, found = np.full(g.y_shape, least).astype(x.dtype), np.full(g.y_shape, -1)
+    for number, outputs, elements in taps_of(g):
+        there, here = best[outputs], x[elements]
+        with np.errstate(invalid="ignore"):
+            better = (found[outputs] < 0) | (here > there) | ((here != here) & (there == there))
+        best[outputs], found[outputs] = np.where(better, here, there), np.where(better, number, found[outputs])
+    return best, found
+
+
+def _divided(sums, counts):
+    with np.errstate(all="ignore"):
+        return sums / counts
+
+
 class Lanes(Case):
     """A result in partial sums, along its last axis."""
 
@@ -189,6 +277,15 @@ def _integers(rng, shape, dtype):
     least = 0 if np.dtype(dtype).kind == "u" else -2
     real = rng.integers(least, 3, shape).astype(np.float64)
     return real + 1j * rng.integers(-2, 3, shape) if np.dtype(dtype).kind == "c" else real
+
+
+def _special(rng, shape, dtype):
+    """Few numbers, of which many are equal; zeros of either sign, NaN, infinities, and the least of the integers."""
+    if np.dtype(dtype).kind in "iu":
+        return rng.choice(np.array([np.iinfo(dtype).min, 0, 1, np.iinfo(dtype).max], dtype), shape)
+    return rng.choice(
+        np.array([-1, -0.0, 0, 1, -np.inf, np.inf, np.nan]), shape, p=[0.1, 0.1, 0.1, 0.2, 0.4, 0.05, 0.05]
+    )
 
 
 def normal(rng, shape, dtype):

@@ -7,7 +7,7 @@ import sys
 from dataclasses import replace
 
 from kernels import products
-from kernels.cases import VERBS, case, even_geometries, geometries, mutated
+from kernels.cases import POOLING, VERBS, case, even_geometries, geometries, mutated
 from kernels.cpu import SANITIZERS, Harness
 from kernels.warps import Warps
 
@@ -29,7 +29,12 @@ def threads(pattern="", slip=""):
         for i, g in enumerate(even_geometries(8, seed=6))
         for verb in VERBS[:4]
     ]
-    cases = special + general + neighbours
+    pooling = [
+        case(verb, g, literal=i % 4 == 0, seed=i, scattered=i % 3 > 0, even=i % 2 > 0)
+        for i, g in enumerate((*geometries(6, seed=5), *even_geometries(6, seed=5)))
+        for verb in POOLING
+    ]
+    cases = special + general + neighbours + pooling
     if pattern:
         cases = [replace(c, kernel=mutated(c.kernel, pattern, slip)) for c in cases[:20]]
     harness.prepare([(c.kernel, c.flats) for c in cases if c.kernel.size])

@@ -50,8 +50,7 @@ def max_pool_grad(g: Geometry, dy: Memory, found: Memory, dx: Memory, *, literal
     """What of `dy` belongs to windows that read their largest from a place, in the order of the taps."""
     text = Text("max_pool_grad", g, (dy, found, dx), literal=literal, adjoint=True)
     text.threads({"n": (g.batch, dx.steps[0]), "c": (g.c_in, dx.steps[1]), **axes_of("i", g.size, dx.steps[2:])})
-    text.line(f"struct alignas({text.pack * found.itemsize}) R {{ F v[{text.pack}]; }} none;")
-    text.each("none.v[j] = F(-1);")
+    text.line(f"struct alignas({text.pack * found.itemsize}) R {{ F v[{text.pack}]; }};")
     walk = text.read_by(dy.steps[2:], (0,) * len(g.axes), found.steps[2:])
     for name, array in (("from", dy), ("beside", found)):
         text.define(name, array.start, {"n": array.steps[0], "c": array.steps[1], **spread("o", array.steps[2:])})

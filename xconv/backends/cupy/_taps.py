@@ -204,8 +204,8 @@ class Text(Lines):
         return self.number(name, t * value) if isinstance(t, int) else f"{t} * {self.number(name, value)}"
 
     def load(self, array: str, tap: Tap, *, beside: bool = False) -> str:
-        """The name of a pack that holds what `tap` reads: zeros where it must not; or what another array has there."""
-        kind, blank, base, letters = ("R", "none", "beside", "by") if beside else ("P", "zero", "from", "at")
+        """The name of a pack that holds what `tap` reads, or what lies beside it: zeros where it must not."""
+        kind, blank, base, letters = ("R", "{}", "beside", "by") if beside else ("P", "zero", "from", "at")
         name = f"p{self.loads}"
         self.loads += 1
         self.line(f"{kind} {name} = {blank};")
