@@ -36,7 +36,7 @@ class Gemm(Bilinear):
         return costs.columns(g) + costs.columns_spare(g) + outputs
 
     def halves(self, function: Function, g: Geometry, costs: Costs) -> int:
-        return 0 if function == "input_grad" else costs.columns(g)
+        return costs.columns(g) if function in {"forward", "weight_grad"} else 0
 
     def least_tile(self, g: Geometry, costs: Costs) -> int:
         del costs

@@ -1,8 +1,9 @@
 """The text of the CUDA kernels that pool: the largest of every window and its mean, and what comes back from either.
 
-They gather, as those of `_kernels` do: a thread makes an element of the result, or a pack of neighbours. What comes back
-from the largest takes two of them. One notes for every window which tap read the largest of it first; the other adds up,
-for every input, what belongs to the windows that have noted the tap by which they read it.
+They gather, as those of `_kernels` do: a thread makes an element of the result, or a pack of neighbours. What comes
+back from the largest takes two of them. One notes for every window which tap read its largest first; the other adds
+up, for every input, what belongs to the windows that noted the tap by which they read it. Subnormal numbers of float32
+are zeros to these kernels, as they are to CuPy's own.
 """
 
 import math
