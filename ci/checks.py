@@ -46,6 +46,14 @@ DTYPES = {
     "int64": ("layer",),
     "uint8": ("layer",),
 }
+#: How windows are pooled: with overlap and padding, on a grid, and far apart.
+POOLS: dict[str, tuple[int, dict[str, Any]]] = {
+    "3x3": (3, {"stride": 2, "padding": 1}),
+    "2x2": (2, {}),
+    "apart": (2, {"stride": 3, "dilation": 2}),
+}
+#: A number that every count of a window's elements here divides.
+DIVISIBLE = 36
 #: By dtype: the largest error relative to the largest element, of algorithms that transform.
 TOLERANCE = {
     "float32": 3e-5,
@@ -106,6 +114,19 @@ def _functions(arrays: dict[str, Any], options: dict[str, Any]) -> dict[str, Cal
         "input_grad": lambda: xconv.conv_input_grad(dy, w, x.shape, **options),
         "weight_grad": lambda: xconv.conv_weight_grad(dy, x, w.shape, **options),
     }
+
+
+def pools(x: Any, dy: Any, kernel: int, options: dict[str, Any], dtype: str) -> dict[str, Callable[[], Any]]:
+    """Name the functions that pool, each with its call; integers have no means."""
+    found = {
+        "max_pool": partial(xconv.max_pool, x, kernel, **options),
+        "max_pool_grad": partial(xconv.max_pool_grad, dy, x, kernel, **options),
+    }
+    for name, count in (("", True), (" of what is seen", False)) if "int" not in dtype else ():
+        more = {**options, "count_include_pad": count}
+        found[f"avg_pool{name}"] = partial(xconv.avg_pool, x, kernel, **more)
+        found[f"avg_pool_grad{name}"] = partial(xconv.avg_pool_grad, dy, x.shape, kernel, **more)
+    return found
 
 
 class Checks:
@@ -196,6 +217,8 @@ class Checks:
                     tolerance = partial(problem.tolerance, dtype)
                     yield f"{name}{suffix}: {function}", partial(self.compare, run, plain, dtype, tolerance)
             yield from self.columns(name, dtype)
+        if not dtype.startswith("complex"):
+            yield from self.pooling(dtype)
 
     def columns(self, name: str, dtype: str) -> Named:
         """Elements that are only moved, and added up again."""
@@ -217,6 +240,22 @@ class Checks:
 
         moved = partial(folded, self.there(cols, dtype))
         yield f"{name}: col2im", partial(self.compare, moved, partial(folded, cols), dtype)
+
+    def pooling(self, dtype: str) -> Named:
+        """The largest of windows and their means, of which all are whole, and what comes back from either."""
+        for name, (kernel, sizes) in POOLS.items():
+            for last, suffix in LAST.items():
+                shape, options = (
+                    ((2, 9, 10, 8), {**sizes, "layout": "channels_last"}) if last else ((2, 8, 9, 10), sizes)
+                )
+                unit = 1 if "int" in dtype else DIVISIBLE
+                x = self.numbers(shape, dtype) * unit
+                dy = x[tuple(slice(n) for n in xconv.max_pool(x, kernel, **options).shape)]
+                dy = np.where(dy == 0, unit, dy)  # or it would not matter who gets it
+                there = [self.there(array, dtype) for array in (x, dy)]
+                ours, plain = (pools(*arrays, kernel, options, dtype) for arrays in (there, (x, dy)))
+                for function, run in ours.items():
+                    yield f"pool {name}{suffix}: {function}", partial(self.compare, run, plain[function], dtype)
 
     def algorithms(self) -> Named:
         """Every algorithm by its name."""

@@ -3,6 +3,7 @@
 environment  what is there; the rates of a copy and of matrix products; what a launch takes on the host
 smoke        every public function in every dtype and both layouts beside NumPy, in processes of their own
 timings      the benchmark's contenders side by side, with the time on the device and on the host apart
+pooling      pooling beside PyTorch's, added to the timings
 kernels      a call of every kernel, for a profiler or a checker to watch
 peers        the contenders of the benchmark, xconv and PyTorch first
 summary      the main figures of all parts, as text
@@ -16,11 +17,11 @@ from pathlib import Path
 from bench.cases import GPU_CASES
 from bench.devices import DEVICES
 
-from . import environment, kernels, smoke, summary, timings
+from . import environment, kernels, pooling, smoke, summary, timings
 from .checks import GROUPS
 from .place import Place
 
-PARTS = ("environment", "smoke", "smoke-group", "timings", "kernels", "peers", "summary")
+PARTS = ("environment", "smoke", "smoke-group", "timings", "pooling", "kernels", "peers", "summary")
 #: Contenders that come first, if time is short.
 FIRST = ("xconv", "torch")
 
@@ -36,6 +37,8 @@ def main(arguments: list[str] | None = None) -> int:
         smoke.run_group(given.group)
     elif given.part == "timings":
         timings.run(given.seconds, tuple(given.cases.split(",")), tuple(given.precisions.split(",")))
+    elif given.part == "pooling":
+        pooling.run(given.seconds, Place())
     elif given.part == "kernels":
         kernels.run(Place(), small=given.small)
     elif given.part == "peers":

@@ -4,8 +4,8 @@
 #
 #   bash ci/gpu.sh [--seconds=N] [--pool=N] [STAGE...]
 #
-# Stages, in this order (all of them, where none is named): environment smoke gpu large timings bench profile cudnn suite
-# memcheck racecheck. No stage begins after N seconds (470). What is found lies in $OUT (gpu-out) as soon as it is found:
+# Stages, in this order (all of them, where none is named): environment smoke gpu large timings pooling bench profile
+# cudnn suite memcheck racecheck. No stage begins after N seconds (470). What is found lies in $OUT (gpu-out) as soon as it is found:
 # eight files at most, whose names the last line says. The status is 1 where a stage has failed or was stopped.
 #
 # Needed are CuPy, NumPy, pytest 9 and hypothesis; PyTorch, cuDNN's frontend, pytest-xdist, ncu and compute-sanitizer are
@@ -16,7 +16,7 @@ out=${OUT:-gpu-out}
 python=${PYTHON:-python3}
 seconds=470 pool=8 chosen="" failed=0
 least=8 # seconds without which no stage begins
-known=" environment smoke gpu large timings bench profile cudnn suite memcheck racecheck "
+known=" environment smoke gpu large timings pooling bench profile cudnn suite memcheck racecheck "
 
 usage() {
   echo "$1" >&2
@@ -112,7 +112,7 @@ tests() {
   fi
 }
 
-names="conv classic plan algorithms tuning winograd depthwise fourier products scipy fuzz"
+names="conv pool classic plan algorithms tuning winograd depthwise fourier products scipy fuzz"
 files=()
 for name in $names; do files+=("tests/test_$name.py"); done
 sections=()
@@ -126,6 +126,7 @@ stage smoke 75 "$python" -m ci.gpu smoke --seconds 68 --jobs "$pool"
 tests gpu 85 "$out/gpu.xml" tests/test_gpu.py -m "not alone" -k "not cudnn" "${parallel[@]+"${parallel[@]}"}" --maxfail=40
 tests large 40 "$logs/large.xml" tests/test_gpu.py -m alone
 stage timings 100 "$python" -m ci.gpu timings --seconds 88
+stage pooling 40 "$python" -m ci.gpu pooling --seconds 30
 peers=${PEERS:-xconv,torch}
 if asked bench && [[ -z ${PEERS:-} ]]; then
   peers=$("$python" -m ci.gpu peers 2>>"$out/stages.log") || peers=xconv,torch # and every algorithm after these

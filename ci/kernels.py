@@ -27,6 +27,7 @@ def run(place: Place, *, small: bool = False, dtypes: tuple[str, ...] = ("float3
     for dtype in dtypes:
         of_dtype = partial(draw, dtype=dtype)
         windows(place, of_dtype, *(SMALL if small else LARGE))
+        pooling(of_dtype, *(SMALL if small else LARGE))
         if small:
             ragged(place, of_dtype)
     place.synchronize()
@@ -42,6 +43,18 @@ def windows(place: Place, draw: Any, n: int, c: int, side: int) -> None:
     del cols
     three(x, taps, CALLS, padding=1, groups=c, algorithm="depthwise")
     implicit(place, x, w, padding=1)
+
+
+def pooling(draw: Any, n: int, c: int, side: int) -> None:
+    """The largest of windows and their means, and what comes back from either."""
+    x = draw((n, c, side, side))
+    for _ in range(CALLS):
+        y = xconv.max_pool(x, 3, stride=2, padding=1)
+        xconv.max_pool_grad(y, x, 3, stride=2, padding=1)
+        for count in (True, False):
+            options = {"stride": 2, "padding": 1, "count_include_pad": count}
+            xconv.avg_pool(x, 3, **options)
+            xconv.avg_pool_grad(y, x.shape, 3, **options)
 
 
 def ragged(place: Place, draw: Any) -> None:

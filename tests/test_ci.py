@@ -21,14 +21,27 @@ sys.path.append(str(Path(__file__).parents[1]))
 import xconv
 from bench import cases, devices
 from bench.contenders import MissingError, Xconv
-from ci import checks, clock, environment, gpu, results, smoke, timings
+from ci import checks, clock, environment, gpu, pooling, results, smoke, timings
 from ci.clock import Times
 from xconv.backends.numpy import NumpyBackend
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "ci/gpu.sh"
 STAGES = [
-    *("environment", "smoke", "gpu", "large", "timings", "bench", "profile", "cudnn", "suite", "memcheck", "racecheck")
+    *(
+        "environment",
+        "smoke",
+        "gpu",
+        "large",
+        "timings",
+        "pooling",
+        "bench",
+        "profile",
+        "cudnn",
+        "suite",
+        "memcheck",
+        "racecheck",
+    )
 ]
 
 
@@ -70,6 +83,10 @@ FUNCTIONS = {
     "conv_weight_grad": ("float64", r".*: weight_grad$"),
     "im2col": ("int8", r".*: im2col$"),
     "col2im": ("int32", r".*: col2im$"),
+    "max_pool": ("int8", r".*: max_pool$"),
+    "max_pool_grad": ("float16", r".*: max_pool_grad$"),
+    "avg_pool": ("float32", r".*: avg_pool( |$)"),
+    "avg_pool_grad": ("float32", r".*: avg_pool_grad( |$)"),
     "conv_transpose": ("settings", r"transposed$"),
     "conv_forward": ("classic", r"conv_forward$"),
     "im2col_indices": ("classic", r"im2col_indices$"),
@@ -220,6 +237,30 @@ def test_timings_of_the_benchmarks_contenders(monkeypatch, tmp_path, capsys):
     assert capsys.readouterr().out.endswith("done\n")
     timings.run(-1, ("tiny",), ("ieee",))
     assert "no time left" in capsys.readouterr().out
+
+
+def test_timings_of_pooling(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("OUT", str(tmp_path))
+    monkeypatch.setattr(pooling, "CASES", {"pool 3x3": ((2, 3, 9, 8), 3, 2, 1), "pool 2x2": ((1, 2, 6, 7), 2, 2, 0)})
+    results.save("timings.json", [{"who": "before"}])
+    pooling.run(60, Host(), SimpleNamespace(time=false_clock))
+    before, *found = results.read("timings.json")
+    assert before == {"who": "before"}
+    ours = [row for row in found if row["who"] == "xconv"]
+    assert len({(row["case"], row["precision"], row["operation"]) for row in ours}) == len(ours) == 2 * 2 * 2 * 4
+    assert not any("failed" in row for row in found)
+    assert capsys.readouterr().out.endswith("done\n")
+    pooling.run(-1, Host(), SimpleNamespace(time=false_clock))
+    assert "no time left" in capsys.readouterr().out
+
+
+def test_what_pytorch_pools_otherwise_is_told(monkeypatch):
+    pytest.importorskip("torch")
+    monkeypatch.setattr(pooling, "CASES", {"pool 3x3": ((2, 3, 9, 8), 3, 2, 1)})
+    right = xconv.avg_pool
+    monkeypatch.setattr(xconv, "avg_pool", lambda *given, **options: right(*given, **options) + 1)
+    rows = list(pooling.timed(Host(), SimpleNamespace(time=false_clock)))
+    assert {row["operation"] for row in rows if "failed" in row} == {"avg_pool"}
 
 
 def test_contenders_are_those_of_the_benchmark(capsys):

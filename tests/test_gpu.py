@@ -503,6 +503,88 @@ def test_the_names_of_cublas():
     assert {name: getattr(cublas, name) for name in names} == {name: getattr(HostBlas, name) for name in names}
 
 
+POOLINGS = {
+    "overlap": ((8, 16, 57, 56), 3, {"stride": 2, "padding": 1}),
+    "grid": ((8, 16, 56, 56), 2, {}),
+    "dilated": ((4, 8, 33, 30), 3, {"stride": (1, 2), "dilation": 2, "padding": ((0, 3), 1)}),
+    "many taps": ((2, 4, 40, 41), (16, 17), {"stride": 3, "padding": 8}),
+    "line": ((4, 6, 1000), 9, {"stride": 2, "padding": 4}),
+    "volume": ((2, 4, 9, 10, 12), 2, {"stride": 1, "padding": 1}),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16", "int8", "uint8", "int64"])
+@pytest.mark.parametrize("name", POOLINGS)
+def test_the_largest_of_windows(cupy, rng, name, dtype, layout):
+    """Among equals, NaN and infinities, NumPy's numbers; and the same bits every time."""
+    if dtype == "bfloat16":
+        pytest.importorskip("ml_dtypes")
+    shape, kernel, options = POOLINGS[name]
+    options = {**options, "layout": layout}
+    x = rng.integers(0, 4, laid(shape, layout)).astype(dtype)
+    if x.dtype.kind not in "iu":
+        x[rng.random(x.shape) < 0.2], x[rng.random(x.shape) < 0.01] = -np.inf, np.nan
+    there = cupy.asarray(x)
+    y = xconv.max_pool(x, kernel, **options)
+    dy = rng.integers(0, 3, y.shape).astype(dtype)
+    for run, expected in (
+        (lambda: xconv.max_pool(there, kernel, **options), y),
+        (lambda: xconv.max_pool_grad(cupy.asarray(dy), there, kernel, **options), None),
+    ):
+        made = [run() for _ in range(4)]
+        expected = xconv.max_pool_grad(dy, x, kernel, **options) if expected is None else expected
+        assert made[0].dtype == dtype
+        np.testing.assert_array_equal(made[0].get().astype("float64"), expected.astype("float64"))
+        assert all(same_bits(one, made[0]) for one in made)
+
+
+@pytest.mark.parametrize("count_include_pad", [True, False])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "complex64"])
+@pytest.mark.parametrize("name", ["overlap", "grid", "dilated", "line", "volume"])
+def test_the_mean_of_windows(cupy, rng, name, dtype, layout, count_include_pad):
+    """Half types are summed in float32 and rounded once."""
+    shape, kernel, options = POOLINGS[name]
+    options = {**options, "layout": layout, "count_include_pad": count_include_pad}
+    wide, eps = np.result_type(dtype, "float64"), float(np.finfo(dtype).eps)
+    x = rng.standard_normal(laid(shape, layout)).astype(dtype)
+    y = xconv.avg_pool(x.astype(wide), kernel, **options)
+    dy = rng.standard_normal(y.shape).astype(dtype)
+    dx = xconv.avg_pool_grad(dy.astype(wide), x.shape, kernel, **options)
+    for made, expected in (
+        (xconv.avg_pool(cupy.asarray(x), kernel, **options), y),
+        (xconv.avg_pool_grad(cupy.asarray(dy), x.shape, kernel, **options), dx),
+    ):
+        assert made.dtype == dtype
+        rounding = eps if dtype == "float16" else 30 * eps
+        assert np.all(abs(made.get().astype(wide) - expected) <= rounding * 4)
+
+
+def test_pooling_of_any_memory(cupy, rng):
+    """Views that begin and step anywhere, read where they are; nothing waits for the device."""
+    whole = cupy.asarray(rng.integers(-4, 5, (4, 20, 19, 40)).astype("float32"))
+    for x in (whole[..., 1:], whole[::2, :, ::-1, 3:35:2], whole.transpose(0, 3, 2, 1)[:, :16]):
+        y = xconv.max_pool(x, 3, stride=2, padding=1)
+        dy = cupy.flip(cupy.asarray(rng.integers(-4, 5, y.shape).astype("float32")))
+        dx = xconv.max_pool_grad(dy, x, 3, stride=2, padding=1)
+        assert np.array_equal(y.get(), xconv.max_pool(x.get(), 3, stride=2, padding=1))
+        assert np.array_equal(dx.get(), xconv.max_pool_grad(dy.get(), x.get(), 3, stride=2, padding=1))
+
+
+@pytest.mark.alone
+def test_pooling_of_more_than_2_31_elements(cupy):
+    need(cupy, 12)
+    x = cupy.zeros((2, 1, 33000, 33000), "int8")
+    x[0, 0, 0, 1], x[1, 0, -1, -1], x[1, 0, -2, -1] = 3, 5, 5
+    y = xconv.max_pool(x, 2)
+    assert [int(y[at]) for at in ((0, 0, 0, 0), (1, 0, -1, -1))] == [3, 5]
+    assert int(cupy.count_nonzero(y)) == 2
+    dx = xconv.max_pool_grad(y, x, 2)
+    assert [int(dx[at]) for at in ((0, 0, 0, 1), (1, 0, -1, -1), (1, 0, -2, -1))] == [3, 0, 5]
+    assert int(cupy.count_nonzero(dx)) == 2
+
+
 def any_geometry(rng, number):
     """Shapes of x and w, and options, of one of the first three ranks; every other one has its channels last."""
     rank = 1 + number % 3

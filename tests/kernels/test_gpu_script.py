@@ -45,6 +45,7 @@ def place(standin):
 def few(monkeypatch):
     """The kernels are compiled one by one, so some geometries and small arrays must do."""
     monkeypatch.setattr(checks, "DTYPES", {"float32": ("layer", "depthwise"), "bfloat16": ("steps",)})
+    monkeypatch.setattr(checks, "POOLS", {"3x3": checks.POOLS["3x3"]})
     monkeypatch.setattr(kernels, "SMALL", (1, 8, 5))
 
 
@@ -60,6 +61,14 @@ def test_every_check_computes(standin, place, group):
     [
         ("im2col", "(gemm, .*: conv|layer: im2col)"),
         ("col2im", "layer: col2im"),
+        ("max_pool", "pool.*: max_pool$"),
+        ("max_taps", "pool.*: max_pool_grad"),
+        ("max_pool_grad", "pool.*: max_pool_grad"),
+        ("avg_pool", "pool.*: avg_pool$"),
+        ("avg_pool_seen", "pool.*: avg_pool of"),
+        ("avg_shares", "pool.*: avg_pool_grad of"),
+        ("avg_pool_grad", "pool.*: avg_pool_grad$"),
+        ("avg_pool_grad_seen", "pool.*: avg_pool_grad of"),
         ("depthwise", "depthwise.*: conv"),
         ("depthwise_input_grad", "depthwise.*: input_grad"),
         ("depthwise_weight_grad", "depthwise.*: weight_grad"),
