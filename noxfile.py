@@ -68,7 +68,7 @@ def kernels(session: nox.Session) -> None:
     """CuPy without a GPU: the CUDA kernels compiled, run on the CPU, and called as on a device."""
     session.install("-e", ".", *nox.project.dependency_groups(PROJECT, "kernels"))
     session.install("--no-deps", FRONTEND)
-    names = ("fuzz", "conv", "classic", "plan", "winograd", "algorithms", "tuning")
+    names = ("fuzz", "conv", "pool", "classic", "plan", "winograd", "algorithms", "tuning")
     files = [f"tests/test_{name}.py" for name in names]
     options = ("--backend=cupy-on-host", "--numprocesses=auto")
     covered(session, "tests/kernels", *files, *options, what=f"--include={CUDA}/*")

@@ -526,14 +526,15 @@ def test_the_largest_of_windows(cupy, rng, name, dtype, layout):
     if x.dtype.kind not in "iu":
         x[rng.random(x.shape) < 0.2], x[rng.random(x.shape) < 0.01] = -np.inf, np.nan
     there = cupy.asarray(x)
-    y = xconv.max_pool(x, kernel, **options)
-    dy = rng.integers(0, 3, y.shape).astype(dtype)
+    with np.errstate(invalid="ignore"):
+        y = xconv.max_pool(x, kernel, **options)
+        dy = rng.integers(0, 3, y.shape).astype(dtype)
+        dx = xconv.max_pool_grad(dy, x, kernel, **options)
     for run, expected in (
         (lambda: xconv.max_pool(there, kernel, **options), y),
-        (lambda: xconv.max_pool_grad(cupy.asarray(dy), there, kernel, **options), None),
+        (lambda: xconv.max_pool_grad(cupy.asarray(dy), there, kernel, **options), dx),
     ):
         made = [run() for _ in range(4)]
-        expected = xconv.max_pool_grad(dy, x, kernel, **options) if expected is None else expected
         assert made[0].dtype == dtype
         np.testing.assert_array_equal(made[0].get().astype("float64"), expected.astype("float64"))
         assert all(same_bits(one, made[0]) for one in made)

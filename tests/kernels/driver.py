@@ -101,6 +101,19 @@ DTYPES = {
 CALLS = 4  # the third has specialised kernels, and the fourth takes a program as it is
 
 
+def pooled(check, x, kernel, windows):
+    """All that there is for this dtype, and how many calls that was."""
+    import xconv
+
+    for _ in range(CALLS):
+        y = xconv.max_pool(x, kernel, **windows)
+        check(xconv.max_pool_grad(y, x, kernel, **windows), x.shape, x.dtype)
+        if x.dtype.kind not in "iu":
+            check(xconv.avg_pool(x, kernel, **windows, count_include_pad=False), y.shape, x.dtype)
+            check(xconv.avg_pool_grad(y, x.shape, kernel, **windows, count_include_pad=False), x.shape, x.dtype)
+    return 4
+
+
 def main():
     """Every function on arrays of CuPy: shapes, dtypes and devices of what comes out, with no warning on the way."""
     counts = install()
@@ -140,6 +153,8 @@ def main():
                 if "pad_mode" not in windows:
                     check(xconv.col2im(cols, shape[2:], **windows), shape, dtype)
             done += 2
+            if name != "complex64" and "pad_mode" not in windows:
+                done += pooled(check, image, filters[2:], windows)
     sys.stdout.write(f"{done} calls, {counts['launches'].value} launches, {counts['modules'].value} modules\n")
 
 
