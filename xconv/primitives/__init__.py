@@ -6,7 +6,7 @@ Every library can do with it; nothing here knows of any.
 from ._costs import KEPT, Costs, Product
 from ._fourier import Grid, block_order
 from ._pieces import along, device, inverse, joined, pad, zeros
-from ._pooling import own
+from ._pooling import divisor, own
 from ._primitives import Piece, Primitives, Team, Whole
 from ._spectra import Matrices, Rows
 
@@ -24,6 +24,7 @@ __all__ = [
     "along",
     "block_order",
     "device",
+    "divisor",
     "inverse",
     "joined",
     "own",

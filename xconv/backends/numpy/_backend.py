@@ -9,7 +9,7 @@ from ..._axis import Run
 from ..._geometry import Geometry
 from ..._typing import Array, DType, Index, Pooled, Shape
 from ...algorithms import PORTABLE
-from ...primitives import Costs, Grid, Matrices, along, block_order, own
+from ...primitives import Costs, Grid, Matrices, along, block_order, divisor, own
 from .._backend import MIB, Backend
 from . import _depthwise, _fourier, _pooling, _spectra, _windows
 from ._costs import numpy_costs
@@ -60,17 +60,20 @@ class NumpyBackend(KeptMemory):
     # pooling
 
     def pool(self, x: Array, g: Geometry, how: Pooled, out: Array | None = None) -> Array:
-        if how != "max":
-            return super().pool(x, g, how, out)
         out = self.scratch.take(g.y_shape, x.dtype) if out is None else out
-        return _pooling.largest(self.scratch.take, x, g, out)
+        if how == "max":
+            return _pooling.largest(self.scratch.take, x, g, out)
+        total = _pooling.total(self.scratch.take, x, g, out)
+        return np.divide(total, divisor(self.xp, g, how, total), out=total)
 
     def pool_grad(
         self, dy: Array, x: Array | None, g: Geometry, whole: Geometry, how: Pooled, out: Array | None = None
     ) -> Array:
-        if how != "max":
-            return super().pool_grad(dy, x, g, whole, how, out)
-        return _pooling.gradient(self.scratch.take, dy, x, whole)[own(g, whole)]
+        if how == "max":
+            return _pooling.gradient(self.scratch.take, dy, x, whole)[own(g, whole)]
+        out = self.scratch.take(g.x_shape, dy.dtype) if out is None else out
+        shares = np.divide(dy, divisor(self.xp, whole, how, dy), out=self.scratch.take(dy.shape, dy.dtype))
+        return _pooling.total_back(self.scratch.take, shares, g, out)
 
     # depthwise
 

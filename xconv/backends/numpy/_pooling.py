@@ -1,11 +1,14 @@
-"""The largest element of every window of NumPy arrays, and where it was read, in kept memory.
+"""The largest element of every window of NumPy arrays, where it was read, and the sum of all, in kept memory.
 
 The axes are taken one after the other: the largest of a window is that of its rows' largest. So a kernel takes as many
-operations as it is long on all axes together, and a long axis the logarithm of that, by windows of twice the length.
+operations as it is long on all axes together; for the largest, a long axis takes the logarithm of that, by windows of
+twice the length.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TypeAlias
 
 import numpy as np
 
@@ -15,18 +18,56 @@ from ..._typing import Array, DType, Shape
 from ...primitives import along
 from ._scratch import Take
 
+#: Makes an array of another by what windows along one axis read: ``line(at, axis, x, out)``.
+Line: TypeAlias = Callable[[int, Axis, Array, Array], Array]
+
 #: The most taps whose numbers fit into a byte, below that of none.
 IN_A_BYTE = 255
 
 
 def largest(take: Take, x: Array, g: Geometry, out: Array) -> Array:
     """The largest element of every window, into `out`."""
+    return _by_axis(partial(_along, take), take, x, g, out)
+
+
+def total(take: Take, x: Array, g: Geometry, out: Array) -> Array:
+    """The sum of every window, into `out`."""
+    return _by_axis(_added, take, x, g, out)
+
+
+def total_back(take: Take, dy: Array, g: Geometry, out: Array) -> Array:
+    """The adjoint of that."""
+    return _by_axis(_added_back, take, dy, g, out, back=True)
+
+
+def _by_axis(line: Line, take: Take, x: Array, g: Geometry, out: Array, *, back: bool = False) -> Array:
+    """What `line` makes of windows along one axis, of one axis after the other; `back` from the last to the first."""
     steps = [(at, a) for at, a in enumerate(g.axes, start=2) if a.kernel > 1 or a.is_padded or a.out != a.size]
+    steps = steps[::-1] if back else steps
     for at, axis in steps[:-1]:
-        x = _along(take, at, axis, x, _made(take, g, (*x.shape[:at], axis.out, *x.shape[at + 1 :]), x.dtype))
+        length = axis.size if back else axis.out
+        x = line(at, axis, x, _made(take, g, (*x.shape[:at], length, *x.shape[at + 1 :]), x.dtype))
     if steps:
-        return _along(take, *steps[-1], x, out)
+        return line(*steps[-1], x, out)
     out[...] = x
+    return out
+
+
+def _added(at: int, axis: Axis, x: Array, out: Array) -> Array:
+    """The sum of every window along one axis, in the order of the taps, into `out`."""
+    out.fill(0)
+    for outputs, elements in map(axis.seen, range(axis.kernel)):
+        part = out[along(at, outputs)]
+        np.add(part, x[along(at, elements)], out=part)
+    return out
+
+
+def _added_back(at: int, axis: Axis, dy: Array, out: Array) -> Array:
+    """The adjoint of that, in the same order."""
+    out.fill(0)
+    for outputs, elements in map(axis.seen, range(axis.kernel)):
+        part = out[along(at, elements)]
+        np.add(part, dy[along(at, outputs)], out=part)
     return out
 
 
