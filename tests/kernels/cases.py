@@ -221,7 +221,7 @@ def _pooled(verb, g, dtype, result, place, beside, values, *, literal, rng):
         for number, outputs, elements in taps_of(g):
             sums[elements] += np.where(taps[outputs] == number, dy.view[outputs], 0).astype(kind)
         return made(pooling.max_pool_grad, dy, found, place(g.x_shape, result), expected=sums)
-    counts = np.zeros(g.y_shape, kind)
+    counts = np.zeros(g.y_shape, np.finfo(kind).dtype)  # real
     for _, outputs, _ in taps_of(g):
         counts[outputs] += 1
     if verb == "avg_shares":
@@ -235,7 +235,7 @@ def _pooled(verb, g, dtype, result, place, beside, values, *, literal, rng):
         sums[outputs if forward else elements] += a.view[elements if forward else outputs].astype(kind)
     if forward:
         return made(pooling.avg_pool, a, place(g.y_shape, result), expected=_divided(sums, counts), seen=seen)
-    expected = sums if seen else sums / kind.type(g.taps)
+    expected = sums if seen else _divided(sums, counts.dtype.type(g.taps))
     return made(pooling.avg_pool_grad, a, place(g.x_shape, result), expected=expected, seen=seen)
 
 
@@ -259,8 +259,13 @@ def largest(g, x):
 
 
 def _divided(sums, counts):
+    """Both parts of a complex number by themselves, and by nothing where nothing is seen."""
+    made = np.empty_like(sums)
     with np.errstate(all="ignore"):
-        return sums / counts
+        if sums.dtype.kind != "c":
+            return sums / counts
+        made.real, made.imag = sums.real / counts, sums.imag / counts
+    return made
 
 
 class Lanes(Case):
