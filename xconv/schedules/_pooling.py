@@ -97,7 +97,8 @@ class AvgPool(Pooling):
 
     @classmethod
     def scratch(cls, algorithm: Algorithm, g: Geometry, costs: Costs) -> int:
-        return cls.sums.scratch(algorithm, g, costs) + g.pixels
+        shares = math.prod(g.y_shape) if cls.over == "windows" else 0
+        return cls.sums.scratch(algorithm, g, costs) + g.pixels + shares
 
     @classmethod
     def reads(cls, g: Geometry) -> int:

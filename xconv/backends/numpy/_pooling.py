@@ -117,7 +117,8 @@ def spare(g: Geometry, itemsize: int, *, gradient: bool) -> int:
     width, outputs = 1 if g.taps < IN_A_BYTE else 4, math.prod(g.y_shape)
     summed = g.batch * g.c_in * math.prod(g.padded) + math.prod(g.x_shape) + 2 * outputs
     found = (itemsize + 4 * width + 2) * made + width * math.prod(g.x_shape)
-    return itemsize * (lines + summed) + found + 24 * outputs
+    sums = 2 * np.dtype(np.intp).itemsize * (g.pixels + g.batch * g.c_in + g.taps)
+    return itemsize * (lines + summed) + found + 24 * outputs + sums
 
 
 def _made(take: Take, g: Geometry, shape: Shape, dtype: DType) -> Array:
