@@ -80,12 +80,12 @@ BAD = {
     "channels last": (
         conv(ones(2, 7, 7, 4), W),
         ValueError,
-        "got shape (6, 4, 3, 3): `layout` may be another for this `x`",
+        'got shape (6, 4, 3, 3): `layout` may be "channels_last"',
     ),
     "x_shape with channels last": (
         lambda: xconv.conv_input_grad(np.moveaxis(DY, 1, -1), W, (2, 7, 7, 4)),
         ValueError,
-        "`layout` may be another for this `x_shape`",
+        'the 7 channels of `x_shape` on its second axis, got shape (6, 4, 3, 3): `layout` may be "channels_last"',
     ),
     "no groups, and a size like the channels": (
         conv(ones(1, 64, 32, 32), ones(32, 32, 3, 3)),
@@ -100,9 +100,17 @@ BAD = {
     ),
     "bool with integers": (conv(X.astype(bool), W.astype("int16")), TypeError, "convert `x` to int16"),
     "no groups": (conv(X, ones(8, 1, 3, 3)), ValueError, "got shape (8, 1, 3, 3): `groups` may be 4"),
-    "channels": (conv(X, ones(6, 3, 3, 3)), ValueError, "`w` must have 4 input channels"),
-    "channels of a group": (conv(X, W, groups=2), ValueError, "`w` must have 2 input channels (4 over 2 groups)"),
-    "last layout channels": (conv(X, W, layout="channels_last"), ValueError, "`w` must have 7 input channels"),
+    "channels": (
+        conv(X, ones(6, 3, 3, 3)),
+        ValueError,
+        "`w` must have the 4 channels of `x` on its second axis, got shape (6, 3, 3, 3)",
+    ),
+    "channels of a group": (
+        conv(X, W, groups=2),
+        ValueError,
+        "the 4 channels of `x`, 2 for each of 2 groups, on its second axis",
+    ),
+    "last layout channels": (conv(X, W, layout="channels_last"), ValueError, "`w` must have the 7 channels of `x`"),
     "bias length": (conv(X, W, ones(5)), ValueError, "`b` must have one element per output channel"),
     "bias rank": (conv(X, W, ones(6, 1)), ValueError, "got shape (6, 1)"),
     # arrays in each other's place: only where they fit
@@ -110,6 +118,26 @@ BAD = {
         lambda: xconv.conv_weight_grad(X, DY, W.shape),
         ValueError,
         "on its second axis, got shape (6, 4, 3, 3): `dy` and `x` may be exchanged",
+    ),
+    "exchanged for a weight gradient, with another stride": (
+        lambda: xconv.conv_weight_grad(X, DY, W.shape, stride=3),
+        ValueError,
+        "on its second axis, got shape (6, 4, 3, 3): `dy` and `x` may be exchanged",
+    ),
+    "images and filters of Keras": (
+        conv(ones(2, 32, 32, 4), ones(3, 3, 4, 16)),
+        ValueError,
+        'got shape (3, 3, 4, 16): `layout` may be "channels_last" and `w_layout` may be "...io"',
+    ),
+    "images of Keras or MLX": (
+        conv(ones(2, 32, 32, 3), ones(16, 3, 3, 3)),
+        ValueError,
+        '`layout` may be "channels_last", or `layout` may be "channels_last" and `w_layout` may be "o...i"',
+    ),
+    "transposed filters of Keras": (
+        lambda: xconv.conv_transpose(ones(2, 9, 9, 16), ones(3, 3, 5, 16), layout="channels_last"),
+        ValueError,
+        'got shape (3, 3, 5, 16): `w_layout` may be "...oi"',
     ),
     "exchanged for a weight gradient of one size": (
         lambda: xconv.conv_weight_grad(X, ones(2, 6, 7, 7), W.shape, padding=1),
@@ -226,7 +254,16 @@ BAD = {
     "three strides": (conv(X, W, stride=(1, 1, 1)), ValueError, "`stride` must have one value per spatial axis (2)"),
     "dilation 0": (conv(X, W, dilation=0), ValueError, "`dilation` must be at least 1"),
     "one dilation": (conv(X, W, dilation=(2,)), ValueError, "`dilation` must have one value per spatial axis"),
-    "padding word": (conv(X, W, padding="full"), ValueError, '`padding` must be "valid", "same", "same_lower"'),
+    "padding word": (conv(X, W, padding="most"), ValueError, "must be one of ('valid', 'same', 'same_lower') or made"),
+    "full padding": (conv(X, W, padding="full", dilation=(1, 2)), ValueError, "got 'full': write (2, 4)"),
+    "causal padding": (conv(X, W, padding="causal"), ValueError, "write ((2, 0), (2, 0))"),
+    "padding in capitals": (conv(X, W, padding="SAME"), ValueError, "got 'SAME': write \"same\""),
+    "padding of all axes": (
+        conv(X, W, padding=((0, 0), (0, 0), (1, 2), 1)),
+        ValueError,
+        "write ((1, 2), (1, 1)), without batch and channels",
+    ),
+    "fractional stride": (conv(X, W, stride=0.5), TypeError, "or input dilation, is the stride of `conv_transpose`"),
     "padding 0.5": (conv(X, W, padding=0.5), TypeError, "`padding` must be made of integers, got 0.5"),
     "three paddings": (conv(X, W, padding=(1, 1, 1)), ValueError, "`padding` must have one int or one (lo, hi) pair"),
     "triple": (conv(X, W, padding=((1, 1, 1), 1)), ValueError, "`padding` must have one int or one (lo, hi) pair"),
@@ -241,7 +278,8 @@ BAD = {
         ValueError,
         "write ((5, 6), (3, 4), (1, 2)), if",
     ),
-    "pad mode": (conv(X, W, pad_mode="zeros"), ValueError, "`pad_mode` must be one of"),
+    "pad mode": (conv(X, W, pad_mode="mean"), ValueError, "`pad_mode` must be one of"),
+    "pad mode elsewhere": (conv(X, W, pad_mode="replicate"), ValueError, "got 'replicate': write \"edge\""),
     "pad mode type": (conv(X, W, pad_mode=0), TypeError, "`pad_mode` must be a string, got 0"),
     "pad nothing": (conv(ones(1, 4, 0, 7), W, padding=2, pad_mode="edge"), ValueError, "needs an element to pad from"),
     "pad value array": (conv(X, W, pad_value=np.array(1.0)), TypeError, "`pad_value` must be a number, got array(1.)"),
@@ -349,7 +387,7 @@ BAD = {
     "w_shape channels": (
         lambda: xconv.conv_weight_grad(DY, X, (6, 3, 3, 3)),
         ValueError,
-        "`w_shape` must have 4 input channels",
+        "`w_shape` must have the 4 channels of `x`",
     ),
     "x_shape rank": (lambda: xconv.conv_input_grad(DY, W, (6, 4)), ValueError, "`x_shape` must have a batch"),
     "x_shape empty": (
@@ -388,7 +426,7 @@ BAD = {
     "transpose layout": (
         lambda: xconv.conv_transpose(ones(2, 7, 7, 6), W),
         ValueError,
-        "got shape (6, 4, 3, 3): `layout` may be another for this `x`",
+        'got shape (6, 4, 3, 3): `layout` may be "channels_last"',
     ),
     "transpose groups": (
         lambda: xconv.conv_transpose(X, ones(4, 2, 3, 3), groups=3),

@@ -349,7 +349,7 @@ def test_a_workspace_with_room_for_another_library_alone(foreign, arrays):
         with pytest.raises(ValueError, match=r"cannot serve this convolution: there are no gradients$"):
             plan.weight_grad(y, x)
     (found,) = (candidate for candidate in plan.candidates if candidate.name == "gemm")
-    assert found.refusal == f"`workspace` must be at least {least} bytes for this convolution, got {least - 1}"
+    assert found.refusal == f"`workspace` must be at least {least} bytes for this call, got {least - 1}"
 
 
 def test_a_plan_is_shown_where_a_gradient_has_no_room(lib):

@@ -1,19 +1,17 @@
 """The public functions. Each checks its arguments, asks for a schedule, and runs it."""
 
-import math
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
 
 from . import _config
-from ._arguments import MOST_BYTES, W_LAYOUTS, WIDEST, check_memory, check_ranks, suggest
+from ._arguments import check_ranks
+from ._fitting import check_fits, planned
 from ._plan import Plan
-from ._planner import Options, Planned, scheduled
-from ._typing import Array, DType, Ints, Layout, Padding, PadMode, Shape, WLayout
+from ._planner import Options, Planned
+from ._typing import Array, DType, Ints, Layout, Padding, PadMode, WLayout
 from ._values import frozen, integer, number, per_axis, permutation, shape
 from .backends import Backend, backend_of, model
 from .primitives import inverse
-from .schedules import Schedule
 
 
 def conv(
@@ -562,82 +560,6 @@ def plan(
     return Plan(schedule, place, (x.dtype, w.dtype), settings)
 
 
-def planned(
-    backend: Backend,
-    given: dict[str, Array],
-    x_shape: Shape,
-    w_shape: Shape,
-    options: Options,
-    *,
-    b: Array | None = None,
-    dy: Array | None = None,
-) -> Schedule:
-    """How to run this convolution under the settings of the moment; all that does not depend on numbers is checked.
-
-    So are the shapes of `b` and `dy`.
-    """
-    dtypes = tuple([(name, array.dtype) for name, array in given.items()])
-    b_shape, dy_shape = b if b is None else tuple(b.shape), dy if dy is None else tuple(dy.shape)
-    try:
-        return _fitting(backend, dtypes, options, x_shape, w_shape, b_shape, dy_shape)
-    except ValueError as error:
-        shapes = {"x": x_shape, "w": w_shape, "b": b_shape, "dy": dy_shape}
-        suggest(error, _alternatives(partial(_fitting, backend, dtypes), options, shapes, tuple(given)[:2]))
-        raise
-
-
-def _fitting(
-    backend: Backend,
-    dtypes: tuple[tuple[str, DType], ...],
-    options: Options,
-    x: Shape,
-    w: Shape,
-    b: Shape | None,
-    dy: Shape | None,
-) -> Schedule:
-    """The schedule; ValueError unless these shapes are those of one convolution."""
-    schedule = scheduled(backend, x, w, dtypes, options, _config.current())
-    if b is not None:
-        filters = (schedule.geometry.c_out if options.output_padding is None else schedule.geometry.c_in,)
-        if b != filters:
-            msg = f"`b` must have one element per output channel, shape {filters}, got shape {b}"
-            raise ValueError(msg)
-    if dy is not None and dy != schedule.y_shape:
-        msg = f"`dy` must have the shape of the result, {schedule.y_shape}, got shape {dy}"
-        raise ValueError(msg)
-    return schedule
-
-
-def _alternatives(
-    fitting: Callable[..., Schedule], options: Options, shapes: dict[str, Any], pair: tuple[str, ...]
-) -> Iterator[tuple[str, Callable[[], Schedule]]]:
-    """What a caller may have meant whose arrays do not fit, the likeliest first, and how to see whether they would.
-
-    The `pair` are the arrays that were given.
-    """
-    x, w, _, dy = shapes.values()
-    if len(pair) < 2 or not shapes.keys() >= set(pair) or not 3 <= len(x) == len(w):
-        return
-    one, other = pair
-    exchanged = shapes | {one: shapes[other], other: shapes[one]}
-    exchange = f"`{one}` and `{other}` may be exchanged", partial(fitting, options, **exchanged)
-    if dy is not None:
-        yield exchange
-    if options.pooling is not None:
-        return
-    last = options.layout == "channels_last"
-    changes: list[tuple[str, dict[str, Any]]] = [
-        (f"`groups` may be {groups}", {"groups": groups}) for groups in {x[-1 if last else 1] // n for n in w if n}
-    ]
-    layout = "channels_first" if last else "channels_last"
-    changes.append((f"`layout` may be another for this `{'x' if 'x' in pair else 'x_shape'}`", {"layout": layout}))
-    changes += [(f'`w_layout` may be "{w_layout}"', {"w_layout": w_layout}) for w_layout in W_LAYOUTS]
-    for hint, change in changes:
-        yield hint, partial(fitting, options._replace(**change), **shapes)
-    if dy is None:
-        yield exchange
-
-
 def _options(
     backend: Backend,
     stride: object,
@@ -669,9 +591,3 @@ def _options(
         algorithm,
         w_layout,
     )
-
-
-def check_fits(backend: Backend, schedule: Schedule, result: Shape) -> None:
-    """MemoryError where no memory holds the result; arrays in chunks need not fit into one."""
-    if math.prod(result) > MOST_BYTES // WIDEST and backend.chunked is None:
-        check_memory(result, backend.itemsize(schedule.dtype), schedule.dtype)

@@ -15,8 +15,12 @@ MOST_ELEMENTS = 2**62
 #: Bytes that a process can address. The widest elements have so many.
 MOST_BYTES, WIDEST = 2**47, 16
 
+PADDINGS = ("valid", "same", "same_lower")
 PAD_MODES = ("constant", "edge", "reflect", "symmetric", "wrap")
+#: What other libraries call them.
+ELSEWHERE = {"zeros": "constant", "replicate": "edge", "nearest": "edge", "mirror": "reflect", "circular": "wrap"}
 
+LAYOUTS = ("channels_first", "channels_last")
 #: The orders of the filters' axes: "o" and "i" are the channels, and "..." the kernel's. The usual ones come first.
 W_LAYOUTS = ("oi...", "...io", "o...i", "io...", "...oi", "i...o")
 #: What is an output channel of a transposed convolution is an input channel of the convolution.
@@ -45,12 +49,12 @@ def geometry(
     c_out, c_group, *kernel = (w_shape[at] for at in filter_axes(w_layout, len(size)))
     _check_groups(groups, c_in, c_out)
     if c_group * groups != c_in:
-        channels = f"{c_in // groups} input channels ({c_in} over {groups} groups)"
+        channels = f"the {c_in} channels of `{x}`" + (f", {c_in // groups} for each of {groups} groups," * (groups > 1))
         msg = f"`{w}` must have {channels} on its {_place('i', w_layout, w_layout)}, got shape {w_shape}"
         raise ValueError(msg)
     if pad_mode not in PAD_MODES:
         msg = f"`pad_mode` must be one of {PAD_MODES}, got {pad_mode!r}"
-        raise ValueError(msg)
+        raise ValueError(msg + (f': write "{ELSEWHERE[pad_mode]}"' if pad_mode in ELSEWHERE else ""))
     if pad_value and pad_mode != "constant":
         msg = f"`pad_value` must be 0 with `pad_mode` {pad_mode!r}, which reads from `{x}`, got {pad_value!r}"
         raise ValueError(msg)
@@ -271,8 +275,10 @@ def _paddings(padding: object, axes: list[Axis]) -> list[tuple[int, int]]:
         if padding in ("same", "same_lower"):
             totals = [max(0, (-(-a.size // a.stride) - 1) * a.stride + a.extent - a.size) for a in axes]
             return [(t // 2, t - t // 2) if padding == "same" else (t - t // 2, t // 2) for t in totals]
-        msg = f'`padding` must be "valid", "same", "same_lower" or made of integers, got {padding!r}'
-        raise ValueError(msg)
+        msg = f"`padding` must be one of {PADDINGS} or made of integers, got {padding!r}"
+        numbers = {"full": tuple(a.extent - 1 for a in axes), "causal": tuple((a.extent - 1, 0) for a in axes)}
+        known = numbers | {name: f'"{name}"' for name in PADDINGS}
+        raise ValueError(msg + (f": write {known[padding.lower()]}" if padding.lower() in known else ""))
     entries = padding if isinstance(padding, tuple) else (padding,) * len(axes)
     pairs = [entry if isinstance(entry, tuple) else (entry, entry) for entry in entries]
     if len(pairs) != len(axes) or any(len(pair) != 2 for pair in pairs):
@@ -282,5 +288,7 @@ def _paddings(padding: object, axes: list[Axis]) -> list[tuple[int, int]]:
             msg += f": write {flat[::-1]}" + (
                 ", if these count from the last axis, as F.pad's" if len(axes) > 1 else ""
             )
+        elif pairs[:2] == [(0, 0), (0, 0)] and len(pairs) == 2 + len(axes):
+            msg += f": write {tuple(pairs[2:])}, without batch and channels"
         raise ValueError(msg)
     return [(integer("padding", lo), integer("padding", hi)) for lo, hi in pairs]

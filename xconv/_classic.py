@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-from ._api import check_fits, col2im, im2col, planned
+from ._api import col2im, im2col
 from ._arguments import lacking, suggest
 from ._axis import Axis
+from ._fitting import check_fits, planned
 from ._planner import Options
 from ._typing import Array, Shape
 from ._values import integer, shape

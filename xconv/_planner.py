@@ -12,6 +12,7 @@ from itertools import islice, takewhile
 from typing import Any, NamedTuple, NoReturn
 
 from ._arguments import (
+    LAYOUTS,
     TRANSPOSED,
     W_LAYOUTS,
     check_order,
@@ -171,7 +172,7 @@ def scheduled(
 
 def geometry_of(x_shape: Shape, w_shape: Shape, options: Options, given: Container[str] = ("x", "w")) -> Geometry:
     """Check the shapes and options, and read the geometry from them; errors say which arrays were `given`."""
-    if options.layout not in {"channels_first", "channels_last"}:
+    if options.layout not in LAYOUTS:
         msg = f'`layout` must be "channels_first" or "channels_last", got {options.layout!r}'
         raise ValueError(msg)
     if options.w_layout not in W_LAYOUTS:

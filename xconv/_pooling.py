@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from ._api import check_fits, planned
 from ._arguments import check_counts, check_ranks
+from ._fitting import check_fits, planned
 from ._planner import Options
 from ._typing import Array, Ints, Layout, Padding, Shape
 from ._values import frozen, per_axis, shape

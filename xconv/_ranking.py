@@ -196,7 +196,7 @@ class WorkspaceError(ValueError):
     """The workspace has no room for one tile of an algorithm, which takes `least` bytes."""
 
     def __init__(self, least: int, given: int | None) -> None:
-        needed = f"`workspace` must be at least {least} bytes for this convolution, got {given}"
+        needed = f"`workspace` must be at least {least} bytes for this call, got {given}"
         super().__init__(f"it takes {in_bytes(least)}" if given is None else needed)
         self.least = least
 

@@ -19,6 +19,8 @@ def integer(name: str, value: object) -> int:
         return operator.index(value)  # type: ignore[arg-type]
     except TypeError as error:
         msg = f"`{name}` must be made of integers, got {value!r}"
+        if name == "stride" and isinstance(value, float) and 0 < value < 1:
+            msg += ": a fractional stride, or input dilation, is the stride of `conv_transpose`"
         raise TypeError(msg) from error
 
 
