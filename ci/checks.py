@@ -35,6 +35,8 @@ GEOMETRIES: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] =
     "volume": ((1, 2, 5, 6, 7), (3, 2, 2, 3, 2), {"padding": 1}),
     "large": ((3, 4, 40, 41), (6, 4, 3, 3), {"padding": (0, 1)}),
     "reflect": ((2, 3, 8, 7), (4, 3, 3, 3), {"padding": 2, "pad_mode": "reflect"}),
+    "value": ((2, 3, 8, 7), (4, 3, 3, 3), {"padding": ((2, 1), 1), "pad_value": 2}),
+    "filters": ((2, 8, 9, 10), (3, 3, 8, 8), {"padding": 1, "w_layout": "...io"}),
 }
 #: The geometries of each dtype; what is most likely to be used comes first.
 DTYPES = {
@@ -165,8 +167,11 @@ class Checks:
         if last:
             x_shape, options = (x_shape[0], *x_shape[2:], x_shape[1]), {**options, "layout": "channels_last"}
         here = {"x": self.numbers(x_shape, dtype), "w": self.numbers(w_shape, dtype)}
-        here["dy"] = self.numbers(xconv.plan(here["x"], here["w"], **options).y_shape, dtype)
-        here["b"] = self.numbers(w_shape[:1], dtype)
+        y_shape = xconv.plan(here["x"], here["w"], **options).y_shape
+        here["dy"], here["b"] = (
+            self.numbers(y_shape, dtype),
+            self.numbers(y_shape[-1:] if last else y_shape[1:2], dtype),
+        )
         return Problem({name: self.there(array, dtype) for name, array in here.items()}, here, options)
 
     def there(self, array: Any, dtype: str) -> Any:
@@ -223,6 +228,8 @@ class Checks:
     def columns(self, name: str, dtype: str) -> Named:
         """Elements that are only moved, and added up again."""
         x_shape, w_shape, options = GEOMETRIES[name]
+        if "w_layout" in options:  # windows have no filters; but an order of their own
+            w_shape, options = (*w_shape[2:], *w_shape[:2]), {"padding": 1, "axes": (0, 4, 5, 1, 2, 3)}
         options = {key: value for key, value in options.items() if key != "groups"}
         x, kernel = self.numbers(x_shape, dtype), w_shape[2:]
         there = self.there(x, dtype)
@@ -231,7 +238,7 @@ class Checks:
             return xconv.im2col(x, kernel, **options)
 
         yield f"{name}: im2col", partial(self.compare, partial(unfolded, there), partial(unfolded, x), dtype)
-        if "pad_mode" in options:
+        if options.keys() & {"pad_mode", "pad_value"}:
             return
         cols = self.numbers(unfolded(x).shape, dtype)
 
