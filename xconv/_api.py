@@ -374,9 +374,9 @@ def im2col(
     Parameters
     ----------
     x : array, shape (n, c, *size)
-        The input.
+        The input. A single image needs a batch axis, ``x[None]``: without it, its channels are taken for the batch.
     kernel_size : int or tuple of int
-        Taps of the window, for all axes or for each.
+        Taps of the window, for all axes or for each. A tuple of another length than there are spatial axes is an error.
     stride, padding, dilation, pad_mode, pad_value
         As in :func:`conv`.
     axes : tuple of int, optional

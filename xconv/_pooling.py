@@ -27,8 +27,9 @@ def max_pool(
     ----------
     x : array, shape (n, c, *size)
         The input, of any array library and any spatial rank from 1: integers or real numbers. It is never written to.
+        A single image needs a batch axis, ``x[None]``: without it, its channels are taken for the batch.
     kernel_size : int or tuple of int
-        Taps of the window, for all axes or for each.
+        Taps of the window, for all axes or for each. A tuple of another length than there are spatial axes is an error.
     stride : int or tuple of int, optional
         Steps between the windows; by default the kernel size, so that windows neither overlap nor leave gaps.
     padding, dilation, layout
@@ -58,7 +59,7 @@ def max_pool(
     -----
     At most one comparison per tap and output; on NumPy axis by axis, so that these are as many as the kernel is long
     on all axes together, and for long axes the logarithm of that. The temporary memory is within
-    ``config(workspace=)``. PyTorch's ``ceil_mode`` is padding at the end of an axis.
+    ``config(workspace=)``. The ``ceil_mode`` of PyTorch's ``max_pool2d`` is padding at the end of an axis.
 
     Examples
     --------
@@ -91,8 +92,9 @@ def max_pool_grad(
 ) -> Array:
     """Gradient of :func:`max_pool` with respect to its input.
 
-    Each element of `dy` is added where the largest element of its window was read, of equals where the first was. NaN
-    counts as largest. A window that saw nothing but padding gives nothing back.
+    Each element of `dy` is added where the largest element of its window was read. NaN counts as largest. Of several
+    equal elements, or several NaN, that is the first in the order of the axes. A window that saw nothing but padding
+    gives nothing back.
 
     Parameters
     ----------
@@ -152,9 +154,9 @@ def avg_pool(
     ----------
     x : array, shape (n, c, *size)
         The input, of any array library and any spatial rank from 1: real or complex floating-point numbers. It is never
-        written to.
+        written to. A single image needs a batch axis, ``x[None]``: without it, its channels are taken for the batch.
     kernel_size : int or tuple of int
-        Taps of the window, for all axes or for each.
+        Taps of the window, for all axes or for each. A tuple of another length than there are spatial axes is an error.
     stride : int or tuple of int, optional
         Steps between the windows; by default the kernel size, so that windows neither overlap nor leave gaps.
     padding, dilation, layout
@@ -174,7 +176,7 @@ def avg_pool(
         For shapes, sizes and options that do not fit, a kernel larger than the padded input, a workspace too small, or
         windows without an element where padding does not count.
     TypeError
-        For what is no array, booleans, and integers, whose means are none.
+        For what is no array, booleans and integers.
     MemoryError
         For a result that is larger than any memory.
 
