@@ -1,4 +1,4 @@
-"""Fill in what a magnetic resonance scan has left out: a convolution that foretells each sample from its neighbours.
+"""Fill in what a magnetic resonance scan has left out: a convolution that predicts each sample from its neighbours.
 
 Run it with any array library that is installed::
 
@@ -6,9 +6,9 @@ Run it with any array library that is installed::
     python examples/mri.py --backend cupy
 
 A scanner with several coils samples the Fourier transform of the image, as each coil sees it. Here it takes one of four
-samples. The coils see the same object, so every sample is a linear combination of those around it, in all coils. The
-coefficients come from a small region in the middle that is sampled in full, and are the kernel of a multi-channel
-complex convolution (SPIRiT: Lustig and Pauly, Magnetic Resonance in Medicine 64, 2010). What is missing is chosen by
+samples, and all in the middle: 27%. The coils see the same object, so every sample is a linear combination of those
+around it, in all coils. The coefficients come from the middle, and are the kernel of a multi-channel complex
+convolution (SPIRiT: Lustig and Pauly, Magnetic Resonance in Medicine 64, 2010). What is missing is chosen by
 conjugate gradients so that this holds everywhere: a ``conv`` and a ``conv_input_grad`` in every step. It draws
 ``examples/out/mri.png`` and takes a few seconds.
 """
@@ -140,7 +140,7 @@ def draw(panels: list[tuple[str, np.ndarray, float]], path: Path) -> None:
 
 
 def main() -> None:
-    options = arguments("Reconstruct a magnetic resonance image from a quarter of its samples.", "mri.png").parse_args()
+    options = arguments("Reconstruct a magnetic resonance image from 27% of its samples.", "mri.png").parse_args()
     xp = namespace(options.backend)
     full, taken = scan(np.random.default_rng(0))
     start = time.perf_counter()

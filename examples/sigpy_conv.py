@@ -14,7 +14,10 @@ def layer(data, filt, mode, strides, multi_channel):
     w = tuple(filt) if multi_channel else (1, 1, *filt)
     axes = len(w) - 2
     *batch, channels = data[:-axes] if multi_channel else (*data[:-axes], 1)
-    padding = {"full": [taps - 1 for taps in w[2:]], "valid": 0}[mode]
+    if mode not in ("full", "valid"):
+        msg = f'`mode` must be "full" or "valid", got {mode!r}'
+        raise ValueError(msg)
+    padding = [taps - 1 for taps in w[2:]] if mode == "full" else 0
     return (math.prod(batch), channels, *data[-axes:]), w, {"stride": strides or 1, "padding": padding}
 
 
