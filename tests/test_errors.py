@@ -625,7 +625,7 @@ BAD = {
     "temporary memory": (
         conv(ones(18, 6, 5), ones(3, 2, 5), groups=3, dilation=10**13, padding=((0, 4 * 10**13),), pad_mode="edge"),
         MemoryError,
-        "the temporary memory of this convolution must fit into memory: it takes",
+        "the temporary memory of this call must fit into memory: it takes",
     ),
     "temporary memory beyond what NumPy counts": (
         conv(

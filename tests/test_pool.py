@@ -1,5 +1,7 @@
 """Pooling: the largest element of every window, its mean, and what comes back from either."""
 
+import time
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -360,3 +362,43 @@ def test_nan_is_found_without_a_warning(rng):
     x = np.full((1, 1, 5), np.nan)
     assert np.isnan(xconv.max_pool(x, 3, stride=1)).all()
     assert np.array_equal(xconv.max_pool_grad(np.ones((1, 1, 3)), x, 3, stride=1), [[[1.0, 1, 1, 0, 0]]])
+
+
+@pytest.mark.numpy_only
+@pytest.mark.parametrize(("size", "kernel"), [(4000, 1500), (2900, 1025), (40, 1100)])
+@pytest.mark.parametrize("stride", [1, 700, 1500])
+def test_windows_of_many_taps(rng, size, kernel, stride):
+    """They are taken one by one; the numbers of their taps do not fit into a byte."""
+    x = rng.integers(-9, 10, (1, 2, size)).astype(float)
+    options = {"stride": stride, "padding": 600}
+    filled = np.pad(x, ((0, 0), (0, 0), (600, 600)), constant_values=-np.inf)
+    windows = np.lib.stride_tricks.sliding_window_view(filled, kernel, 2)[:, :, ::stride]
+    y = xconv.max_pool(x, kernel, **options)
+    assert np.array_equal(y, windows.max(-1))
+    means = np.where(np.isfinite(windows), windows, 0).sum(-1) / kernel
+    np.testing.assert_allclose(xconv.avg_pool(x, kernel, **options), means, atol=1e-12)
+    dy = rng.integers(1, 9, y.shape).astype(float)
+    dx, shares = np.zeros_like(filled), np.zeros_like(filled)
+    for o, first in enumerate(windows.argmax(-1).reshape(2, -1).T):
+        for c, at in enumerate(first):
+            dx[0, c, o * stride + at] += dy[0, c, o]
+        shares[:, :, o * stride : o * stride + kernel] += dy[:, :, o : o + 1] / kernel
+    assert np.array_equal(xconv.max_pool_grad(dy, x, kernel, **options), dx[:, :, 600:-600])
+    back = xconv.avg_pool_grad(dy, x.shape, kernel, **options)
+    np.testing.assert_allclose(back, shares[:, :, 600:-600], atol=1e-12)
+
+
+@pytest.mark.numpy_only
+def test_nothing_takes_longer_than_what_is_there():
+    """However long windows and padding are: no step of a plan or a call visits every tap."""
+    x, far = np.arange(10.0).reshape(1, 1, 10), {"padding": 10**9}
+    begin = time.process_time()
+    assert xconv.max_pool(x, 10**9, **far).tolist() == [[[-np.inf, 9]]]
+    assert xconv.avg_pool(x, 10**9, **far)[0, 0, 1] == 45 / 10**9
+    seen = {"padding": 10**9 - 5, "count_include_pad": False}
+    assert xconv.avg_pool(x, 10**9, **seen).tolist() == [[[2, 7]]]
+    with pytest.raises(ValueError, match="must leave an element in every window"):
+        xconv.avg_pool(x, 10**9, **far, count_include_pad=False)
+    images = np.ones((2, 64, 112, 112), np.float32)
+    assert xconv.avg_pool_grad(xconv.avg_pool(images, 112), images.shape, 112).shape == images.shape
+    assert time.process_time() - begin < 1

@@ -1,6 +1,7 @@
 """PyTorch: its convolutions as a second oracle, its autograd and its transforms through xconv. For --backend=torch."""
 
 import importlib
+import itertools
 import math
 
 import numpy as np
@@ -550,3 +551,14 @@ def test_avg_pool_is_theirs(torch, rng, name, count_include_pad):
     (dx,) = torch.autograd.grad(theirs, x, dy)
     torch.testing.assert_close(torch.autograd.grad(ours, x, dy)[0], dx)
     torch.testing.assert_close(xconv.avg_pool_grad(dy, shape, **options), dx)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 8, 8), (1, 1, 5, 6)])
+def test_columns_lie_in_every_order(torch, shape):
+    """Also in those in which PyTorch would keep the channels last, as it stacks what has them there."""
+    x = torch.arange(float(np.prod(shape))).reshape(shape)
+    cols = xconv.im2col(x, (1, 3))
+    for axes in itertools.permutations(range(6)):
+        found = xconv.im2col(x, (1, 3), axes=axes)
+        assert found.is_contiguous()
+        assert torch.equal(found, cols.permute(axes))

@@ -402,3 +402,20 @@ def test_a_fork_starts_with_nobody_measuring(monkeypatch):
         _measuring._start_afresh()
         assert not _measuring._measuring.locked()
         monkeypatch.undo()
+
+
+@pytest.mark.numpy_only
+def test_what_is_measured_apart():
+    """What takes another time has another name in a record, and the same names are for what takes the same."""
+    x, w = np.ones((1, 2, 9, 9), np.float32), np.ones((2, 2, 3, 3), np.float32)
+
+    def call(function, w_shape=None, **options):
+        plan = xconv.plan(x, w if w_shape is None else np.ones(w_shape, np.float32), padding=1, **options)
+        return plan.schedule.problem.call(function, "here")
+
+    filled = [call("forward", pad_value=value) for value in (0, 1, 2, np.nan, np.inf)]
+    assert filled[1] == filled[2]
+    assert filled[3] == filled[4]
+    assert len(set(filled)) == 3
+    assert call("input_grad", pad_value=2) == call("input_grad")
+    assert call("forward", (3, 3, 2, 2), w_layout="...io") != call("forward")

@@ -8,12 +8,12 @@ Everything here follows from that line. A part of the outputs, or a part of the 
 ``lo`` and another ``size``; so a piece of an axis is an axis. Negative padding crops.
 """
 
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from heapq import merge
-from itertools import accumulate, pairwise
+from itertools import groupby
+from operator import itemgetter
 from typing import NamedTuple
 
 #: Padding that no window sees is left out where it is longer than this; where it is shorter, it takes less time than
@@ -112,16 +112,36 @@ class Axis:
             return slice(first, first), slice(0, 0)
         return slice(first, last), slice(start + first * self.stride, start + (last - 1) * self.stride + 1, self.stride)
 
+    def window(self, output: int) -> slice:
+        """The elements that an output reads."""
+        start = output * self.stride - self.lo
+        first = max(0, -(start // self.dilation))
+        last = min(self.kernel - 1, (self.size - 1 - start) // self.dilation)
+        if first > last:
+            return slice(0, 0)
+        return slice(start + first * self.dilation, start + last * self.dilation + 1, self.dilation)
+
+    def count(self, output: int) -> int:
+        """How many elements an output reads."""
+        window = self.window(output)
+        return len(range(window.start, window.stop, window.step or 1))
+
     @cached_property
     def counts(self) -> tuple[tuple[int, int], ...]:
-        """How many outputs in a row have so many taps that read elements, and how many taps that is; run by run."""
-        changes: Counter[int] = Counter()
-        for outputs, _ in map(self.seen, range(self.kernel)):
-            changes[outputs.start] += 1
-            changes[outputs.stop] -= 1
-        edges = sorted({0, *changes, self.out})
-        taps = accumulate(changes[edge] for edge in edges)
-        return tuple((end - begin, n) for (begin, end), n in zip(pairwise(edges), taps, strict=False))
+        """How many outputs in a row read so many elements, and how many these are; run by run."""
+        begin = min(self.out, max(0, -(-self.lo // self.stride)))
+        end = max(begin, min(self.out, (self.size + self.lo - self.extent) // self.stride + 1))
+        inside = [(end - begin, self.kernel)] if begin < end else []
+        before, behind = ([(1, self.count(o)) for o in part] for part in (range(begin), range(end, self.out)))
+        runs = groupby([*before, *inside, *behind], key=itemgetter(1))
+        return tuple((sum(length for length, _ in run), n) for n, run in runs)
+
+    @cached_property
+    def is_blind(self) -> bool:
+        """Whether there is an output that reads nothing."""
+        gaps = self.kernel > 1 and self.dilation > self.size  # or only the first and the last may
+        outputs = range(self.out) if gaps else (0, self.out - 1)[: self.out]
+        return any(self.count(output) == 0 for output in outputs)
 
     def gathered(self) -> "Axis":
         """The axis of what the taps read, each for all outputs, one behind the other: for taps that share nothing."""

@@ -123,7 +123,7 @@ class Geometry:
     @cached_property
     def is_blind(self) -> bool:
         """Whether there is a window that sees nothing but padding."""
-        return any(n == 0 < length for axis in self.axes for length, n in axis.counts)
+        return any(axis.is_blind for axis in self.axes)
 
     @cached_property
     def macs(self) -> int:

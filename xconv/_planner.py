@@ -165,8 +165,8 @@ def scheduled(
     if options.pad_value:
         value = backend.filling(options.pad_value, dtype)
         g = replace(g, pad_value=value if g.pad_value else 0)
-    problem = Problem(backend, g, dtype, settings, options.algorithm, frozenset(dict(dtypes).values()))
     order = options.order_of_filters
+    problem = Problem(backend, g, dtype, settings, options.algorithm, frozenset(dict(dtypes).values()), order)
     return _scheduled(problem, None if order == "oi..." else filter_axes(order, len(g.axes)))
 
 

@@ -57,8 +57,8 @@ def max_pool(
 
     Notes
     -----
-    At most one comparison per tap and output; on NumPy axis by axis, so that these are as many as the kernel is long
-    on all axes together, and for long axes the logarithm of that. The temporary memory is within
+    Axis by axis: as many comparisons per output as the kernel is long on all axes together, on NumPy arrays the
+    logarithm of that for long axes; and on CuPy arrays as many as it has taps. The temporary memory is within
     ``config(workspace=)``. The ``ceil_mode`` of PyTorch's ``max_pool2d`` is padding at the end of an axis.
 
     Examples
@@ -119,9 +119,10 @@ def max_pool_grad(
 
     Notes
     -----
-    The windows are searched again, which takes as many comparisons as `max_pool`, so nothing has to be kept from
-    there; and one addition per element of `dy`, in an order that depends on nothing but the shapes. float16 and
-    bfloat16 are summed in float32.
+    The windows are searched again, so nothing has to be kept from `max_pool`: as many comparisons per output as the
+    kernel is long on all axes together, for libraries without a way of their own as many as it has taps; and one
+    addition per element of `dy`, in an order that depends on nothing but the shapes. float16 and bfloat16 are summed in
+    float32.
 
     Examples
     --------
@@ -187,9 +188,10 @@ def avg_pool(
 
     Notes
     -----
-    A depthwise convolution with filters of ones, divided by the number of elements: one multiply-add per tap and
-    output. The error is at most ``(K + 1) * eps * avg_pool(|x|)`` for windows of K elements; float16 and bfloat16 are
-    summed in float32. The temporary memory is within ``config(workspace=)``.
+    Sums axis by axis, divided by the number of elements: as many additions per output as the kernel is long on all
+    axes together, and on CuPy arrays as many as it has taps. The error is at most
+    ``(K + 1) * eps * avg_pool(|x|)`` for windows of K elements; float16 and bfloat16 are summed in float32. The
+    temporary memory is within ``config(workspace=)``.
 
     Examples
     --------
@@ -249,8 +251,8 @@ def avg_pool_grad(
 
     Notes
     -----
-    A division per element of `dy` and the input gradient of a depthwise convolution with filters of ones. The result is
-    the same in every bit on every run.
+    A division per element of `dy`, and as many additions as in `avg_pool`. The result is the same in every bit on every
+    run.
 
     Examples
     --------
@@ -294,7 +296,7 @@ def _pooled(
         frozen("dilation", dilation),
         max(1, channels),
         layout=layout,
-        algorithm="depthwise" if channels and function.startswith("avg") else "gemm",
+        algorithm="gemm",
         pooling=function,
     )
     w_shape = (channels, min(1, channels), *kernel)

@@ -46,6 +46,8 @@ class Problem(NamedTuple):
     algorithm: str = "auto"
     #: The dtypes of the arrays: what is of another one than what is multiplied is cast tile by tile.
     given: frozenset[DType] = frozenset()
+    #: The order in which the filters' axes lie.
+    w_layout: str = "oi..."
 
     @property
     def tuning(self) -> Tuning | None:
@@ -59,12 +61,16 @@ class Problem(NamedTuple):
 
     def call(self, function: Function, place: str) -> str:
         """What is measured, as a record names it."""
-        g = self.geometry
+        g = self.geometry.linear() if function == "input_grad" else self.geometry
         axes = "; ".join(f"{a.size}+{a.lo}+{a.hi} by {a.kernel}, steps {a.stride} and {a.dilation}" for a in g.axes)
         layout = "channels last" if g.channels_last else "channels first"
         counts = f"{g.batch} of {g.c_in} to {g.c_out} in {g.groups}"
         others = ", ".join(f"{name} {value}" for name, value in self.settings._asdict().items() if name != "tuning")
-        mode = "filled" if g.pad_value else g.pad_mode
+        mode = g.pad_mode
+        if g.pad_value:
+            mode = "filled" if cmath.isfinite(g.pad_value) else "filled with what is not finite"
+        if self.w_layout != "oi...":
+            layout += f", filters {self.w_layout}"
         how = f"{self.backend.name} {self.dtype}, {counts}, {axes}, {mode}, {layout}, {others}"
         return f"{function} on {place}, {how}"
 
@@ -138,7 +144,7 @@ def plans(problem: Problem, function: Function) -> Iterator[Tiled]:
         smallest = min(errors, key=lambda error: error.least)
         if problem.settings.workspace is not None:
             raise smallest
-        msg = f"the temporary memory of this convolution must fit into memory: {smallest}, so take smaller sizes"
+        msg = f"the temporary memory of this call must fit into memory: {smallest}, so take smaller sizes"
         raise MemoryError(msg)
 
 

@@ -147,5 +147,6 @@ def test_costs():
     g = xconv.plan(np.ones((2, 3, 8, 8), "float32"), np.ones((3, 1, 2, 2), "float32"), groups=3).schedule.geometry
     costs = _costs.KernelCosts(1, 1, 0)
     elements = 2 * 3 * (64 + 49)
-    assert costs.max_pool(g, gradient=True) == 2 * costs.max_pool(g, gradient=False) == 2 * elements
-    assert [costs.max_pool_spare(g, gradient=gradient) for gradient in (False, True)] == [0, 2 * 3 * 49]
+    for mean in (False, True):
+        assert costs.pool(g, mean=mean, back=True) == 2 * costs.pool(g, mean=mean, back=False) == 2 * elements
+        assert [costs.pool_spare(g, mean=mean, back=back) for back in (False, True)] == [0, 2 * 3 * 49]

@@ -125,13 +125,15 @@ class Costs:
 
     # pooling: a comparison for every tap, and a copy of what is larger
 
-    def max_pool(self, g: Geometry, *, gradient: bool) -> float:
-        elements = 3 * math.prod(g.y_shape) * g.taps + math.prod(g.x_shape)
-        return self.moved(elements, 3 * g.taps) + (self.col2im(g) if gradient else 0)
+    def pool(self, g: Geometry, *, mean: bool, back: bool) -> float:
+        """The largest of every window or its mean; or `back`, to what was read."""
+        taps = sum(g.kernel)
+        elements = 3 * math.prod(g.y_shape) * taps + math.prod(g.x_shape)
+        return self.moved(elements, 3 * taps) + (self.col2im(g) if back and not mean else 0)
 
-    def max_pool_spare(self, g: Geometry, *, gradient: bool) -> int:
+    def pool_spare(self, g: Geometry, *, mean: bool, back: bool) -> int:
         """Memory that it needs beside what it takes and makes, at most."""
-        return _pooling.spare(g, gradient=gradient)
+        return _pooling.spare(g, mean=mean, back=back)
 
     # windows under small matrices, and under Fourier transforms
 

@@ -1,7 +1,7 @@
-"""The largest element of every window, in the pure array-API standard.
+"""The largest element of every window, and the sum of all, in the pure array-API standard.
 
-Axis by axis from the last one on, an element takes the place of those before it where it is larger, or the first that
-is no number. So the first of equals stays, and derivatives of the chain go to it alone.
+Axis by axis from the last one on. For the largest, an element takes the place of those before it where it is larger, or
+the first that is no number. So the first of equals stays, and derivatives of the chain go to it alone.
 """
 
 import math
@@ -37,16 +37,33 @@ def spread(xp: Namespace, dy: Array, found: Array, g: Geometry) -> Array:
     return xp.reshape(xp.stack(taps, axis=2), g.columns_shape)
 
 
-def spare(g: Geometry, *, gradient: bool) -> int:
-    """Elements that either function needs at once beside what it takes and makes, at most."""
+def total(xp: Namespace, x: Array, g: Geometry) -> Array:
+    """The sum of every window, ``(n, c, *out)``."""
+    for at, axis in _axes(g):
+        x = pad(xp, x, at, axis.lo, axis.hi)
+        starts = range(0, axis.extent, axis.dilation)
+        first, *others = (x[along(at, slice(start, start + max(0, axis.span), axis.stride))] for start in starts)
+        x = sum(others, first)
+    return x
+
+
+def total_back(xp: Namespace, dy: Array, g: Geometry) -> Array:
+    """The adjoint of that."""
+    for at, axis in enumerate(g.axes, start=2):
+        dy = pad(xp, _windows.fold(xp, [dy] * axis.kernel, at, axis), at, -axis.lo, -axis.hi)
+    return dy
+
+
+def spare(g: Geometry, *, mean: bool, back: bool) -> int:
+    """Elements that a function needs at once beside what it takes and makes, at most."""
     size, most = math.prod(g.x_shape), 0
     for _, axis in _axes(g):
         line = size // max(1, axis.size)
         size = line * axis.out
-        most = max(most, line * axis.padded + 6 * size)
-    if not gradient:
+        most = max(most, line * (axis.padded + axis.stride) + 6 * size)
+    if not back:
         return most
-    return 4 * most + 2 * math.prod(g.columns_shape) + _windows.spare(g)
+    return 6 * most if mean else 4 * most + 2 * math.prod(g.columns_shape) + _windows.spare(g)
 
 
 def counts(xp: Namespace, g: Geometry, dtype: DType, like: Array) -> Array:

@@ -137,13 +137,11 @@ class Primitives:
 
     def pool(self, x: Array, g: Geometry, how: Pooled, out: Array | None = None) -> Array:
         """The largest element of every window, NaN where there is one; or the mean. In `out` if possible."""
+        del out
         if how == "max":
             return _pooling.largest(self.xp, x, g)
-        if g.is_empty:
-            return self.zeros(g.y_shape, x.dtype, x, out)
-        y = self.depthwise(x, self.zeros(g.w_shape, x.dtype, x) + 1, g, out)
-        y /= _pooling.divisor(self.xp, g, how, y)
-        return y
+        y = _pooling.total(self.xp, x, g)
+        return y / _pooling.divisor(self.xp, g, how, y)
 
     def pool_grad(
         self, dy: Array, x: Array | None, g: Geometry, whole: Geometry, how: Pooled, out: Array | None = None
@@ -153,13 +151,11 @@ class Primitives:
         The elements are those of `g`; `whole` has all that their windows read, which is `x` where the largest is
         searched for. In `out` if possible.
         """
+        del out
         if how == "max":
             found = _pooling.first(self.xp, x, whole)
             return self.col2im(_pooling.spread(self.xp, dy, found, whole), whole)[_pooling.own(g, whole)]
-        if g.is_empty:
-            return self.zeros(g.x_shape, dy.dtype, dy, out)
-        dy = dy / _pooling.divisor(self.xp, whole, how, dy)
-        return self.depthwise_input_grad(dy, self.zeros(g.w_shape, dy.dtype, dy) + 1, g, out)
+        return _pooling.total_back(self.xp, dy / _pooling.divisor(self.xp, whole, how, dy), g)
 
     # depthwise: x (n, c_in, *size), w (c_out, 1, *kernel), y (n, c_out, *out)
 

@@ -26,6 +26,7 @@ def _stacked(xp: Namespace, taps: list[Array], at: int, order: Shape) -> Array:
         return xp.stack(taps, axis=at)
     others = tuple(axis - (axis > at) for axis in order if axis != at)
     made = xp.stack([xp.permute_dims(tap, others) for tap in taps], axis=order.index(at))
+    made = xp.reshape(xp.reshape(made, (-1,)), made.shape)  # a library may stack in the order in which the taps lie
     return xp.permute_dims(made, inverse(order))
 
 
@@ -46,12 +47,12 @@ def folded(xp: Namespace, cols: Array, g: Geometry) -> Array:
     """The adjoint of `columns`: adds each element of the columns to the input element that it was read from."""
     for i, axis in reversed(list(enumerate(g.axes))):  # cols is (n, c, *kernel[:i+1], *out[:i+1], *size[i+1:])
         taps = [cols[along(2 + i, t)] for t in range(axis.kernel)]
-        cols = pad(xp, _fold(xp, taps, 2 + 2 * i, axis), 2 + 2 * i, -axis.lo, -axis.hi)
+        cols = pad(xp, fold(xp, taps, 2 + 2 * i, axis), 2 + 2 * i, -axis.lo, -axis.hi)
     # Where nothing was added up, the result would share its memory with the columns.
     return cols * 1 if g.taps == 1 else cols
 
 
-def _fold(xp: Namespace, taps: list[Array], at: int, axis: Axis) -> Array:
+def fold(xp: Namespace, taps: list[Array], at: int, axis: Axis) -> Array:
     """Sum the taps along the axis `at`, each shifted to its place in the padded input.
 
     Output o of a tap at offset t = q * stride + r falls on position o + q of the sub-grid with phase r.

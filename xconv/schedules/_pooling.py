@@ -1,7 +1,6 @@
 """Pooling over tiles: the largest element of every window, or its mean, and what comes back from either.
 
-A mean is a depthwise convolution with filters of ones, divided by the number of elements that a window counts. What
-comes back to a tile of the inputs depends on all that the windows read which see it.
+What comes back to a tile of the inputs depends on all that the windows read which see it.
 """
 
 import math
@@ -12,13 +11,41 @@ from .._geometry import Geometry, Side, Tile
 from .._typing import Array, Function, Pooled
 from ..algorithms import Algorithm
 from ..primitives import Costs, Piece, Whole
-from ._tiled import Forward, InputGrad, Tiled, input_of, output_of
+from ._tiled import Tiled, input_of, output_of
 
 
 class Pooling(Tiled):
     """What makes an element for every window, or takes it back to the inputs."""
 
     over: ClassVar[Side] = "outputs"
+    #: Whether it is the mean of a window, and not its largest element.
+    mean: ClassVar[bool] = False
+
+    @classmethod
+    def scratch(cls, algorithm: Algorithm, g: Geometry, costs: Costs) -> int:
+        del algorithm
+        return math.prod(g.x_shape) + math.prod(g.y_shape) + costs.pool_spare(g, mean=cls.mean, back=cls.is_back())
+
+    @classmethod
+    def reads(cls, g: Geometry) -> int:
+        if cls.is_back():
+            return math.prod(g.y_shape)
+        return math.prod(g.x_shape) if cls.mean else 0  # the largest are found in what is there
+
+    @classmethod
+    def filters(cls, algorithm: Algorithm, g: Geometry) -> int:
+        del algorithm, g
+        return 0
+
+    @classmethod
+    def cost_of(cls, algorithm: Algorithm, g: Geometry, costs: Costs) -> float:
+        del algorithm
+        return costs.pool(g, mean=cls.mean, back=cls.is_back())
+
+    @classmethod
+    def is_back(cls) -> bool:
+        """Whether it takes elements of windows back to the inputs."""
+        return cls.over == "windows"
 
     def _assembled(self, piece: Piece) -> Array:
         g = self.geometry
@@ -47,38 +74,18 @@ class MaxPool(Pooling):
 
     function: ClassVar[Function] = "max_pool"
 
-    @classmethod
-    def scratch(cls, algorithm: Algorithm, g: Geometry, costs: Costs) -> int:
-        del algorithm
-        spare = costs.max_pool_spare(g, gradient=cls.over == "windows")
-        return math.prod(g.x_shape) + math.prod(g.y_shape) + spare
-
-    @classmethod
-    def reads(cls, g: Geometry) -> int:
-        return math.prod(g.y_shape) if cls.over == "windows" else 0  # the largest are found in what is there
-
-    @classmethod
-    def filters(cls, algorithm: Algorithm, g: Geometry) -> int:
-        del algorithm, g
-        return 0
-
-    @classmethod
-    def cost_of(cls, algorithm: Algorithm, g: Geometry, costs: Costs) -> float:
-        del algorithm
-        return costs.max_pool(g, gradient=cls.over == "windows")
-
     def run(self, x: Array) -> Array:
         backend, x = self.backend, self._channels_first(x)
         return self._assembled(lambda tile, out: backend.pool(backend.part(x, tile.x), tile.geometry, "max", out))
 
 
-class MaxPoolGrad(MaxPool):
+class MaxPoolGrad(Pooling):
     """The gradient of that: each element of `dy`, where the first of the largest was read."""
 
-    function = "max_pool_grad"
+    function: ClassVar[Function] = "max_pool_grad"
     over = "windows"
 
-    def run(self, dy: Array, x: Array) -> Array:  # type: ignore[override]
+    def run(self, dy: Array, x: Array) -> Array:
         backend, x = self.backend, self._channels_first(x)
 
         def back(tile: Tile, part: Array, out: Array | None) -> Array:
@@ -92,21 +99,7 @@ class AvgPool(Pooling):
     """The mean of every window."""
 
     function: ClassVar[Function] = "avg_pool"
-    #: The same with filters of ones, and without a division.
-    sums: ClassVar[type[Tiled]] = Forward
-
-    @classmethod
-    def scratch(cls, algorithm: Algorithm, g: Geometry, costs: Costs) -> int:
-        shares = math.prod(g.y_shape) if cls.over == "windows" else 0
-        return cls.sums.scratch(algorithm, g, costs) + g.pixels + shares
-
-    @classmethod
-    def reads(cls, g: Geometry) -> int:
-        return cls.sums.reads(g)
-
-    @classmethod
-    def cost_of(cls, algorithm: Algorithm, g: Geometry, costs: Costs) -> float:
-        return cls.sums.cost_of(algorithm, g, costs)
+    mean = True
 
     def run(self, x: Array, *, count_include_pad: bool) -> Array:
         backend, x, how = self.backend, self._channels_first(x), self._mean(count_include_pad=count_include_pad)
@@ -117,12 +110,12 @@ class AvgPool(Pooling):
         return self._assembled(piece)
 
 
-class AvgPoolGrad(AvgPool):
+class AvgPoolGrad(Pooling):
     """The gradient of that: an equal share of each element of `dy` for all that it is the mean of."""
 
-    function = "avg_pool_grad"
+    function: ClassVar[Function] = "avg_pool_grad"
     over = "windows"
-    sums = InputGrad
+    mean = True
 
     def run(self, dy: Array, *, count_include_pad: bool) -> Array:
         backend, how = self.backend, self._mean(count_include_pad=count_include_pad)

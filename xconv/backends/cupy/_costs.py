@@ -104,13 +104,14 @@ class KernelCosts(Costs):
     def depthwise_spare(self, g: Geometry) -> int:
         return math.prod(g.y_shape)  # partial sums of the filters' gradient
 
-    def max_pool(self, g: Geometry, *, gradient: bool) -> float:
+    def pool(self, g: Geometry, *, mean: bool, back: bool) -> float:
+        del mean
         touched = self.moved(g.batch * g.c_in * (math.prod(g.size) + g.pixels))
-        return 2 * touched if gradient else touched
+        return 2 * touched if back else touched
 
-    def max_pool_spare(self, g: Geometry, *, gradient: bool) -> int:
-        """The numbers of taps, which may be larger than what is pooled."""
-        return numbers(g).itemsize * math.prod(g.y_shape) if gradient else 0
+    def pool_spare(self, g: Geometry, *, mean: bool, back: bool) -> int:
+        """The shares of means, or the numbers of taps, which may be larger than what is pooled."""
+        return math.prod(g.y_shape) * (1 if mean else numbers(g).itemsize) if back else 0
 
     def implicit(self, function: Function, g: Geometry, multiply_adds: int) -> float:
         """So many multiply-adds of products whose columns are gathered."""

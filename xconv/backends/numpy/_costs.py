@@ -93,14 +93,14 @@ class NumpyCosts(Costs):
         columns = self.width * self.window * unfolded + self.row * unfolded / _run(g)
         return self.multiply * products + columns + 16 * self.call
 
-    def max_pool(self, g: Geometry, *, gradient: bool) -> float:
-        """A pass over the rows, and one over the outputs for every tap of the last axis; three more for a gradient."""
+    def pool(self, g: Geometry, *, mean: bool, back: bool) -> float:
+        """A pass over the rows, and one over the outputs for every tap of the last axis; more to find the largest."""
         elements = math.prod(g.x_shape) + math.prod(g.y_shape) * sum(g.kernel)
-        return self.moved(3 * elements if gradient else elements, sum(g.kernel))
+        return self.moved(3 * elements if back and not mean else elements, sum(g.kernel))
 
-    def max_pool_spare(self, g: Geometry, *, gradient: bool) -> int:
+    def pool_spare(self, g: Geometry, *, mean: bool, back: bool) -> int:
         itemsize = round(4 * self.width)
-        return -(-_pooling.spare(g, itemsize, gradient=gradient) // itemsize)
+        return -(-_pooling.spare(g, itemsize, mean=mean, back=back) // itemsize)
 
     def depthwise(self, function: Function, g: Geometry) -> float:
         del function

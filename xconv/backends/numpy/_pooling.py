@@ -21,6 +21,8 @@ from ._scratch import Take
 #: Makes an array of another by what windows along one axis read: ``line(at, axis, x, out)``.
 Line: TypeAlias = Callable[[int, Axis, Array, Array], Array]
 
+#: With more taps along an axis, its windows are taken one by one.
+MANY_TAPS = 1024
 #: The most taps whose numbers fit into a byte, below that of none.
 IN_A_BYTE = 255
 
@@ -56,6 +58,10 @@ def _by_axis(line: Line, take: Take, x: Array, g: Geometry, out: Array, *, back:
 def _added(at: int, axis: Axis, x: Array, out: Array) -> Array:
     """The sum of every window along one axis, in the order of the taps, into `out`."""
     out.fill(0)
+    if axis.kernel > MANY_TAPS:
+        for output in range(axis.out):
+            np.add.reduce(x[along(at, axis.window(output))], axis=at, out=out[along(at, output)])
+        return out
     for outputs, elements in map(axis.seen, range(axis.kernel)):
         part = out[along(at, outputs)]
         np.add(part, x[along(at, elements)], out=part)
@@ -65,6 +71,11 @@ def _added(at: int, axis: Axis, x: Array, out: Array) -> Array:
 def _added_back(at: int, axis: Axis, dy: Array, out: Array) -> Array:
     """The adjoint of that, in the same order."""
     out.fill(0)
+    if axis.kernel > MANY_TAPS:
+        for output in range(axis.out):
+            part = out[along(at, axis.window(output))]
+            np.add(part, dy[along(at, slice(output, output + 1))], out=part)
+        return out
     for outputs, elements in map(axis.seen, range(axis.kernel)):
         part = out[along(at, elements)]
         np.add(part, dy[along(at, outputs)], out=part)
@@ -104,15 +115,18 @@ def _sums(lengths: Sequence[int], steps: Sequence[int]) -> Array:
     return sums
 
 
-def spare(g: Geometry, itemsize: int, *, gradient: bool) -> int:
-    """Bytes that either needs at once beside what it takes and makes, at most."""
+def spare(g: Geometry, itemsize: int, *, mean: bool, back: bool) -> int:
+    """Bytes that a function needs at once beside what it takes and makes, at most."""
+    if mean and back:
+        sizes = (math.prod(g.size[i:]) * math.prod(g.out[:i]) for i in range(len(g.axes) + 1))
+        return itemsize * g.batch * g.c_in * sum(sizes)
     size, made, lines = math.prod(g.x_shape), 0, 0
     for axis in g.axes:
         line = size // max(1, axis.size)
         size = line * axis.out
         made += size
         lines += 2 * line * axis.padded if _doubles(axis) else 0
-    if not gradient:
+    if not back:
         return itemsize * (made + lines)
     width, outputs = 1 if g.taps < IN_A_BYTE else 4, math.prod(g.y_shape)
     summed = g.batch * g.c_in * math.prod(g.padded) + math.prod(g.x_shape) + 2 * outputs
@@ -136,6 +150,11 @@ def _along(take: Take, at: int, axis: Axis, x: Array, out: Array) -> Array:
     """The largest of every window along one axis, into `out`."""
     if _doubles(axis):
         return _doubled(take, at, axis, x, out)
+    if axis.kernel > MANY_TAPS:
+        for output in range(axis.out):
+            window = x[along(at, axis.window(output))]
+            np.maximum.reduce(window, axis=at, out=out[along(at, output)], initial=lowest(x.dtype))
+        return out
     taps = [axis.seen(tap) for tap in range(axis.kernel)]
     taps.sort(key=lambda tap: tap[0].start - tap[0].stop)  # those first that most outputs see
     everywhere = [x[along(at, elements)] for outputs, elements in taps if outputs == slice(0, axis.out)]
