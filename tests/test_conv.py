@@ -66,6 +66,8 @@ def test_taps_far_apart(lib, rng, algorithm, padding):
 @pytest.mark.parametrize("mode", ["edge", "reflect", "symmetric", "wrap"])
 @pytest.mark.parametrize("options", [{"stride": 4000}, {"dilation": 4000}, {"stride": 4000, "dilation": 5000}], ids=str)
 def test_padding_that_no_window_sees(lib, rng, mode, options):
+    if lib.module_is("jax") and mode != "reflect":
+        pytest.skip("compiles every strip, and the other modes run the same code")
     x, w = integers(rng, (1, 2, 3, 4), (2, 2, 2, 3))
     options = {name: (1, value) for name, value in options.items()}
     options |= {"padding": (0, (5001, 5000)), "pad_mode": mode}
@@ -597,7 +599,7 @@ def test_transpose_does_not_conjugate(lib):
 
 def test_windows_of_every_dtype(lib, rng):
     for name in (*INTEGERS, "float32"):
-        if not lib.can_multiply(name):
+        if not lib.can_multiply(name) or (lib.module_is("jax") and name not in {"int8", "uint32"}):  # it compiles each
             continue
         x = rng.integers(0, 100, (2, 3, 5, 4)).astype(name)
         cols = xconv.im2col(lib.array(x), (2, 3), stride=(2, 1))
