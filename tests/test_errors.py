@@ -751,3 +751,18 @@ def test_what_to_do_where_memory_is_short(monkeypatch):
     with pytest.raises(MemoryError, match="unable") as caught:
         xconv.conv(X, W)
     assert "smaller sizes" in caught.value.__notes__[0]
+
+
+@pytest.mark.parametrize(
+    ("dy", "options"),
+    [
+        ((2, 4, 6, 6), {}),
+        ((2, 4, 5, 5), {"padding": "most"}),
+        ((2, 4, 6, 6), {"stride": 2, "layout": "channels_first"}),
+    ],
+)
+def test_arrays_of_as_many_channels_do_not_look_exchanged(dy, options):
+    """Where they fit as they are, something else is wrong."""
+    with pytest.raises(ValueError, match=r"`(dy|padding)` must be|`dy` must have") as caught:
+        xconv.conv_weight_grad(ones(*dy), X, (4, 4, 3, 3), **options)
+    assert "exchanged" not in str(caught.value)

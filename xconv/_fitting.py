@@ -94,8 +94,10 @@ def _alternatives(
         yield orders, lambda: None
     if dy is None:
         yield exchange
-    elif len(dy) == len(x) and pair == ("dy", "x") and _channels_fit(options, w, x=dy[at], dy=x[at]):
-        yield exchange[0], lambda: None
+    elif len(dy) == len(x) and pair == ("dy", "x"):
+        given, turned = (_channels_fit(options, w, x=a[at], dy=b[at]) for a, b in ((x, dy), (dy, x)))
+        if turned and not given:
+            yield exchange[0], lambda: None
 
 
 def _orders(fitting: Fitting, options: Options, shapes: dict[str, Any]) -> str:

@@ -35,7 +35,7 @@ class Parts(NamedTuple):
     x: list[list[list[Run]]]
     y: list[list[list[Run]]]
     #: Where the part lies in what is made, where windows are cut.
-    own: list[list[slice]] = []  # noqa: RUF012
+    own: list[list[slice]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +74,7 @@ class Chunked(Schedule):
         if g.pad_mode != "constant" and math.prod(dy.numblocks[1:]) == 1 and all(len(cut) == 2 for cut in cuts[1:]):
             # Images in one piece are padded by the task.
             axes, y = ([axis] for axis in g.axes), ([_all(slice(0, axis.out))] for axis in g.axes)
-            parts = Parts([parts.axes[0], *axes], parts.x, [parts.y[0], *y])
+            parts = Parts([parts.axes[0], *axes], parts.x, [parts.y[0], *y], parts.own)
         elif g.pad_mode != "constant":
             g = g.zero_padded()
             added = self._borders(graph, dy, weights[0], cuts, chunks, conjugate=conjugate)
