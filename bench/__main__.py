@@ -28,8 +28,8 @@ def main() -> int:
         return _on_gpu(parser, arguments)
     settings = _settings(parser, arguments)
     if arguments.dry_run:
-        for name in settings.cases:
-            print(f"{name:<12} {CASES[name].label}: {', '.join(CASES[name].operations)}")
+        for case in settings.cases:
+            print(f"{case.name:<12} {case.label}: {', '.join(case.operations)}")
         return 0
     found = measure(settings)
     path = arguments.output / "cpu.json"
@@ -86,12 +86,15 @@ def _write(found: dict[str, Any], path: Path) -> int:
 
 def _settings(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> Settings:
     rounds, seconds = (2, 0.02) if arguments.quick else (5, 0.15)
+    cases = _some(parser, arguments.cases, CASES, QUICK if arguments.quick else CASES)
+    peers = _some(parser, arguments.peers, CONTENDERS, [name for name in CONTENDERS if name != "by-hand"])
     return Settings(
-        cases=_some(parser, arguments.cases, CASES, QUICK if arguments.quick else CASES),
-        peers=_some(parser, arguments.peers, CONTENDERS, CONTENDERS),
+        cases=tuple(CASES[name] for name in cases),
+        peers=peers,
         threads=arguments.threads,
         rounds=arguments.rounds or rounds,
         seconds=arguments.seconds or seconds,
+        program=f"python -m bench --cases {','.join(cases)} --peers {','.join(peers)}",
     )
 
 

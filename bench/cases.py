@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -55,6 +55,11 @@ class Case:
     operations: tuple[str, ...] = (*CONV, "backward")
     #: What grows from case to case in a plot against it, and its size here.
     growth: tuple[str, int] | None = None
+
+    @classmethod
+    def of(cls, facts: dict[str, Any]) -> "Case":
+        """Make a case of its fields, as another process wrote them down."""
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in facts.items()})
 
     @property
     def rank(self) -> int:

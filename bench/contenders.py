@@ -9,7 +9,7 @@ from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
-from . import blog
+from . import blog, handwritten
 from .cases import OPERATIONS, Case, first
 from .problem import Problem
 
@@ -407,6 +407,24 @@ class Blog(Contender):
         return calls
 
 
+class ByHand(Contender):
+    """What one writes for oneself, as `bench.handwritten` has it, with NumPy's BLAS on all threads."""
+
+    name = "by-hand"
+    on_numpy = True
+
+    def versions(self) -> dict[str, str]:
+        return {"numpy": np.__version__}
+
+    def refusal(self, case: Case, operation: str) -> str | None:
+        del operation
+        return "it knows no dilation" if case.dilation > 1 else None
+
+    def functions(self, case: Case, precision: str) -> dict[str, Function]:
+        del precision
+        return {name: partial(function, case) for name, function in handwritten.FUNCTIONS.items()}
+
+
 CONTENDERS: dict[str, type[Contender]] = {
-    kind.name: kind for kind in (Xconv, *forced(Forced, "mec").values(), Bounded, Torch, Jax, Scipy, Blog)
+    kind.name: kind for kind in (Xconv, *forced(Forced, "mec").values(), Bounded, Torch, Jax, Scipy, Blog, ByHand)
 }

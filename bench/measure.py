@@ -4,14 +4,14 @@ import statistics
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from . import problem
-from .cases import CASES
+from .cases import Case
 from .child import Child, ChildError
 from .contenders import CONTENDERS
 from .machine import machine
@@ -27,18 +27,21 @@ MOST_CALLS = 1000
 class Settings:
     """What to run, and for how long."""
 
-    cases: tuple[str, ...]
+    cases: tuple[Case, ...]
     peers: tuple[str, ...]
     threads: int
     rounds: int
     #: Length of a contender's turn at one operation, warm-up included; a call that takes longer runs once.
     seconds: float
+    #: What is run, up to these settings.
+    program: str
+    #: Whether to look at the memory, too.
+    memory: bool = True
 
     @property
     def command(self) -> str:
         """The command that runs the same again."""
-        lists = f"--cases {','.join(self.cases)} --peers {','.join(self.peers)}"
-        return f"python -m bench {lists} --threads {self.threads} --rounds {self.rounds} --seconds {self.seconds:g}"
+        return f"{self.program} --threads {self.threads} --rounds {self.rounds} --seconds {self.seconds:g}"
 
 
 class Suite:
@@ -71,39 +74,41 @@ class Suite:
         threads = self.settings.threads
         return Child(name, "worker", name, str(threads), threads=threads)
 
-    def run(self, case: str, path: Path) -> None:
+    def run(self, case: Case, path: Path) -> None:
         """Time one case: prepare all contenders, take turns, then look at the memory of each."""
-        self.progress.say(f"{case}: getting ready")
-        problem.make(CASES[case]).save(path)
-        growing = CASES[case].growth is not None
+        self.progress.say(f"{case.name}: getting ready")
+        problem.make(case).save(path)
+        growing = case.growth is not None
         names = [name for name in self.children if (CONTENDERS[name].grows if growing else CONTENDERS[name].usual)]
         ready = {name: self._prepare(name, case, path) for name in names}
         samples: dict[tuple[str, str], list[list[int]]] = {
-            (operation, name): [] for operation in CASES[case].operations for name in names if operation in ready[name]
+            (operation, name): [] for operation in case.operations for name in names if operation in ready[name]
         }
         self.progress.step()
         for turn in range(self.settings.rounds):
-            self.progress.say(f"{case}: round {turn + 1} of {self.settings.rounds}")
+            self.progress.say(f"{case.name}: round {turn + 1} of {self.settings.rounds}")
             for operation, name in samples if turn % 2 == 0 else reversed(samples):
                 samples[operation, name].append(self._time(name, case, operation, turn, ready[name][operation]))
             self.progress.step()
-        self.progress.say(f"{case}: memory")
+        self.progress.say(f"{case.name}: memory")
         timed = [key for key, rounds in samples.items() if any(rounds)]
-        with ThreadPoolExecutor(self.settings.threads) as pool:  # nothing is timed here
-            memory = dict(zip(timed, pool.map(partial(self._memory, case, path), timed), strict=True))
+        memory: dict[tuple[str, str], int | None] = dict.fromkeys(timed)
+        if self.settings.memory:
+            with ThreadPoolExecutor(self.settings.threads) as pool:  # nothing is timed here
+                memory |= zip(timed, pool.map(partial(self._memory, case, path), timed), strict=True)
         for operation, name in timed:
-            facts = {"case": case, "operation": operation, "contender": name}
+            facts = {"case": case.name, "operation": operation, "contender": name}
             facts |= statistics_of(samples[operation, name]) | {"error": ready[name][operation]["error"]}
             self.results.append(facts | {"temporary_bytes": memory[operation, name]})
         self.progress.step()
 
-    def _prepare(self, name: str, case: str, path: Path) -> dict[str, Any]:
+    def _prepare(self, name: str, case: Case, path: Path) -> dict[str, Any]:
         """Ask a contender what it offers for the case: error and time of one call, by operation."""
         try:
             if self.children[name].ended:  # an earlier case was too much for it
                 self.children[name].close()
                 self.children[name] = self._child(name)
-            answer = self.children[name].ask("prepare", case=case, problem=str(path))
+            answer = self.children[name].ask("prepare", case=asdict(case), problem=str(path))
         except ChildError as error:
             self._fail(case, error)
             return {}
@@ -111,12 +116,12 @@ class Suite:
             self._fail(case, failure)
         self.contenders[name].setdefault("threadpools", answer["threadpools"])
         if answer["remark"]:
-            self.remarks.setdefault(name, {})[case] = answer["remark"]
+            self.remarks.setdefault(name, {})[case.name] = answer["remark"]
         for operation, reason in answer["omitted"].items():
-            self.omitted.append({"case": case, "operation": operation, "contender": name, "reason": reason})
+            self.omitted.append({"case": case.name, "operation": operation, "contender": name, "reason": reason})
         return answer["operations"]
 
-    def _time(self, name: str, case: str, operation: str, turn: int, check: dict[str, Any]) -> list[int]:
+    def _time(self, name: str, case: Case, operation: str, turn: int, check: dict[str, Any]) -> list[int]:
         """Nanoseconds of some calls in a row, after one that is not counted; none where they failed."""
         if "sample" in check:  # the call is slow, and its check is all the time that it gets
             return [check["sample"]] if turn == 0 else []
@@ -129,21 +134,21 @@ class Suite:
             self._fail(case, error)
             return []
 
-    def _memory(self, case: str, path: Path, key: tuple[str, str]) -> int | None:
+    def _memory(self, case: Case, path: Path, key: tuple[str, str]) -> int | None:
         """Temporary memory of a first call, in a process of its own; None where it cannot be seen."""
         operation, name = key
         child = self._child(name)
         try:
-            return child.ask("memory", case=case, problem=str(path), operation=operation)
+            return child.ask("memory", case=asdict(case), problem=str(path), operation=operation)
         except ChildError as error:
             self._fail(case, error)
             return None
         finally:
             child.close()
 
-    def _fail(self, case: str, error: ChildError | str) -> None:
+    def _fail(self, case: Case, error: ChildError | str) -> None:
         """Say and remember that a contender failed; the others go on."""
-        failure = f"{case}: {error}"
+        failure = f"{case.name}: {error}"
         if failure not in self.failures:
             self.failures.append(failure)
             self.progress.note(failure)
@@ -170,9 +175,9 @@ def measure(settings: Settings) -> dict[str, Any]:
         "contenders": suite.contenders,
         "left_out": suite.left_out,
         "failures": suite.failures,
-        "cases": {name: CASES[name].label for name in settings.cases if CASES[name].growth is None},
-        "growth": {name: CASES[name].growth for name in settings.cases if CASES[name].growth is not None},
-        "flops": {name: CASES[name].flops("forward") for name in settings.cases},
+        "cases": {case.name: case.label for case in settings.cases if case.growth is None},
+        "growth": {case.name: case.growth for case in settings.cases if case.growth is not None},
+        "flops": {case.name: case.flops("forward") for case in settings.cases},
         "remarks": suite.remarks,
         "results": suite.results,
         "omitted": suite.omitted,

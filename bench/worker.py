@@ -42,13 +42,13 @@ class Worker:
         meter = "tracemalloc" if self.contender.on_numpy else "resident pages"
         return {"versions": self.contender.versions(), "meter": meter}
 
-    def prepare(self, case: str, problem: str) -> dict[str, Any]:
+    def prepare(self, case: dict[str, Any], problem: str) -> dict[str, Any]:
         """Take up a case: check every operation, and leave out those that cannot or may not take part."""
-        from .cases import CASES, OPERATIONS, PRECISIONS
+        from .cases import OPERATIONS, PRECISIONS, Case
         from .problem import Problem
 
         self.calls, operations, failures = {}, {}, []
-        chosen, found = CASES[case], Problem.load(Path(problem))
+        chosen, found = Case.of(case), Problem.load(Path(problem))
         refusals = {operation: self.contender.refusal(chosen, operation) for operation in chosen.operations}
         omitted = {operation: refusal for operation, refusal in refusals.items() if refusal}
         calls = {} if all(refusals.values()) else self.contender.prepare(chosen, found)
@@ -72,13 +72,13 @@ class Worker:
             self.calls[operation]()
         return timed(self.calls[operation], calls)
 
-    def memory(self, case: str, problem: str, operation: str) -> int | None:
+    def memory(self, case: dict[str, Any], problem: str, operation: str) -> int | None:
         """Bytes of temporary memory at the peak of a first call, beside its result. For a process that does no more.
 
         Memory that a library keeps from call to call has to be counted, so nothing of the case's size may have run
         before; a small case runs first, so that imports are not counted.
         """
-        from .cases import CASES
+        from .cases import CASES, Case
         from .memory import temporary
         from .problem import Problem, make
 
@@ -86,7 +86,7 @@ class Worker:
         first = self.contender.prepare(tiny, make(tiny), compiled=True).get(operation)
         if first:  # one algorithm may not be able to serve it
             first()
-        call = self.contender.prepare(CASES[case], Problem.load(Path(problem)), compiled=True)[operation]
+        call = self.contender.prepare(Case.of(case), Problem.load(Path(problem)), compiled=True)[operation]
         return temporary(call, on_numpy=self.contender.on_numpy)
 
 

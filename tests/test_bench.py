@@ -841,9 +841,8 @@ def test_jax_is_asked_for_the_precision():
 
 
 def test_a_run_on_the_cpu():
-    settings = measure.Settings(
-        cases=("tiny", "side64"), peers=("xconv", "xconv-8MiB"), threads=1, rounds=2, seconds=1e-3
-    )
+    chosen = tuple(cases.CASES[name] for name in ("tiny", "side64"))
+    settings = measure.Settings(chosen, ("xconv", "xconv-8MiB"), threads=1, rounds=2, seconds=1e-3, program="python")
     found = measure.measure(settings)
     assert found["failures"] == []
     ran = {(r["case"], r["contender"]): r for r in found["results"]}
@@ -854,9 +853,9 @@ def test_a_run_on_the_cpu():
 
 
 def test_a_slow_call_is_timed_by_its_check_alone():
-    suite = measure.Suite(measure.Settings(("tiny",), (), 1, 2, 0.1))
+    suite = measure.Suite(measure.Settings((cases.CASES["tiny"],), (), 1, 2, 0.1, "python"))
     check = {"sample": 3 * 10**9, "estimate": 3.0, "error": 0}
-    assert [suite._time("torch", "tiny", "forward", turn, check) for turn in range(2)] == [[3 * 10**9], []]
+    assert [suite._time("torch", cases.CASES["tiny"], "forward", turn, check) for turn in range(2)] == [[3 * 10**9], []]
 
 
 def test_the_child_of_a_gpu_says_what_is_missing_or_describes_it():
