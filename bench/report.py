@@ -48,12 +48,13 @@ def geometric_mean(
 
 def table(found: dict[str, Any]) -> str:
     """Write the run as Markdown."""
-    parts = [_heading(found), _ratios(found), _means(found), _times(found)]
-    parts += [_choices(found), growth.table(found), _remarks(found)]
+    parts = [heading(found, "CPU timings"), _ratios(found), _means(found), _times(found)]
+    parts += [_choices(found), growth.table(found), remarks(found)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _heading(found: dict[str, Any]) -> str:
+def heading(found: dict[str, Any], title: str) -> str:
+    """Write a title, and what the figures depend on: machine, versions and the command."""
     machine = found["machine"]
     caches = ", ".join(f"{level} {size}" for level, size in machine["caches"].items())
     versions = {name: v for facts in found["contenders"].values() for name, v in facts["versions"].items()}
@@ -64,8 +65,8 @@ def _heading(found: dict[str, Any]) -> str:
         f"load of the machine at the start: {machine['load']}{' (busy)' if (machine['load'] or 0) > BUSY else ''}",
         f"`{found['command']}`",
     ]
-    title = f"{found['date']}, {found['threads']} threads for every contender, {found['rounds']} rounds."
-    return f"# CPU timings\n\n{title}\n\n" + "\n".join(f"- {fact}" for fact in facts)
+    when = f"{found['date']}, {found['threads']} threads for every contender, {found['rounds']} rounds."
+    return f"# {title}\n\n{when}\n\n" + "\n".join(f"- {fact}" for fact in facts)
 
 
 def _pools(facts: dict[str, Any]) -> str:
@@ -165,7 +166,8 @@ def _choices(found: dict[str, Any]) -> str:
     return f"{_judgement(found)}\n\n{_markdown(head, rows, left=4)}"
 
 
-def _remarks(found: dict[str, Any]) -> str:
+def remarks(found: dict[str, Any]) -> str:
+    """List what was not timed, and why."""
     groups: dict[tuple[str, str, str], list[str]] = {}
     for omission in found["omitted"]:
         if omission["contender"] == "blog" and omission["operation"] in {"input_grad", "weight_grad"}:

@@ -30,6 +30,7 @@ from bench import (
     growth,
     measure,
     memory,
+    networks,
     pairs,
     planner,
     planner_report,
@@ -1080,6 +1081,131 @@ def test_who_is_behind_scipy(planner_run):
     assert "In 1 of 2, xconv takes longer." in text
     assert f"| {PLAIN.label} | weight gradient | fft | 3.00 | 2.00 | 1.50 |" in text
     assert "scipy" not in planner_report.table(planner_run | {"scipy": []})
+
+
+#: Multiply-adds of one input, and how many of them are not in convolutions. Those of networks that classify are known
+#: figures; the others are of the sizes here.
+MULTIPLY_ADDS = {
+    "resnet50": (4_089_184_256, 2048 * 1000),
+    "mobilenetv2": (300_774_272, 1280 * 1000),
+    "efficientnet-b0": (385_814_752, 1280 * 1000 + 627_200),  # squeeze and excitation
+    "convnext-t": (4_455_531_264, 768 * 1000),
+    "vgg16": (15_470_264_320, (25088 + 4096) * 4096 + 4096 * 1000),
+    "unet": (48_096_083_968, 0),
+    "unet3d": (103_234_535_424, 0),
+    "wavenet": (26_214_400_000, 0),
+}
+#: Parameters as published; how many a filter has beside its weights, by bias and norm; and those that are elsewhere.
+#: The paper on WaveNet tells none: these are the weights here.
+PARAMETERS = {
+    "resnet50": (25_557_032, 2, 2049 * 1000),
+    "mobilenetv2": (3_504_872, 2, 1281 * 1000),
+    "efficientnet-b0": (5_288_548, 2, 1281 * 1000 + 636_540),
+    "convnext-t": (28_589_128, 1, 769 * 1000 + 3 * 6624 + 2 * (96 + 96 + 192 + 384 + 768)),  # scales and norms
+    "vgg16": (138_357_544, 1, 25089 * 4096 + 4097 * 4096 + 4097 * 1000),
+    "unet": (31_030_658, 1, (64 + 128 + 256 + 512) - (128 + 256 + 512 + 1024)),  # transposed: a bias for each channel
+    "unet3d": (19_069_955, 1, -(128 + 256 + 512)),  # transposed ones without bias
+    "wavenet": (1_638_400, 0, 0),
+}
+
+
+@pytest.mark.parametrize("network", networks.NETWORKS)
+def test_networks_have_the_published_work_and_parameters(network):
+    layers = networks.NETWORKS[network]
+    each = [(layer.times, layer.case(network)) for layer in layers]
+    assert len({layer[1:] for layer in layers}) == len(layers)
+    multiply_adds, elsewhere = MULTIPLY_ADDS[network]
+    assert sum(n * case.flops("forward") // 2 for n, case in each) + elsewhere == multiply_adds
+    parameters, per_filter, rest = PARAMETERS[network]
+    weights = sum(n * (np.prod(case.w_shape) + per_filter * case.w_shape[0]) for n, case in each)
+    assert weights + rest == parameters
+    assert all(layer.groups in {1, layer.channels} for layer in layers)
+    assert network == "wavenet" or all(layers[0].size % layer.size == 0 and layer.dilation == 1 for layer in layers)
+
+
+@pytest.mark.parametrize("network", networks.NETWORKS)
+def test_every_layer_of_a_network_sees_what_another_one_makes(network):
+    """Or its halves, by pooling; and in a U-Net's decoder two together, of which one is from a transposed layer."""
+    layers = [(layer, layer.case(network).out[0]) for layer in networks.NETWORKS[network]]
+    forward = [(layer, out) for layer, out in layers if not ("unet" in network and layer.stride == 2)]
+    transposed = [pair for pair in layers if pair not in forward]
+    made = {(layer.filters, out) for layer, out in forward}
+    made |= {(channels, size // 2) for channels, size in made if network in {"resnet50", "vgg16", "unet", "unet3d"}}
+    raised = {(layer.channels, layer.size) for layer, _ in transposed}
+    made |= {(one + other, size) for one, size in raised for other, same in made if same == size}
+    made |= {(64, 16000 + 2**i) for i in range(10) if network == "wavenet"}
+    seen = {(layer.channels, layer.size) for layer, _ in forward} | {(layer.filters, out) for layer, out in transposed}
+    assert seen - made <= {(layers[0][0].channels, layers[0][0].size)}
+
+
+def test_a_stack_of_wavenet_sees_1024_samples_and_makes_a_second():
+    drawn = [layer.case("wavenet") for layer in networks.NETWORKS["wavenet"]]
+    assert {case.out for case in drawn} == {(16000,)}
+    assert all(case.kernel == (2,) or case.dilation == 1 for case in drawn)
+    assert 1 + sum(case.dilation for case in drawn if case.w_shape == (128, 64, 2)) == 1024
+
+
+def test_layers_are_drawn_the_same_by_a_seed_and_within_bounds():
+    drawn = [networks.draw(40, seed, networks.NETWORKS) for seed in range(30)]
+    assert drawn[7] == networks.draw(40, 7, networks.NETWORKS)
+    assert drawn[7] != drawn[8]
+    for some in drawn:
+        assert len({case.name for case in some}) == 40
+        assert len({case.name.split()[0] for case in some}) > 4
+    every = [case for some in drawn for case in some]
+    assert {case.rank for case in every} == {1, 2, 3}
+    assert {case.x_shape[0] for case in every} == {1, 8}
+    assert 0.2 < sum(case.channels_last for case in every) / len(every) < 0.3
+    for case in every:
+        assert case.x_shape[0] == 1 or case.flops("forward") <= 24e9
+        assert case.elements("forward") <= 2**25
+    assert {case.name.split()[0] for case in networks.draw(999, 0, ["vgg16", "unet"])} == {"vgg16", "unet"}
+
+
+def test_a_run_of_networks_leaves_its_files(monkeypatch, tmp_path, capsys):
+    tiny = {"resnet50": (networks.Layer(1, 6, 2, 3, 3),), "convnext-t": (networks.Layer(1, 6, 2, 2, 3, groups=2),)}
+    monkeypatch.setattr(networks, "NETWORKS", tiny)
+    monkeypatch.setattr(networks, "PEER", "by-hand")
+    arguments = ["--seed", "5", "--threads", "1", "--rounds", "1", "--seconds", "0.001", "--output", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["bench.networks", *arguments])
+    assert networks.main() == 0
+    found = json.loads((tmp_path / "networks.json").read_text())
+    assert list(found["cases"]) == [case.name for case in networks.draw(2, 5, tiny)]
+    assert found["depthwise"] == [case.name for case in networks.draw(2, 5, tiny) if case.groups == 2]
+    assert {(r["case"], r["operation"]) for r in found["results"]} == set(itertools.product(found["cases"], cases.CONV))
+    text, out = (tmp_path / "networks.md").read_text(), capsys.readouterr().out
+    command = "python -m bench.networks --seed 5 --count 2 --threads 1 --rounds 1 --seconds 0.001"
+    assert out == f"{command}\n{networks.summary(found)}\n"
+    assert command in text
+    assert all(f"\n| {name} | " in text for name in (*found["cases"], "without depthwise", "resnet50", "convnext-t"))
+    monkeypatch.setattr(sys, "argv", ["bench.networks", "--networks", "vgg16,unet"])
+    with pytest.raises(SystemExit):
+        networks.main()
+    assert "vgg16, unet: not among resnet50, convnext-t" in capsys.readouterr().err
+
+
+def test_layers_that_take_too_long_are_named(cpu_run):
+    found = cpu_run | {"cases": {"vgg16 a": "", "unet b": "", "wavenet c": ""}, "depthwise": ["unet b"], "growth": {}}
+    seconds = {"vgg16 a": (1, 2, 1), "unet b": (8, 8, 1), "wavenet c": (0.5, 1.6, None)}
+    found["results"] = [
+        timed(case, operation, contender, s)
+        for case, times in seconds.items()
+        for operation, ours in zip(cases.CONV, times, strict=True)
+        for contender, s in (("xconv", ours), ("torch", 1))
+        if s
+    ]
+    assert networks.summary(found).splitlines() == [
+        f"- geometric mean of 8 ratios to torch: {(2 * 64 * 0.8) ** (1 / 8):.2f}; the goal is 0.8",
+        "- the largest is 8.00: unet b, input gradient",
+        "- above 1.5 and not depthwise: 2",
+        "  - 2.00: vgg16 a, input gradient",
+        "  - 1.60: wavenet c, input gradient",
+    ]
+    text = networks.table(found)
+    assert f"\n| without depthwise | 2 | {1.6 ** (1 / 5):.2f} | {0.5**0.5:.3f} | {3.2**0.5:.2f} | 1.00 |\n" in text
+    assert "| wavenet c | - | 500 ± 0 | 0.500 | 1600 ± 0 | 1.60 | - | - |" in text
+    assert "\n| resnet50 | " not in text
+    assert networks.summary(found | {"results": []}) == "Nothing was timed beside torch."
 
 
 def test_a_run_of_the_planner_leaves_its_files(monkeypatch, tmp_path, capsys):
