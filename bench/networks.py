@@ -17,7 +17,6 @@ from . import report
 from .cases import CONV, OPERATIONS, Case
 from .measure import Settings, measure
 from .text import markdown, number
-from .turns import spread
 
 PEER = "torch"
 #: xconv's time over the peer's: in geometric mean, and at most, but for depthwise layers.
@@ -177,7 +176,7 @@ def table(found: dict[str, Any]) -> str:
         "algorithm is that of the forward pass."
     )
     parts = [report.heading(found, "Layers of known networks: timings"), note, summary(found)]
-    parts += [_means(found), _layers(found), report.remarks(found)]
+    parts += [_means(found), report.beside(found, PEER), report.remarks(found)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -208,18 +207,6 @@ def _means(found: dict[str, Any]) -> str:
         rows.append([title, str(len(chosen)), *map(number, means)])
     head = [f"geometric mean of ÷ {PEER}", "layers", "all three", *(OPERATIONS[o].title for o in CONV)]
     return markdown(head, [row for row in rows if row[1] != "0"], left=1)
-
-
-def _layers(found: dict[str, Any]) -> str:
-    results, rows = report.results_of(found), []
-    for case in found["cases"]:
-        cells = []
-        for operation in CONV:
-            ours = results.get((case, operation, report.OURS))
-            cells += [spread(ours) if ours else "-", number(report.ratio(results, case, operation, PEER))]
-        rows.append([case, found["remarks"].get(report.OURS, {}).get(case, "-"), *cells])
-    head = ["layer", "algorithm", *(cell for o in CONV for cell in (f"{OPERATIONS[o].title} ms", f"÷ {PEER}"))]
-    return markdown(head, rows, left=2)
 
 
 def main() -> int:

@@ -69,6 +69,19 @@ def heading(found: dict[str, Any], title: str) -> str:
     return f"# {title}\n\n{when}\n\n" + "\n".join(f"- {fact}" for fact in facts)
 
 
+def beside(found: dict[str, Any], peer: str) -> str:
+    """Write a row for every case: the three functions beside those of one peer."""
+    results, rows = results_of(found), []
+    for case in found["cases"]:
+        cells = []
+        for operation in CONV:
+            ours = results.get((case, operation, OURS))
+            cells += [_time(ours) if ours else "-", _number(ratio(results, case, operation, peer))]
+        rows.append([case, found["remarks"].get(OURS, {}).get(case, "-"), *cells])
+    head = ["case", "algorithm", *(cell for o in CONV for cell in (f"{OPERATIONS[o].title} ms", f"÷ {peer}"))]
+    return _markdown(head, rows, left=2)
+
+
 def _pools(facts: dict[str, Any]) -> str:
     pools = [
         " ".join(filter(None, (p["internal_api"], p["version"], p.get("architecture"), f"({p['num_threads']})")))
