@@ -632,6 +632,29 @@ def test_windows_in_any_order(lib, rng, axes, tiled):
 
 
 @pytest.mark.numpy_only
+@pytest.mark.parametrize("padding", [0, 1, (-1, 0), ((1, -2), (0, 3))], ids=str)
+@pytest.mark.parametrize(("kernel", "stride"), [(1, 1), (1, 2), ((2, 3), (2, 3)), (2, 3), ((2, 1), (4, 3)), (4, 3)])
+@pytest.mark.usefixtures("exact")
+def test_windows_that_do_not_overlap(lib, rng, kernel, stride, padding):
+    """And some that do: what is between them, and what no window sees, is zero on the way back."""
+    kernel = kernel if isinstance(kernel, tuple) else (kernel, kernel)
+    loops = Oracle((2, 2, 9, 12), (3, 2, *kernel), stride=stride, padding=padding)
+    x, w, dy = (rng.integers(-9, 10, shape) for shape in ((2, 2, 9, 12), (3, 2, *kernel), loops.y_shape))
+    windows = xconv.im2col(lib.array(x), kernel, stride=stride, padding=padding)
+    assert np.array_equal(lib.numpy(windows), loops.im2col(x))
+    found = lib.numpy(xconv.col2im(windows, (9, 12), stride=stride, padding=padding))
+    assert np.array_equal(found, loops.col2im(loops.im2col(x)))
+    for layout, outward in (("channels_first", lambda a: a), ("channels_last", lambda a: np.moveaxis(a, 1, -1))):
+        options = {"stride": stride, "padding": padding, "layout": layout}
+        dx = xconv.conv_input_grad(lib.array(outward(dy)), lib.array(w), outward(x).shape, **options)
+        assert np.array_equal(lib.numpy(dx), outward(loops.input_grad(dy, w)))
+        y = xconv.conv(lib.array(outward(x)), lib.array(w), **options)
+        assert np.array_equal(lib.numpy(y), outward(loops.conv(x, w)))
+        dw = xconv.conv_weight_grad(lib.array(outward(dy)), lib.array(outward(x)), w.shape, **options)
+        assert np.array_equal(lib.numpy(dw), loops.weight_grad(dy, x))
+
+
+@pytest.mark.numpy_only
 def test_windows_are_written_once(rng):
     """In the order that the caller asks for: nothing else is as large."""
     x = rng.standard_normal((8, 16, 20, 20))

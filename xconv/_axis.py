@@ -99,6 +99,17 @@ class Axis:
         end = max(begin, min(self.lo + self.size, self.padded))
         return slice(begin, end), slice(begin - self.lo, end - self.lo)
 
+    @property
+    def is_apart(self) -> bool:
+        """Whether no two windows share an element, however many there are."""
+        return self.kernel == 1 or (self.dilation == 1 and self.kernel <= self.stride)
+
+    @property
+    def is_covered(self) -> bool:
+        """Whether every element is in a window, and they do not overlap."""
+        end = self.span + self.extent - 1 - self.lo
+        return self.dilation == 1 and self.kernel == self.stride and self.lo >= 0 and end >= self.size
+
     @cached_property
     def is_padded(self) -> bool:
         return self.lo != 0 or self.hi != 0
@@ -120,6 +131,11 @@ class Axis:
         if first > last:
             return slice(0, 0)
         return slice(start + first * self.dilation, start + last * self.dilation + 1, self.dilation)
+
+    def taps_of(self, output: int, elements: slice) -> slice:
+        """The taps with which an output reads these elements."""
+        first = (elements.start + self.lo - output * self.stride) // self.dilation
+        return slice(first, first + len(range(elements.start, elements.stop, self.dilation)))
 
     def count(self, output: int) -> int:
         """How many elements an output reads."""

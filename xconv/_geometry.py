@@ -93,6 +93,12 @@ class Geometry:
         return tuple(wanted) or tuple(range(2 + rank))
 
     @cached_property
+    def in_rows(self) -> "Geometry":
+        """The same, with every window in a row of memory: its channels behind its taps."""
+        kernel, out = (tuple(range(at, at + len(self.axes))) for at in (2, 2 + len(self.axes)))
+        return replace(self, order=(0, *out, *kernel, 1))
+
+    @cached_property
     def taps(self) -> int:
         return math.prod(self.kernel)
 
@@ -114,6 +120,16 @@ class Geometry:
     def is_cropped(self) -> bool:
         """Whether no window sees some elements, because the padding is negative."""
         return any(axis.lo < 0 or axis.hi < 0 for axis in self.axes)
+
+    @cached_property
+    def is_apart(self) -> bool:
+        """Whether no two windows share an element, however many there are."""
+        return all(axis.is_apart for axis in self.axes)
+
+    @cached_property
+    def is_covered(self) -> bool:
+        """Whether every element is in a window."""
+        return all(axis.is_covered for axis in self.axes)
 
     @cached_property
     def kept(self) -> tuple[Index, Index]:

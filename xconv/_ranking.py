@@ -6,9 +6,11 @@ done once for all of them. It counts what the primitives take that an algorithm 
 
 import cmath
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from heapq import heapify, heappop, heappush
+from itertools import product
+from operator import itemgetter
 from typing import NamedTuple
 
 from ._arguments import MOST_BYTES, in_bytes
@@ -25,11 +27,15 @@ from .schedules import STRAYING, WAYS, Tiled
 #: Multiply-adds of a call that is worth a hold on the BLAS.
 HEAVY = 2**19
 #: The predicted cost, in multiply-adds of float32, of a call that is worth more than one thread: threads wait for each
-#: other between any two operations.
-SHARED = 2**25
+#: other between any two operations. And that of a share of it: between two tiles, the caches forget what Python runs.
+SHARED, SHARE = 2**25, 2**26
 #: Tiles that cost so many times as much as the whole in one piece are tried larger, each time by this factor, up to
 #: this size; and taken where that is at least so much cheaper, since what leaves the caches is slower than predicted.
 WASTE, GROWTH, MOST_TILE, GAIN = 1.3, 8, 256 * MIB, 0.8
+#: What is done once for all tiles costs so many times as much where these are shared: all threads wait for it.
+WAITING = 1.8
+#: So few tiles would leave a thread without work; and others take so much more than in proportion.
+ODD, SLACK = {1, 3, 5, 7}, (1.1, 1.4)
 #: So many tiles are kept with a plan; of more than that, each is made when its turn comes.
 KEPT = 64
 #: The most memory for partial sums of a weight gradient.
@@ -260,13 +266,14 @@ def cut(problem: Problem, choice: Choice) -> Tiled:
     costs, sizes = problem.costs, (backend.itemsize(operand), backend.itemsize(accumulator))
     casts = any(one != operand for one in (dtype, *problem.given))
     memory = Memory(choice, costs, casts, accumulator != dtype, *sizes)
-    shared = choice.whole(costs) >= SHARED
+    predicted = choice.whole(costs)
+    shares = 1 if predicted < SHARED else max(2, round(predicted / SHARE))
     whole = g.largest("outputs", (g.batch, *g.out))  # as the tiler judges it
-    target = backend.tile_size(algorithm.name, g, dtype, memory.tile(whole), shared=shared)
+    target = backend.tile_size(algorithm.name, g, dtype, memory.tile(whole), shares)
     target = max(target, memory.itemsize * algorithm.least_tile(whole, costs))
     fixed, filters = memory.fixed, memory.filters
     room = (MOST_BYTES if settings.workspace is None else settings.workspace) - fixed
-    tiling, cost = _tiling(choice, costs, memory, min(target, room), room)
+    tiling, cost = _tiling(choice, costs, memory, min(target, room), room, shares)
     largest = memory.tile(tiling.largest)
     if g.pad_mode != "constant" and way.over == "inputs":  # the padding is cut until its tiles are no larger than this
         flat = g.extended()
@@ -288,7 +295,7 @@ def cut(problem: Problem, choice: Choice) -> Tiled:
         operand=operand,
         accumulator=accumulator,
         tiles=_kept(tiling),
-        team=Team(settings.threads, limit if shared else 1, g.macs >= HEAVY, largest),
+        team=Team(settings.threads, limit if shares > 1 else 1, g.macs >= HEAVY, largest),
         lanes=min(max(1, lanes), LANES),
         workspace=fixed + largest,
         cost=cost,
@@ -297,11 +304,15 @@ def cut(problem: Problem, choice: Choice) -> Tiled:
     )
 
 
-def _tiling(choice: Choice, costs: Costs, memory: Memory, target: float, room: float) -> tuple[Tiling, float]:
-    """The tiles for so many bytes each, or larger ones where that pays; and what they cost."""
+def _tiling(
+    choice: Choice, costs: Costs, memory: Memory, target: float, room: float, shares: int
+) -> tuple[Tiling, float]:
+    """The tiles for so many bytes each, or larger ones where that pays, an even number if few; and what they cost."""
     g, over = choice.geometry, choice.way.over
     grain = choice.algorithm.grain(g) if over == "outputs" else None
-    once, whole = choice.way.once(choice.algorithm, g, costs), choice.cost(g, costs)
+    once = choice.way.once(choice.algorithm, g, costs) + costs.fresh(memory.filters)
+    once *= WAITING if shares > 1 else 1
+    whole = choice.cost(g, costs)
 
     def tried(target: float) -> tuple[float, Tiling]:
         tiling = tiles(g, over, target, memory.tile, grain)
@@ -315,7 +326,21 @@ def _tiling(choice: Choice, costs: Costs, memory: Memory, target: float, room: f
         larger_cost, larger = tried(target)
         if larger_cost < GAIN * cost:
             cost, tiling = larger_cost, larger
+    if shares > 1 and len(tiling) in ODD:
+        found = _even(tried, memory.tile(tiling.largest), len(tiling), room)
+        cost, tiling = min(found, key=itemgetter(0), default=(cost, tiling))
     return tiling, once + cost
+
+
+def _even(
+    tried: Callable[[float], tuple[float, Tiling]], size: float, count: int, room: float
+) -> Iterator[tuple[float, Tiling]]:
+    """An even number of tiles in the place of a few of this size, one less or more; there may be no such number."""
+    for even, slack in product((count - 1, count + 1), SLACK):
+        if even and (target := slack * size * count / even) <= room:
+            found = tried(target)
+            if len(found[1]) == even:
+                yield found
 
 
 def _kept(tiles: Sequence[Tile]) -> Sequence[Tile]:

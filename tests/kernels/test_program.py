@@ -286,7 +286,7 @@ def test_what_writes_its_padding_out_is_cut_into_tiles():
     backend = _backend.CupyBackend()
     for value, size in ((0, np.inf), (5, backend.tile_bytes)):
         g = geometry((1, 4, 9), (4, 1, 3), groups=4, padding=1, pad_value=value)
-        assert backend.tile_size("depthwise", g, np.dtype("float32"), 0, shared=False) == size
+        assert backend.tile_size("depthwise", g, np.dtype("float32"), 0, 1) == size
 
 
 def test_only_so_many_programs_are_kept(standin, monkeypatch):

@@ -6,10 +6,11 @@ V is im2col and its adjoint col2im; U and S only reshape. The error is that of a
 """
 
 import math
+from functools import cache
 
 from .._geometry import Geometry
 from .._typing import Array, Function, Kind, Shape
-from ..primitives import Costs, Primitives, Product
+from ..primitives import Costs, Primitives, Product, inverse
 from ._bilinear import Bilinear
 
 #: Elements of temporary memory for a tile, if the filters have as many: every product reads all of them.
@@ -57,24 +58,25 @@ class Gemm(Bilinear):
 
     def transform(self, backend: Primitives, g: Geometry, w: Array) -> Array:
         if backend.taps_first(g):
-            w = backend.xp.moveaxis(w, 1, -1)
+            w = backend.xp.permute_dims(w, (0, *range(2, w.ndim), 1))
         return backend.xp.reshape(w, (g.groups, g.c_out // g.groups, g.c_in // g.groups * g.taps))
 
     def transform_adjoint(self, backend: Primitives, g: Geometry, u: Array) -> Array:
         if backend.taps_first(g):
-            return backend.xp.moveaxis(backend.xp.reshape(u, (g.c_out, *g.kernel, g.c_in)), -1, 1)
+            u = backend.xp.reshape(u, (g.c_out, *g.kernel, g.c_in))
+            return backend.xp.permute_dims(u, (0, u.ndim - 1, *range(1, u.ndim - 1)))
         return backend.xp.reshape(u, g.w_shape)
 
     def analysis(self, backend: Primitives, g: Geometry, x: Array) -> Array:
         cols = backend.im2col(x, g)
         if backend.taps_first(g):
-            cols = backend.xp.moveaxis(cols, 1, 1 + len(g.kernel))
+            cols = backend.xp.permute_dims(cols, _taps_in_front(len(g.axes)))
         return backend.xp.reshape(cols, (g.batch, g.groups, g.c_in // g.groups * g.taps, g.pixels))
 
     def analysis_adjoint(self, backend: Primitives, g: Geometry, v: Array, out: Array | None) -> Array:
         if backend.taps_first(g):
             cols = backend.xp.reshape(v, (g.batch, *g.kernel, g.c_in, *g.out))
-            return backend.col2im(backend.xp.moveaxis(cols, 1 + len(g.kernel), 1), g, out)
+            return backend.col2im(backend.xp.permute_dims(cols, inverse(_taps_in_front(len(g.axes)))), g, out)
         return backend.col2im(backend.xp.reshape(v, g.columns_shape), g, out)
 
     def synthesis(self, backend: Primitives, g: Geometry, p: Array, out: Array | None) -> Array:
@@ -86,3 +88,9 @@ class Gemm(Bilinear):
 
     def product_shape(self, g: Geometry) -> Shape:
         return (g.batch, g.groups, g.c_out // g.groups, g.pixels)
+
+
+@cache
+def _taps_in_front(rank: int) -> Shape:
+    """The axes of columns with the channels behind the kernel."""
+    return (0, *range(2, 2 + rank), 1, *range(2 + rank, 2 + 2 * rank))

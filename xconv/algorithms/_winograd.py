@@ -171,11 +171,11 @@ class Winograd(Bilinear):
         return None
 
     def scratch(self, function: Function, g: Geometry, costs: Costs) -> int:
-        del function
         image, result, _ = sides(g)
-        spare = costs.spectra_spare(*image) + costs.spectra_spare(*result)
-        # The weight gradient of complex numbers takes a conjugate of the image's spectra.
-        return 2 * image.elements + result.elements + spare + math.prod(g.x_shape) + math.prod(g.y_shape)
+        spare = max(costs.spectra_spare(*image), costs.spectra_spare(*result))
+        conjugate = image.elements if costs.is_complex and function == "weight_grad" else 0
+        spectra = image.elements + result.elements + conjugate
+        return spectra + spare + math.prod(g.x_shape) + math.prod(g.y_shape)
 
     def filters(self, g: Geometry) -> int:
         return 2 * sides(g).filters.elements

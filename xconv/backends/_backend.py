@@ -157,9 +157,12 @@ class Backend(Primitives):
 
     # costs
 
-    def tile_size(self, algorithm: str, g: Geometry, dtype: DType, whole: float, *, shared: bool) -> float:
-        """Bytes of temporary memory for a tile of a call by some algorithm that would take `whole` in one piece."""
-        del algorithm, g, dtype, whole, shared
+    def tile_size(self, algorithm: str, g: Geometry, dtype: DType, whole: float, shares: int) -> float:
+        """Bytes of temporary memory for a tile of a call by some algorithm that would take `whole` in one piece.
+
+        It is worth so many shares.
+        """
+        del algorithm, g, dtype, whole, shares
         return self.tile_bytes
 
     def costs(self, dtype: DType, precision: str) -> Costs:

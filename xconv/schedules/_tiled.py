@@ -16,7 +16,7 @@ from .._geometry import Geometry, Side, Tile
 from .._tiler import Border
 from .._typing import Array, DType, Function, Index
 from ..algorithms import Algorithm, RefusedError
-from ..primitives import Costs, Primitives, Team, Whole
+from ..primitives import Costs, Primitives, Team, Whole, inverse
 
 #: What is said of a way on which NaN and infinity do not stay where they belong.
 STRAYING = "multiplies filters by zeros that no tap reads"
@@ -128,10 +128,10 @@ class Tiled:
         return self.geometry.in_layout(tuple(range(2 + len(self.geometry.axes))))
 
     def _channels_first(self, a: Array) -> Array:
-        return self.backend.xp.moveaxis(a, -1, 1) if self.geometry.channels_last else a
+        return self.backend.xp.permute_dims(a, inverse(self._order)) if self.geometry.channels_last else a
 
     def _callers_layout(self, a: Array) -> Array:
-        return self.backend.xp.moveaxis(a, 1, -1) if self.geometry.channels_last else a
+        return self.backend.xp.permute_dims(a, self._order) if self.geometry.channels_last else a
 
 
 class Forward(Tiled):

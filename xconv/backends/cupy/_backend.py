@@ -54,10 +54,10 @@ class CupyBackend(OnDevice):
     #: Whether the device has the instructions of the implicit product.
     tensor_cores = True
 
-    def tile_size(self, algorithm: str, g: Geometry, dtype: DType, whole: float, *, shared: bool) -> float:
+    def tile_size(self, algorithm: str, g: Geometry, dtype: DType, whole: float, shares: int) -> float:
         # What writes nothing but its result gains nothing by being cut; half types with a bias wait for it in float32.
         in_place = algorithm in IN_PLACE and not g.is_filled and self.accumulator(dtype) == dtype
-        return math.inf if in_place else super().tile_size(algorithm, g, dtype, whole, shared=shared)
+        return math.inf if in_place else super().tile_size(algorithm, g, dtype, whole, shares)
 
     def costs(self, dtype: DType, precision: str) -> Costs:
         if self.accumulator(dtype) != dtype:

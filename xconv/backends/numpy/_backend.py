@@ -15,16 +15,17 @@ from . import _depthwise, _fourier, _pooling, _spectra, _windows
 from ._costs import numpy_costs
 from ._mec import Mec
 from ._memory import KeptMemory
-from ._products import multiply
+from ._products import is_apart, multiply
+from ._scratch import KEEP
 
 #: Rows so few that the sum over all pixels is faster with the other operand in front, and the result turned around.
 FEW_ROWS = 128
 
 
 class NumpyBackend(KeptMemory):
-    """NumPy arrays. The tiles' size is that of the second-level caches of today's processors."""
+    """NumPy arrays."""
 
-    tile_bytes = 4 * MIB
+    tile_bytes = 12 * MIB
     sees_numbers = True
     algorithms = PORTABLE | {"mec": Mec()}
 
@@ -32,9 +33,10 @@ class NumpyBackend(KeptMemory):
         del arrays
         return self
 
-    def tile_size(self, algorithm: str, g: Geometry, dtype: DType, whole: float, *, shared: bool) -> float:
-        del algorithm, g, dtype
-        return min(self.tile_bytes, max(self.least_tile, whole // self.shares)) if shared else self.tile_bytes
+    def tile_size(self, algorithm: str, g: Geometry, dtype: DType, whole: float, shares: int) -> float:
+        del g, dtype
+        most = KEEP if algorithm == "pointwise" else self.tile_bytes  # whose tiles hold nothing for the caches
+        return most if shares == 1 else min(most, max(self.least_tile, whole // min(shares, self.shares)))
 
     def costs(self, dtype: DType, precision: str) -> Costs:
         del precision
@@ -42,12 +44,15 @@ class NumpyBackend(KeptMemory):
 
     # windows
 
+    def taps_first(self, g: Geometry) -> bool:
+        return g.channels_last and g.groups == 1
+
     def im2col(self, x: Array, g: Geometry, out: Array | None = None) -> Array:
+        g = g.in_rows if out is None and self.taps_first(g) else g
         return _windows.columns(self.scratch.take, x, g, out)
 
     def col2im(self, cols: Array, g: Geometry, out: Array | None = None) -> Array:
-        del out
-        return _windows.folded_columns(self.scratch.take, cols, g)
+        return _windows.folded_columns(self.scratch.take, cols, g, out)
 
     def extend(self, x: Array, g: Geometry) -> Array:
         made = self.scratch.take((*x.shape[:2], *g.padded), x.dtype)
@@ -117,6 +122,7 @@ class NumpyBackend(KeptMemory):
             for part in layout.parts:
                 self.scratch.used = mark
                 _spectra.spread(self.scratch.take, images[:, part], g, layout, layout.images_of(v, part))
+            self.scratch.used = mark
         return v.reshape(1, layout.blocks, g.batch * g.pixels, layout.spectra[-1]).transpose(0, 1, 3, 2)
 
     def spectra_adjoint(
@@ -132,6 +138,7 @@ class NumpyBackend(KeptMemory):
             for part in layout.parts:
                 self.scratch.used = mark
                 _spectra.gather(self.scratch.take, layout.images_of(v, part), g, layout, images[:, part])
+            self.scratch.used = mark
         return x
 
     # blocks
@@ -179,39 +186,33 @@ class NumpyBackend(KeptMemory):
             if rows == 1 and self._is_kept(v):  # it is read once, and less leaves the cache
                 return self._summed(u, v, v[:, :, :1])
             return self._summed(u, v, self._blocks_last((n, blocks, rows, pixels), v.dtype))
-        if v.strides[2] <= v.strides[3] and out is None:  # channels last, and so is the result
+        if v.strides[2] <= v.strides[3]:  # channels last, and so is the result
             behind = v.strides[1] < v.strides[3]
-            memory = (n * pixels, blocks, rows) if behind else (blocks, n * pixels, rows)
-            together = self.scratch.take(memory, v.dtype).swapaxes(0, 1 if behind else 0)
-            multiply(np.matrix_transpose(self._images_last(v)), np.matrix_transpose(u), together)
-            return together.reshape(blocks, n, pixels, rows).transpose(1, 0, 3, 2)
+            if out is None:
+                memory = (n * pixels, blocks, rows) if behind else (blocks, n * pixels, rows)
+                together = self.scratch.take(memory, v.dtype).swapaxes(0, 1 if behind else 0)
+                out = together.reshape(blocks, n, pixels, rows).transpose(1, 0, 3, 2)
+            if n == 1 or (_is_joined(v) and _is_joined(out)):
+                multiply(self._images_last(v).mT, u.mT, self._images_last(out).mT)
+            else:
+                multiply(v.mT, u.mT, out.mT)
+            return out
         if depth == 1 and out is None:  # a call of the BLAS for every block would take longer than its work
             return np.multiply(u, v, out=self.scratch.take((n, blocks, rows, pixels), v.dtype))
-        if n > 1 and v.strides[0] == pixels * v.strides[3]:  # the images lie next to each other: one product
+        many = rows * depth > 2 * (rows + depth) * pixels  # to pack `u` for every image would take longer than copies
+        if n > 1 and (many or _is_joined(v)):  # the images lie next to each other: one product
             together = self.scratch.take((blocks, rows, n * pixels), v.dtype)
             multiply(u, self._images_last(v), together)
             return together.reshape(blocks, rows, n, pixels).transpose(2, 0, 1, 3)
-        if n > 1 and rows * depth > 2 * (rows + depth) * pixels:  # to pack `u` for every image would take longer
-            return self._pixels_together(u, v)
         if out is None:
             out = self.scratch.take((n, blocks, rows, pixels), v.dtype)
         return multiply(u, v, out)
-
-    def _pixels_together(self, u: Array, v: Array) -> Array:
-        """One product for all images, whose pixels lie beside each other: few pixels make long lines that way."""
-        (n, blocks, depth, pixels), rows = v.shape, u.shape[-2]
-        memory = self.scratch.take((blocks, depth, pixels, n), v.dtype)
-        for i, image in enumerate(v):  # for all at once, NumPy would copy in runs of n
-            memory[..., i] = image
-        together = self.scratch.take((blocks, rows, pixels * n), v.dtype)
-        multiply(u, memory.reshape(blocks, depth, pixels * n), together)
-        return together.reshape(blocks, rows, pixels, n).transpose(3, 0, 1, 2)
 
     def _images_last(self, a: Array) -> Array:
         n, blocks, rows, pixels = a.shape
         if n == 1:
             return a[0]
-        if a.strides[0] != pixels * a.strides[3]:
+        if not _is_joined(a):
             memory = self.scratch.take((blocks, rows, n, pixels), a.dtype)
             memory[...] = a.transpose(1, 2, 0, 3)
             return memory.reshape(blocks, rows, n * pixels)
@@ -224,8 +225,19 @@ class NumpyBackend(KeptMemory):
             if v.dtype.kind == "c":
                 np.conj(v, out=conjugate)
             return self._summed(s, conjugate.mT, self._blocks_last((1, blocks, rows, depth), v.dtype))[0]
+        if is_apart(n, rows, depth, pixels) and not (_is_joined(s) and _is_joined(v)):
+            total = self._outer(s[:1], v[:1])
+            mark = self.scratch.used
+            for i in range(1, n):
+                self.scratch.used = mark
+                np.add(total, self._outer(s[i : i + 1], v[i : i + 1]), out=total)
+            return total
+        return self._outer(s, v)
+
+    def _outer(self, s: Array, v: Array) -> Array:
+        """The same as one product."""
+        blocks, rows, depth = s.shape[1], s.shape[2], v.shape[2]
         s, v = self._images_last(s), self._images_last(v)
-        (blocks, rows, _), depth = s.shape, v.shape[1]
         if rows <= FEW_ROWS and rows < depth and v.dtype.kind != "c" and v.strides[2] < v.strides[1]:
             return np.matmul(v, s.mT, out=self.scratch.take((blocks, depth, rows), v.dtype)).mT
         out = self.scratch.take((blocks, rows, depth), v.dtype)
@@ -270,6 +282,11 @@ def _fourier_parts(g: Geometry, grid: Grid, *, lasting: bool) -> tuple[list[tupl
         smaller = replace(g, c_in=size) if axis else replace(g, batch=size)
         parts.append((along(axis, slice(first, first + size)), smaller))
     return parts, step * (spare // count)
+
+
+def _is_joined(a: Array) -> bool:
+    """Whether the pixels of an image lie behind those of the one before, so that all are one axis."""
+    return bool(a.strides[0] == a.shape[3] * a.strides[3])
 
 
 def _blocks_behind(a: Array) -> bool:

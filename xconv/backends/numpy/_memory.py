@@ -123,10 +123,12 @@ class KeptMemory(DtypesOfNumpy):
             for lane in others:
                 first[part] += lane[part]
 
-        _run(join, parts, team)
+        _run(join, parts, team if parts > 1 else Team())
 
     def _held(self, a: Array) -> Array:
-        """A copy that lies in memory as `a` does, and takes less time than a fresh one."""
+        """A copy that lies in memory as `a` does, and takes less time than a fresh one where it is large."""
+        if a.nbytes < MIB:
+            return a.copy(order="K")
         order = tuple(sorted(range(a.ndim), key=lambda axis: -a.strides[axis]))
         held = self.reserve.take(a.transpose(order).shape, a.dtype).transpose(inverse(order))
         held[...] = a

@@ -54,6 +54,8 @@ def _set_threads(library: Any, threads: int) -> None:
     From version 3.8 on, threadpoolctl listens to the thread that sets the number first and to no other, until that is
     cleared. Who comes here does so one after the other, and leaves the way free for others.
     """
+    if library.num_threads == threads:
+        return
     _let_any_thread_set(library)
     library.set_num_threads(threads)
     _let_any_thread_set(library)
@@ -110,6 +112,10 @@ def run(task: Callable[[int], None], count: int, team: Team) -> None:
     with _hold as free:
         numbers = _Numbers(count)
         threads = min(count, team.limit, team.threads or free)
+        if threads == 1:
+            for i in range(count):
+                task(i)
+            return
         helpers = [_pool().submit(copy_context().run, _work, task, numbers) for _ in range(threads - 1)]
         try:
             _work(task, numbers)

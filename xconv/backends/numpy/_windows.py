@@ -4,15 +4,17 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache, lru_cache
 from itertools import product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.lib.stride_tricks import as_strided
 
 from ..._axis import Run
-from ..._geometry import Geometry
+from ..._geometry import ALL, Geometry
 from ..._typing import Array, DType, Index, Shape
 from ...primitives import along, inverse
 from ...primitives._windows import follow
+from ._products import is_apart
 from ._scratch import Take
 
 #: Kernels with no more taps have theirs remembered: to name a tap takes longer than to add a small image.
@@ -24,6 +26,15 @@ WORTH_SORTING = 3
 def columns(take: Take, x: Array, g: Geometry, out: Array | None) -> Array:
     """Every window of the zero-padded `x`, ``(n, c, *kernel, *out)``; in `out` if that is handed over."""
     images = _images(g, x.itemsize)
+    if not images.strides:  # they are read where they lie
+        made = take(images.windows, x.dtype).transpose(images.back) if out is None else out
+        if g.is_padded:
+            made.fill(0)
+            for tap, outputs, elements in _each_tap(g):
+                made[(*ALL, *tap)][outputs] = x[elements]
+        else:
+            made.transpose(images.order)[...] = windows(x, g).transpose(images.order)
+        return made
     padded = with_zeros(take, x, g, images.padded, images.lie)
     if images.phases > 1:
         by_phase = padded.reshape(*padded.shape[:-1], padded.shape[-1] // images.phases, images.phases).swapaxes(-1, -2)
@@ -38,12 +49,13 @@ def columns(take: Take, x: Array, g: Geometry, out: Array | None) -> Array:
 
 def spare(g: Geometry) -> int:
     """Elements that `columns` and `folded` need at once beside the columns they make or take, at most."""
-    padded = math.prod(_rows_by_phase(g)[0])
-    return padded + max(padded, math.prod(g.x_shape))
+    return max(columns_spare(g), math.prod(g.x_shape))
 
 
 def columns_spare(g: Geometry) -> int:
     """Elements that `columns` alone needs at once beside those it makes, at most."""
+    if g.is_apart:
+        return 0
     padded, phases = _rows_by_phase(g.gathered())
     return math.prod(padded) * min(2, phases)
 
@@ -91,13 +103,29 @@ def with_zeros(take: Take, x: Array, g: Geometry, shape: Shape, lie: Shape = ())
     return made
 
 
-def folded_columns(take: Take, cols: Array, g: Geometry) -> Array:
-    """The adjoint of `columns`: tap by tap, or output by output where these are fewer."""
+def windows(x: Array, g: Geometry) -> Array:
+    """Every window of images without padding, as a view."""
+    by_tap = (a.dilation * step for a, step in zip(g.axes, x.strides[2:], strict=True))
+    by_output = (a.stride * step for a, step in zip(g.axes, x.strides[2:], strict=True))
+    strides = (*x.strides[:2], *by_tap, *by_output)
+    if x.flags.c_contiguous:  # in a tenth of the time
+        return np.ndarray(g.columns_shape, x.dtype, x, 0, strides)
+    return as_strided(x, g.columns_shape, strides)
+
+
+def folded_columns(take: Take, cols: Array, g: Geometry, out: Array | None) -> Array:
+    """The adjoint of `columns`: tap by tap, or output by output where these are fewer; in `out` if possible."""
     lie = () if cols.strides[-1] == cols.itemsize else _lie(cols.strides)
+    if g.is_apart and not g.is_padded and (lie or g.taps > FEW_TAPS):
+        out = _images_like(take, g, cols.dtype, lie, out)
+        if not g.is_covered:
+            out.fill(0)
+        windows(out, g)[...] = cols
+        return out
     if g.pixels < g.taps:
-        return _added(take, g, cols.dtype, ((place, cols[(..., *o)]) for o, place in _each_output(g)), lie)
+        return _added(take, g, ((x, cols[window]) for window, x in _each_output(g)), cols.dtype, lie, out)
     by_tap = cols.transpose(_kernel_in_front(len(g.axes)))
-    return folded(take, g, cols.dtype, by_tap.__getitem__, lie)
+    return folded(take, g, cols.dtype, by_tap.__getitem__, lie, out)
 
 
 @lru_cache(maxsize=256)
@@ -113,30 +141,42 @@ def _kernel_in_front(rank: int) -> tuple[int, ...]:
     return (*range(2, 2 + rank), 0, 1, *range(2 + rank, 2 + 2 * rank))
 
 
-def folded(take: Take, g: Geometry, dtype: DType, seen: Callable[[Shape], Array], lie: Shape = ()) -> Array:
+def folded(
+    take: Take, g: Geometry, dtype: DType, seen: Callable[[Shape], Array], lie: Shape = (), out: Array | None = None
+) -> Array:
     """The adjoint: what each tap has `seen`, ``(n, c, *out)``, added to where it was read from.
 
     The axes of the sums lie in memory in this order, which is best that of what is seen.
     """
-    taps = _taps(g) if g.taps <= FEW_TAPS else each_tap(g)
-    return _added(take, g, dtype, ((place, seen(tap)) for tap, place in taps), lie)
+    taps = _taps(g) if g.taps <= FEW_TAPS else _each_tap(g)
+    return _added(take, g, ((x, seen(tap)[outputs]) for tap, outputs, x in taps), dtype, lie, out)
 
 
-def _added(take: Take, g: Geometry, dtype: DType, parts: Iterable[tuple[Index, Array]], lie: Shape) -> Array:
-    """Parts of padded images added up, and what of these is no padding."""
-    shape = (g.batch, g.c_in, *g.padded)
-    padded = take(tuple(shape[axis] for axis in lie), dtype).transpose(inverse(lie)) if lie else take(shape, dtype)
-    padded.fill(0)
+def _images_like(take: Take, g: Geometry, dtype: DType, lie: Shape, out: Array | None) -> Array:
+    """`out`, or memory for images whose axes lie in this order."""
+    if out is not None and out.dtype == dtype:
+        return out
+    return (
+        take(tuple(g.x_shape[axis] for axis in lie), dtype).transpose(inverse(lie)) if lie else take(g.x_shape, dtype)
+    )
+
+
+def _added(
+    take: Take, g: Geometry, parts: Iterable[tuple[Index, Array]], dtype: DType, lie: Shape, out: Array | None
+) -> Array:
+    """Images that are the sum of these parts of them."""
+    out = _images_like(take, g, dtype, lie, out)
+    if not g.is_apart:
+        out.fill(0)
+        for place, added in parts:
+            part = out[place]
+            np.add(part, added, out=part)
+        return out
+    if not g.is_covered:
+        out.fill(0)
     for place, added in parts:
-        part = padded[place]
-        np.add(part, added, out=part)
-    outer, inner = g.kept
-    if not g.is_cropped:
-        return padded[outer]
-    dx = take(g.x_shape, dtype)
-    dx.fill(0)
-    dx[inner] = padded[outer]
-    return dx
+        out[place] = added
+    return out
 
 
 def extend(made: Array, x: Array, g: Geometry, at: int = 2) -> None:
@@ -186,25 +226,31 @@ def each_tap(g: Geometry) -> Iterator[tuple[Shape, Index]]:
         yield tap, (slice(None), slice(None), *places)
 
 
-def _each_output(g: Geometry) -> Iterator[tuple[Shape, Index]]:
-    """Every output, and its window of the padded images."""
+def _each_tap(g: Geometry) -> Iterator[tuple[Shape, Index, Index]]:
+    """Every tap, the outputs for which it sees elements of the images, and these."""
+    for tap in product(*(range(a.kernel) for a in g.axes)):
+        seen = [a.seen(t) for t, a in zip(tap, g.axes, strict=True)]
+        yield tap, (*ALL, *(outputs for outputs, _ in seen)), (*ALL, *(elements for _, elements in seen))
+
+
+def _each_output(g: Geometry) -> Iterator[tuple[tuple[Any, ...], Index]]:
+    """Every output with the taps that see elements of the images, as an index of the columns, and these elements."""
     for output in product(*(range(a.out) for a in g.axes)):
-        starts = (o * a.stride for o, a in zip(output, g.axes, strict=True))
-        places = (slice(s, s + a.extent, a.dilation) for s, a in zip(starts, g.axes, strict=True))
-        yield output, (slice(None), slice(None), *places)
+        seen = [a.window(o) for o, a in zip(output, g.axes, strict=True)]
+        taps = (a.taps_of(o, elements) for o, elements, a in zip(output, seen, g.axes, strict=True))
+        yield (*ALL, *taps, *output), (*ALL, *seen)
 
 
 @lru_cache(maxsize=256)
-def _taps(g: Geometry) -> tuple[tuple[Shape, Index], ...]:
-    return tuple(each_tap(g))
+def _taps(g: Geometry) -> tuple[tuple[Shape, Index, Index], ...]:
+    return tuple(_each_tap(g))
 
 
 class _Images(NamedTuple):
     """How the windows of padded images lie in memory: as a caller wants them, and the padded images alike.
 
-    Without a wish, the images lie behind the channels and the kernel, so that all of a tile share one product. A row of
-    outputs with a stride reads every so many elements. Where many taps do, the rows are first sorted by phase, after
-    which a tap reads elements that follow one another.
+    A row of outputs with a stride reads every so many elements. Where many taps do, the rows are first sorted by phase,
+    after which a tap reads elements that follow one another.
     """
 
     #: The padded images, or what is gathered of them, with rows that are a multiple of the phases long; and the order
@@ -215,6 +261,7 @@ class _Images(NamedTuple):
     #: The taps of each phase, as an index of the windows.
     taps: tuple[Index, ...]
     windows: Shape
+    #: Those of the windows in the padded images; none where there is no padding, and they are read where they lie.
     strides: tuple[int, ...]
     #: The order of axes that leads there, and the one that leads back.
     order: tuple[int, ...]
@@ -229,8 +276,17 @@ def _rows_by_phase(g: Geometry) -> tuple[Shape, int]:
     return (g.batch, g.c_in, *g.padded[:-1], -(-last.padded // phases) * phases), phases
 
 
+def _order(g: Geometry) -> Shape:
+    """The axes of columns that nobody has a wish for: image by image, or as all images of a tile share a product."""
+    behind = tuple(range(2, 2 + 2 * len(g.axes)))
+    if is_apart(g.batch, g.c_out // max(1, g.groups), g.taps * g.c_in // max(1, g.groups), g.pixels):
+        return (0, 1, *behind)
+    return (1, *behind[: len(g.axes)], 0, *behind[len(g.axes) :])
+
+
 @lru_cache(maxsize=1024)
 def _images(g: Geometry, itemsize: int) -> _Images:
+    in_place = g.is_apart or not (g.is_padded or any(g.far))
     g = g.gathered()
     rank = len(g.axes)
     padded, phases = _rows_by_phase(g)
@@ -240,14 +296,14 @@ def _images(g: Geometry, itemsize: int) -> _Images:
     strides = [*steps[:2], *(a.dilation * s for a, s in zip(g.axes, steps[2:], strict=True))]
     strides += [a.stride * s for a, s in zip(g.axes, steps[2:], strict=True)]
     strides[-1] //= phases
-    order = g.order or (*range(1, 2 + rank), 0, *range(2 + rank, 2 + 2 * rank))
+    order = g.order or _order(g)
     return _Images(
         memory,
         lie,
         phases,
         tuple(along(order.index(1 + rank), slice(phase, None, phases)) for phase in range(phases)),
         tuple(g.columns_shape[i] for i in order),
-        tuple(strides[i] for i in order),
+        () if in_place and phases == 1 else tuple(strides[i] for i in order),
         order,
         inverse(order),
     )
