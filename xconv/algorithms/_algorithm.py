@@ -22,6 +22,8 @@ class Algorithm(ABC):
     name: ClassVar[str]
     #: Whether it takes half types as they are, where the backend's products of them are summed in float32.
     takes_half: ClassVar[bool] = False
+    #: Whether its input gradient is added up in the memory that it is handed.
+    adds_up: ClassVar[bool] = False
     #: Whether ``|err| <= K * eps * conv(|x|, |w|)`` holds for every element, and NaN stays in the windows that see it.
     componentwise: ClassVar[bool] = True
     #: Functions in which it multiplies filters by zeros where a tap reads nothing.

@@ -20,6 +20,7 @@ LEAST_TILE = 2**21
 class Gemm(Bilinear):
     name = "gemm"
     takes_half = True
+    adds_up = True
 
     def refusal(self, g: Geometry, kind: Kind) -> str | None:
         del kind

@@ -8,6 +8,7 @@ from ._gemm import Gemm
 
 class Pointwise(Gemm):
     name = "pointwise"
+    adds_up = False
 
     def refusal(self, g: Geometry, kind: Kind) -> str | None:
         del kind

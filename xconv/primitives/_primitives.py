@@ -34,6 +34,8 @@ class Whole(NamedTuple):
     order: tuple[int, ...]
     #: Where the part of a tile is; the places cover all, and do not overlap.
     place: Callable[[Tile], Index]
+    #: Whether it begins as zeros, where the library lets us write into it.
+    blank: bool = False
 
 
 class Team(NamedTuple):
@@ -121,7 +123,10 @@ class Primitives:
         return _windows.columns(self.xp, x, g)
 
     def col2im(self, cols: Array, g: Geometry, out: Array | None = None) -> Array:
-        """The adjoint of `im2col`: adds each element of the columns to the input element that it was read from."""
+        """The adjoint of `im2col`: adds each element of the columns to the input element that it was read from.
+
+        In `out` if possible, which holds zeros unless windows cover all of it, each element once.
+        """
         del out
         return _windows.folded(self.xp, cols, g)
 
@@ -248,7 +253,7 @@ class Primitives:
     def assemble(self, whole: Whole, tiles: Sequence[Tile], piece: Piece, team: Team) -> Array:
         """The array whose part at ``whole.place(tile)`` is ``piece(tile, ...)``."""
         del team
-        shape, dtype, order, place = whole
+        shape, dtype, order, place, _ = whole
         first = self.astype(piece(tiles[0], None), dtype)
         if len(tiles) == 1:
             return first

@@ -70,7 +70,8 @@ class Col2im(Tiled):
 
         g = self.geometry
         order = tuple(range(len(g.x_shape)))
-        return self.backend.assemble(Whole(g.x_shape, self.dtype, order, input_of), self.tiles, piece, self.team)
+        whole = Whole(g.x_shape, self.dtype, order, input_of, blank=not g.is_covered)
+        return self.backend.assemble(whole, self.tiles, piece, self.team)
 
 
 def _columns(tile: Tile) -> Index:

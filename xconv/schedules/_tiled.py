@@ -197,7 +197,8 @@ class InputGrad(Tiled):
         # What is added to later is not rounded before.
         g = self.geometry
         dtype = self.dtype if g.pad_mode == "constant" else self.accumulator
-        dx = backend.assemble(Whole(g.x_shape, dtype, self._order, input_of), self.tiles, piece, self.team)
+        blank = self.algorithm.adds_up and not g.is_covered
+        dx = backend.assemble(Whole(g.x_shape, dtype, self._order, input_of, blank), self.tiles, piece, self.team)
         if g.pad_mode != "constant":
             for border in self._borders:
                 for tile in border.parts():

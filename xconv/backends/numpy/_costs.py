@@ -26,8 +26,8 @@ class NumpyCosts(Costs):
 
     #: To copy an element of a window, and to begin a row of these.
     window, row = 12.0, 75.0
-    #: To add an element back, more for one between others of its row's neighbours, or where a stride has it between what
-    #: it does not see, one that is read from a line of the cache for itself, and to begin a row of these.
+    #: To add an element back, more for one between others of its row's neighbours, and with a stride, one that is read
+    #: from a line of the cache for itself, and to begin a row of these.
     folding, between, strided, apart, folded_row = 4.5, 8.0, 25.0, 27.0, 350.0
     #: To put an element of an operand in order for a product, for the sum of an outer one, and to write a result; and
     #: each product of a stack.

@@ -79,7 +79,8 @@ class KeptMemory(DtypesOfNumpy):
 
     def assemble(self, whole: Whole, tiles: Sequence[Tile], piece: Piece, team: Team) -> Array:
         order = whole.order
-        result = np.empty([whole.shape[axis] for axis in order], whole.dtype).transpose(inverse(order))
+        made = np.zeros if whole.blank else np.empty
+        result = made([whole.shape[axis] for axis in order], whole.dtype).transpose(inverse(order))
 
         def fill(i: int) -> None:
             self.scratch.reset(team.memory)

@@ -117,9 +117,7 @@ def folded_columns(take: Take, cols: Array, g: Geometry, out: Array | None) -> A
     """The adjoint of `columns`: tap by tap, or output by output where these are fewer; in `out` if possible."""
     lie = () if cols.strides[-1] == cols.itemsize else _lie(cols.strides)
     if g.is_apart and not g.is_padded and (lie or g.taps > FEW_TAPS):
-        out = _images_like(take, g, cols.dtype, lie, out)
-        if not g.is_covered:
-            out.fill(0)
+        out = _blank(take, g, cols.dtype, lie, out)
         windows(out, g)[...] = cols
         return out
     if g.pixels < g.taps:
@@ -152,30 +150,27 @@ def folded(
     return _added(take, g, ((x, seen(tap)[outputs]) for tap, outputs, x in taps), dtype, lie, out)
 
 
-def _images_like(take: Take, g: Geometry, dtype: DType, lie: Shape, out: Array | None) -> Array:
-    """`out`, or memory for images whose axes lie in this order."""
+def _blank(take: Take, g: Geometry, dtype: DType, lie: Shape, out: Array | None) -> Array:
+    """`out`, or images that hold zeros where not all is in a window, with axes that lie in this order."""
     if out is not None and out.dtype == dtype:
         return out
-    return (
-        take(tuple(g.x_shape[axis] for axis in lie), dtype).transpose(inverse(lie)) if lie else take(g.x_shape, dtype)
-    )
+    made = take(tuple(g.x_shape[axis] for axis in lie) or g.x_shape, dtype)
+    if not g.is_covered:
+        made.fill(0)
+    return made.transpose(inverse(lie)) if lie else made
 
 
 def _added(
     take: Take, g: Geometry, parts: Iterable[tuple[Index, Array]], dtype: DType, lie: Shape, out: Array | None
 ) -> Array:
     """Images that are the sum of these parts of them."""
-    out = _images_like(take, g, dtype, lie, out)
-    if not g.is_apart:
-        out.fill(0)
-        for place, added in parts:
-            part = out[place]
-            np.add(part, added, out=part)
-        return out
-    if not g.is_covered:
-        out.fill(0)
+    out = _blank(take, g, dtype, lie, out)
     for place, added in parts:
-        out[place] = added
+        part = out[place]
+        if g.is_apart:
+            part[...] = added
+        else:
+            np.add(part, added, out=part)
     return out
 
 
