@@ -19,6 +19,8 @@ from ._scratch import Take
 
 #: Kernels with no more taps have theirs remembered: to name a tap takes longer than to add a small image.
 FEW_TAPS = 64
+#: So few channels are too short a run to be added for themselves.
+FEW_CHANNELS = 8
 #: Rows are worth sorting for taps that are so many times as many as the stride.
 WORTH_SORTING = 3
 
@@ -120,10 +122,38 @@ def folded_columns(take: Take, cols: Array, g: Geometry, out: Array | None) -> A
         out = _blank(take, g, cols.dtype, lie, out)
         windows(out, g)[...] = cols
         return out
+    if lie and lie[-1] == 1 and g.axes[-1].dilation == 1 and g.c_in <= FEW_CHANNELS and not g.is_apart:
+        return _added_by_row(take, cols, g, _blank(take, g, cols.dtype, lie, out))
     if g.pixels < g.taps:
         return _added(take, g, ((x, cols[window]) for window, x in _each_output(g)), cols.dtype, lie, out)
     by_tap = cols.transpose(_kernel_in_front(len(g.axes)))
     return folded(take, g, cols.dtype, by_tap.__getitem__, lie, out)
+
+
+def _added_by_row(take: Take, cols: Array, g: Geometry, out: Array) -> Array:
+    """The same with a few channels behind all else: those of all taps of a row lie beside each other, and are one part.
+
+    The rows of some outputs overlap; so every so many of them are added at a time, which do not.
+    """
+    *others, last = g.axes
+    wide = take((g.batch, *g.size[:-1], last.padded, g.c_in), cols.dtype)
+    wide.fill(0)
+    width, apart = last.kernel * g.c_in, -(-last.kernel // last.stride)
+    step, item = last.stride * wide.strides[-2], wide.itemsize
+    rows = np.ndarray((*wide.shape[:-2], last.out, width), wide.dtype, wide, 0, (*wide.strides[:-2], step, item))
+    rank = len(g.axes)
+    read = cols.transpose(0, *range(2 + rank, 2 + 2 * rank), *range(2, 2 + rank), 1)
+    read = read.reshape(*read.shape[:-2], width)
+    for tap in product(*(range(a.kernel) for a in others)):
+        seen = [a.seen(t) for t, a in zip(tap, others, strict=True)]
+        outputs, elements = (tuple(part) for part in zip(*seen, strict=True)) if seen else ((), ())
+        for first in range(min(apart, last.out)):
+            some = slice(first, None, apart)
+            part = rows[(slice(None), *elements, some)]
+            np.add(part, read[(slice(None), *outputs, some, *tap)], out=part)
+    outer, inner = last.kept
+    np.moveaxis(out, 1, -1)[..., inner, :] = wide[..., outer, :]
+    return out
 
 
 @lru_cache(maxsize=256)
