@@ -92,6 +92,13 @@ def test_what_has_not_been_measured_is_chosen_by_name_only(monkeypatch):
     scheduled.cache_clear()
 
 
+def test_only_what_threads_share_is_cut_for_them():
+    x, w = np.ones((8, 64, 56, 56), np.float32), np.ones((64, 64, 3, 3), np.float32)
+    alone = pytest.importorskip("array_api_strict")
+    assert xconv.plan(x, w).tiles % 2 == 0
+    assert xconv.plan(alone.asarray(x), alone.asarray(w)).tiles == 1
+
+
 @pytest.mark.parametrize("attributes", [{"layout": "torch.sparse_coo"}, {"layout": "torch.strided", "is_nested": True}])
 def test_only_dense_arrays(attributes):
     with pytest.raises(TypeError, match=r"`x` must be a dense array, got (one of layout|a nested one)"):

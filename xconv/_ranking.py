@@ -267,7 +267,7 @@ def cut(problem: Problem, choice: Choice) -> Tiled:
     casts = any(one != operand for one in (dtype, *problem.given))
     memory = Memory(choice, costs, casts, accumulator != dtype, *sizes)
     predicted = choice.whole(costs)
-    shares = 1 if predicted < SHARED else max(2, round(predicted / SHARE))
+    shares = max(2, round(predicted / SHARE)) if backend.parallel and predicted >= SHARED else 1
     whole = g.largest("outputs", (g.batch, *g.out))  # as the tiler judges it
     target = backend.tile_size(algorithm.name, g, dtype, memory.tile(whole), shares)
     target = max(target, memory.itemsize * algorithm.least_tile(whole, costs))
