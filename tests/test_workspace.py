@@ -326,6 +326,21 @@ def test_bound_of_every_algorithm(rng, layer, dtype, algorithm, slack):
         assert peak <= workspace + OBJECTS, (name, peak, workspace)
 
 
+def test_small_filters_are_transformed_within_it(rng):
+    """A few at a time, and not as many as would fill a cache."""
+    x, w = rng.standard_normal((1, 128, 20, 20)), rng.standard_normal((40, 128, 1, 2))
+    y = xconv.conv(x, w)
+    for name, function in functions(x, w, y, {"algorithm": "winograd"}):
+        if name == "im2col":
+            break
+        with xconv.config(workspace=1), pytest.raises(ValueError, match="at least") as caught:
+            function()
+        workspace = int(str(caught.value).split("at least ")[1].split()[0])
+        with xconv.config(workspace=workspace):
+            peak, _ = temporary_peak(function)
+        assert peak <= workspace + OBJECTS, (name, peak, workspace)
+
+
 def test_what_is_not_finite_takes_no_more(rng):
     """Depthwise, numbers that are not finite are kept from zeros that are not there, in another way."""
     x, w = rng.standard_normal((1, 2, 180, 96)), rng.standard_normal((4, 1, 2, 2))

@@ -18,7 +18,8 @@ from ._scratch import Take
 
 #: Elements of temporary memory that are worth one more image at a time: they fit into a second-level cache.
 NEAR = 2**17
-#: The same for filters. They are small, so more of them go through each call, by way of the cache behind that one.
+#: The same for filters, but for no more than their spectra take. They are small, so more of them go through each call, by
+#: way of the cache behind that one.
 NEXT = 2**21
 #: The numbers of the matrices are ratios of smaller numbers, and are told apart by doubles.
 MOST_DENOMINATOR = 2**12
@@ -51,7 +52,7 @@ def layout(g: Geometry, matrices: Matrices, dtype: DType, *, lasting: bool = Fal
     real = np.empty(0, dtype).real.dtype
     frequencies = tuple(len(rows) for rows in matrices)
     spectra = (*frequencies, g.groups, g.batch, *g.out, g.c_in // g.groups)
-    images, memory = _together(g, matrices, max(NEAR, min(NEXT, math.prod(spectra))) if lasting else NEAR)
+    images, memory = _together(g, matrices, min(NEXT, math.prod(spectra)) if lasting else NEAR)
     arrays = tuple(_matrix(rows, real) for rows in matrices)
     transposes = []
     for axis, array in zip(g.axes, arrays, strict=True):
