@@ -644,7 +644,7 @@ def test_windows_that_do_not_overlap(lib, rng, kernel, stride, padding):
     assert np.array_equal(lib.numpy(windows), loops.im2col(x))
     found = lib.numpy(xconv.col2im(windows, (9, 12), stride=stride, padding=padding))
     assert np.array_equal(found, loops.col2im(loops.im2col(x)))
-    for layout, outward in (("channels_first", lambda a: a), ("channels_last", lambda a: np.moveaxis(a, 1, -1))):
+    for layout, outward in (("channels_first", lambda a: a), ("channels_last", lambda a: np.moveaxis(a, 1, -1).copy())):
         options = {"stride": stride, "padding": padding, "layout": layout}
         dx = xconv.conv_input_grad(lib.array(outward(dy)), lib.array(w), outward(x).shape, **options)
         assert np.array_equal(lib.numpy(dx), outward(loops.input_grad(dy, w)))
@@ -652,6 +652,24 @@ def test_windows_that_do_not_overlap(lib, rng, kernel, stride, padding):
         assert np.array_equal(lib.numpy(y), outward(loops.conv(x, w)))
         dw = xconv.conv_weight_grad(lib.array(outward(dy)), lib.array(outward(x)), w.shape, **options)
         assert np.array_equal(lib.numpy(dw), loops.weight_grad(dy, x))
+
+
+@pytest.mark.numpy_only
+@pytest.mark.parametrize("layout", ["channels_first", "channels_last"])
+@pytest.mark.parametrize("padding", [0, ((1, 0), (0, 2)), (-1, 0)], ids=str)
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_windows_as_long_as_their_stride(lib, rng, dilation, padding, layout):
+    """By columns: with a dilation they share elements all the same, and with a padding not all are in the images."""
+    options = {"stride": (2, 3), "dilation": dilation, "padding": padding}
+    loops = Oracle((2, 2, 9, 12), (3, 2, 2, 3), **options)
+    w, dy = (rng.integers(-9, 10, shape).astype(np.float32) for shape in ((3, 2, 2, 3), loops.y_shape))
+
+    def outward(a):
+        return np.moveaxis(a, 1, -1).copy() if layout == "channels_last" else a
+
+    arrays, shape = (lib.array(outward(dy)), lib.array(w)), outward(np.empty(loops.x_shape)).shape
+    dx = xconv.conv_input_grad(*arrays, shape, **options, layout=layout, algorithm="gemm")
+    assert np.array_equal(lib.numpy(dx), outward(loops.input_grad(dy, w)))
 
 
 @pytest.mark.numpy_only

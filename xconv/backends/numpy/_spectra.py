@@ -18,8 +18,8 @@ from ._scratch import Take
 
 #: Elements of temporary memory that are worth one more image at a time: they fit into a second-level cache.
 NEAR = 2**17
-#: The same for filters, but for no more than their spectra take. They are small, so more of them go through each call, by
-#: way of the cache behind that one.
+#: The same for filters, but no more than their spectra. They are small, so more of them go through each call, by way of
+#: the cache behind that one.
 NEXT = 2**21
 #: The numbers of the matrices are ratios of smaller numbers, and are told apart by doubles.
 MOST_DENOMINATOR = 2**12
