@@ -173,7 +173,8 @@ class Winograd(Bilinear):
     def scratch(self, function: Function, g: Geometry, costs: Costs) -> int:
         image, result, _ = sides(g)
         spare = max(costs.spectra_spare(*image), costs.spectra_spare(*result))
-        conjugate = image.elements if costs.is_complex and function == "weight_grad" else 0
+        larger = max(image.elements, result.elements)
+        conjugate = larger if costs.is_complex and function == "weight_grad" else 0
         spectra = image.elements + result.elements + conjugate
         return spectra + spare + math.prod(g.x_shape) + math.prod(g.y_shape)
 
