@@ -11,6 +11,7 @@ from oracle import W_LAYOUTS, Oracle, in_w_layout
 
 import xconv
 from xconv._arguments import geometry
+from xconv.algorithms import Gemm
 from xconv.algorithms._pointwise import Pointwise
 
 pytestmark = pytest.mark.usefixtures("exact")
@@ -193,6 +194,16 @@ def test_depthwise_filters_of_keras(lib, rng):
             y[:, o, p, 4 * c + m] = np.sum(x[:, o : o + 2, p : p + 3, c] * w[..., c, m], axis=(1, 2))
     filters = lib.array(w.reshape(2, 3, 1, 12))
     lib.check(xconv.conv(lib.array(x), filters, groups=3, layout="channels_last", w_layout="...io"), y)
+
+
+@pytest.mark.numpy_only
+@pytest.mark.parametrize(("layout", "views"), [("channels_first", "oi... i...o"), ("channels_last", "o...i ...io")])
+@pytest.mark.parametrize("w_layout", W_LAYOUTS)
+def test_filters_that_columns_are_multiplied_by_where_they_lie(rng, w_layout, layout, views):
+    x, w = rng.random((2, 9, 9, 9)), in_w_layout(rng.random((6, 9, 3, 2)), w_layout)
+    schedule = xconv.plan(x, w, layout=layout, w_layout=w_layout).schedule
+    u = Gemm().transform(schedule.backend, schedule.geometry, schedule.filters(w))
+    assert np.shares_memory(u, w) == (w_layout in views.split())
 
 
 @pytest.mark.numpy_only
