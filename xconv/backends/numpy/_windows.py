@@ -122,7 +122,8 @@ def folded_columns(take: Take, cols: Array, g: Geometry, out: Array | None) -> A
         out = _blank(take, g, cols.dtype, lie, out)
         windows(out, g)[...] = cols
         return out
-    if lie and lie[-1] == 1 and g.axes[-1].dilation == 1 and g.c_in <= FEW_CHANNELS and not g.is_apart:
+    in_rows = cols.strides[1 :: len(g.axes)][:2] == (cols.itemsize, g.c_in * cols.itemsize)
+    if in_rows and g.axes[-1].dilation == 1 and g.c_in <= FEW_CHANNELS and not g.is_apart:
         return _added_by_row(take, cols, g, _blank(take, g, cols.dtype, lie, out))
     if g.pixels < g.taps:
         return _added(take, g, ((x, cols[window]) for window, x in _each_output(g)), cols.dtype, lie, out)
