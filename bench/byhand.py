@@ -99,7 +99,7 @@ def main() -> int:
     (arguments.output / "byhand.json").write_text(json.dumps(found, indent=1) + "\n")
     (arguments.output / "byhand.md").write_text(table(found))
     for run in runs:
-        print(f"{run['threads']} threads\n{summary(run)}")
+        print(f"threads: {run['threads']}\n{summary(run)}")
     return 1 if any(run["failures"] for run in runs) else 0
 
 

@@ -65,7 +65,8 @@ def heading(found: dict[str, Any], title: str) -> str:
         f"load of the machine at the start: {machine['load']}{' (busy)' if (machine['load'] or 0) > BUSY else ''}",
         f"`{found['command']}`",
     ]
-    when = f"{found['date']}, {found['threads']} threads for every contender, {found['rounds']} rounds."
+    threads = "1 thread" if found["threads"] == 1 else f"{found['threads']} threads"
+    when = f"{found['date']}, {threads} for every contender, {found['rounds']} rounds."
     return f"# {title}\n\n{when}\n\n" + "\n".join(f"- {fact}" for fact in facts)
 
 

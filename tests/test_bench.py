@@ -1192,7 +1192,7 @@ def test_what_is_slower_than_by_hand_is_named(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr("sys.argv", ["byhand", "--rounds", "1", "--seconds", "1e-4", "--output", str(tmp_path)])
     assert byhand.main() == 0
     said, text = capsys.readouterr().out, (tmp_path / "byhand.md").read_text()
-    assert said.startswith("1 threads\n- geometric mean of 3 ratios to by-hand: ")
+    assert said.startswith("threads: 1\n- geometric mean of 3 ratios to by-hand: ")
     assert said.count("- above 0: 3\n") == 2
     assert text.count(": small, weight gradient\n") == 2
     assert "- small: 1x2x6x6, 3 of 1x1, stride 2\n" in text

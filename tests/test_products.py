@@ -35,7 +35,7 @@ def test_any_product(lib, dtype):
 
     @lib.examples(6)
     @given(
-        sizes=st.tuples(st.integers(1, 3), st.integers(1, 3), length, length, st.sampled_from([1, 2, 9, 60])),
+        sizes=st.tuples(st.integers(1, 3), st.integers(1, 3), length, length, st.sampled_from([1, 2, 9, 60, 3000])),
         orders=st.tuples(order, order, order),
         apart=st.tuples(apart, apart, apart),
         lands=st.booleans(),

@@ -20,6 +20,8 @@ from ._scratch import KEEP
 
 #: Rows so few that the sum over all pixels is faster with the other operand in front, and the result turned around.
 FEW_ROWS = 128
+#: So few numbers are summed over the images in less time than an operation for each image takes.
+FEW_SUMS = 2**13
 
 
 class NumpyBackend(KeptMemory):
@@ -226,6 +228,9 @@ class NumpyBackend(KeptMemory):
                 np.conj(v, out=conjugate)
             return self._summed(s, conjugate.mT, self._blocks_last((1, blocks, rows, depth), v.dtype))[0]
         if is_apart(n, rows, depth, pixels) and not (_is_joined(s) and _is_joined(v)):
+            if n * blocks * rows * depth <= FEW_SUMS and depth <= pixels and v.dtype.kind != "c":
+                each = np.matmul(s, v.mT, out=self.scratch.take((n, blocks, rows, depth), v.dtype))
+                return np.add.reduce(each, axis=0, out=self.scratch.take((blocks, rows, depth), v.dtype))
             total = self._outer(s[:1], v[:1])
             mark = self.scratch.used
             for i in range(1, n):
