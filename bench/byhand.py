@@ -8,12 +8,11 @@ import argparse
 import json
 import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from . import report
 from .cases import CONV, OPERATIONS, Case
-from .measure import Settings, measure
+from .measure import Settings, add_options, measure
 from .text import number
 
 PEER = "by-hand"
@@ -72,9 +71,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.byhand", description="Time xconv beside four lines.")
     parser.add_argument("--cases", help=f"some of {'; '.join(CASES)}", default=";".join(CASES))
     parser.add_argument("--threads", help="for both, one run for each number (default: 1,2)", default="1,2")
-    parser.add_argument("--rounds", type=int, default=5, help="how often each has its turn (default: 5)")
-    parser.add_argument("--seconds", type=float, default=0.1, help="length of a turn (default: 0.1)")
-    parser.add_argument("--output", type=Path, default=Path("bench/results"), help="folder (default: bench/results)")
+    add_options(parser, rounds=5, seconds=0.1)
     arguments = parser.parse_args()
     names = arguments.cases.split(";")
     if unknown := [name for name in names if name not in CASES]:

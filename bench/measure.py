@@ -1,5 +1,6 @@
 """The parent process: asks one child per contender in turn, in rounds, so that all see the same weather."""
 
+import argparse
 import statistics
 import tempfile
 import time
@@ -42,6 +43,14 @@ class Settings:
     def command(self) -> str:
         """The command that runs the same again."""
         return f"{self.program} --threads {self.threads} --rounds {self.rounds} --seconds {self.seconds:g}"
+
+
+def add_options(parser: argparse.ArgumentParser, *, rounds: int, seconds: float) -> None:
+    """Let the command line say how long to measure, and where the results go."""
+    parser.add_argument("--rounds", type=int, default=rounds, help=f"how often each has its turn (default: {rounds})")
+    parser.add_argument("--seconds", type=float, default=seconds, help=f"length of a turn (default: {seconds:g})")
+    folder = Path("bench/results")
+    parser.add_argument("--output", type=Path, default=folder, help=f"folder (default: {folder})")
 
 
 class Suite:

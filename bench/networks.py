@@ -10,12 +10,11 @@ import secrets
 import sys
 from collections.abc import Iterable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from . import report
 from .cases import CONV, OPERATIONS, Case
-from .measure import Settings, measure
+from .measure import Settings, add_options, measure
 from .text import markdown, number
 
 PEER = "torch"
@@ -215,9 +214,7 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=40, help="how many layers (default: 40)")
     parser.add_argument("--networks", help=f"some of {','.join(NETWORKS)}", default=",".join(NETWORKS))
     parser.add_argument("--threads", type=int, default=2, help="for both (default: 2)")
-    parser.add_argument("--rounds", type=int, default=3, help="how often each has its turn (default: 3)")
-    parser.add_argument("--seconds", type=float, default=0.1, help="length of a turn (default: 0.1)")
-    parser.add_argument("--output", type=Path, default=Path("bench/results"), help="folder (default: bench/results)")
+    add_options(parser, rounds=3, seconds=0.1)
     arguments = parser.parse_args()
     networks = arguments.networks.split(",")
     if unknown := [network for network in networks if network not in NETWORKS]:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from .child import Child, serve
 from .machine import machine
-from .measure import MOST_CALLS, PAUSE, statistics_of
+from .measure import MOST_CALLS, PAUSE, add_options, statistics_of
 from .progress import Progress
 from .text import number
 from .worker import limit_cores, threadpools, timed
@@ -131,9 +131,7 @@ def main(comparison: Comparison) -> int:
     parser.add_argument("--cases", help=f"some of {','.join(cases)}", default=",".join(cases))
     threads = comparison.threads
     parser.add_argument("--threads", type=int, default=threads, help=f"for xconv (default: {threads})")
-    parser.add_argument("--rounds", type=int, default=5, help="how often each has its turn (default: 5)")
-    parser.add_argument("--seconds", type=float, default=0.3, help="length of a turn (default: 0.3)")
-    parser.add_argument("--output", type=Path, default=Path("bench/results"), help="folder (default: bench/results)")
+    add_options(parser, rounds=5, seconds=0.3)
     parser.add_argument("--child", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:

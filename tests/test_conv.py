@@ -653,6 +653,8 @@ def test_windows_that_do_not_overlap(lib, rng, kernel, stride, padding):
     x, w, dy = (rng.integers(-9, 10, shape) for shape in ((2, 2, 9, 12), (3, 2, *kernel), loops.y_shape))
     windows = xconv.im2col(lib.array(x), kernel, stride=stride, padding=padding)
     assert np.array_equal(lib.numpy(windows), loops.im2col(x))
+    with_gaps = np.repeat(x, 2, axis=-1)[..., ::2]
+    assert np.array_equal(xconv.im2col(with_gaps, kernel, stride=stride, padding=padding), loops.im2col(x))
     found = lib.numpy(xconv.col2im(windows, (9, 12), stride=stride, padding=padding))
     assert np.array_equal(found, loops.col2im(loops.im2col(x)))
     for layout, outward in (("channels_first", lambda a: a), ("channels_last", lambda a: np.moveaxis(a, 1, -1).copy())):

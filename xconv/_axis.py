@@ -106,7 +106,7 @@ class Axis:
 
     @property
     def is_covered(self) -> bool:
-        """Whether every element is in a window, and they do not overlap."""
+        """Whether every element is in a window, and in no other one."""
         end = self.span + self.extent - 1 - self.lo
         return self.dilation == 1 and self.kernel == self.stride and self.lo >= 0 and end >= self.size
 

@@ -128,7 +128,7 @@ class Geometry:
 
     @cached_property
     def is_covered(self) -> bool:
-        """Whether every element is in a window."""
+        """Whether every element is in a window, and in no other one."""
         return all(axis.is_covered for axis in self.axes)
 
     @cached_property

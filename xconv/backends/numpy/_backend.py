@@ -11,11 +11,11 @@ from ..._typing import Array, DType, Index, Pooled, Shape
 from ...algorithms import PORTABLE
 from ...primitives import Costs, Grid, Matrices, along, block_order, divisor, own
 from .._backend import MIB, Backend
-from . import _depthwise, _fourier, _pooling, _spectra, _windows
+from . import _depthwise, _folding, _fourier, _pooling, _spectra, _windows
 from ._costs import numpy_costs
 from ._mec import Mec
 from ._memory import KeptMemory
-from ._products import is_apart, multiply
+from ._products import by_image, multiply
 from ._scratch import KEEP
 
 #: Rows so few that the sum over all pixels is faster with the other operand in front, and the result turned around.
@@ -54,7 +54,7 @@ class NumpyBackend(KeptMemory):
         return _windows.columns(self.scratch.take, x, g, out)
 
     def col2im(self, cols: Array, g: Geometry, out: Array | None = None) -> Array:
-        return _windows.folded_columns(self.scratch.take, cols, g, out)
+        return _folding.folded_columns(self.scratch.take, cols, g, out)
 
     def extend(self, x: Array, g: Geometry) -> Array:
         made = self.scratch.take((*x.shape[:2], *g.padded), x.dtype)
@@ -227,7 +227,7 @@ class NumpyBackend(KeptMemory):
             if v.dtype.kind == "c":
                 np.conj(v, out=conjugate)
             return self._summed(s, conjugate.mT, self._blocks_last((1, blocks, rows, depth), v.dtype))[0]
-        if is_apart(n, rows, depth, pixels) and not (_is_joined(s) and _is_joined(v)):
+        if by_image(n, rows, depth, pixels) and not (_is_joined(s) and _is_joined(v)):
             if n * blocks * rows * depth <= FEW_SUMS and depth <= pixels and v.dtype.kind != "c":
                 each = np.matmul(s, v.mT, out=self.scratch.take((n, blocks, rows, depth), v.dtype))
                 return np.add.reduce(each, axis=0, out=self.scratch.take((blocks, rows, depth), v.dtype))

@@ -7,14 +7,15 @@ numbers that mean nothing, and nobody reads them.
 """
 
 import math
+from collections.abc import Iterator
 from itertools import product
 from typing import NamedTuple
 
 import numpy as np
 
 from ..._geometry import Geometry
-from ..._typing import Array, Shape
-from . import _windows
+from ..._typing import Array, Index, Shape
+from . import _folding, _windows
 from ._scratch import Take
 
 #: The copies of a line are a multiple of so many elements long, so that each begins with a cache line.
@@ -108,7 +109,7 @@ def input_grad_by_tap(take: Take, dy: Array, w: Array, g: Geometry) -> Array:
         np.multiply(dy, w[(..., *tap, *(None for _ in g.axes))], out=term)
         return np.sum(term, axis=2, out=total)
 
-    return _windows.folded(take, g, dy.dtype, seen)
+    return _folding.folded(take, g, dy.dtype, seen)
 
 
 def weight_grad(take: Take, dy: Array, x: Array, g: Geometry) -> Array:
@@ -132,10 +133,18 @@ def weight_grad_by_tap(take: Take, dy: Array, x: Array, g: Geometry) -> Array:
         np.conj(padded, out=padded)
     dy = dy.reshape(g.batch, g.c_in, -1, *g.out)
     term, dw = take(dy.shape, dy.dtype), take((g.c_in, dy.shape[2], *g.kernel), dy.dtype)
-    for tap, (_, _, *place) in _windows.each_tap(g):
+    for tap, (_, _, *place) in _each_tap(g):
         np.multiply(dy, padded[(..., *place)], out=term)
         np.sum(term, axis=(0, *range(3, term.ndim)), out=dw[(..., *tap)])
     return dw.reshape(g.w_shape)
+
+
+def _each_tap(g: Geometry) -> Iterator[tuple[Shape, Index]]:
+    """Every tap, and what it sees in the padded images."""
+    for tap in product(*(range(a.kernel) for a in g.axes)):
+        starts = (t * a.dilation for t, a in zip(tap, g.axes, strict=True))
+        places = (slice(s, s + (a.out - 1) * a.stride + 1, a.stride) for s, a in zip(starts, g.axes, strict=True))
+        yield tap, (slice(None), slice(None), *places)
 
 
 def _filters(w: Array, g: Geometry, lay: Line) -> Array:

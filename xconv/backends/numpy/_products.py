@@ -22,7 +22,7 @@ def has_small() -> bool:
     )
 
 
-def is_apart(n: int, rows: int, depth: int, pixels: int) -> bool:
+def by_image(n: int, rows: int, depth: int, pixels: int) -> bool:
     """Whether every image has a product of its own: to sum them up takes less than to put them beside each other."""
     return n > 1 and rows * depth <= (rows + depth) * pixels and depth <= n * pixels
 

@@ -1,26 +1,23 @@
-"""The windows of images on NumPy arrays, and their adjoint, in kept memory."""
+"""The windows of images on NumPy arrays, in kept memory; and padding that is read from the image, there and back."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from functools import cache, lru_cache
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from itertools import product
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numpy.lib.stride_tricks import as_strided
 
 from ..._axis import Run
 from ..._geometry import ALL, Geometry
-from ..._typing import Array, DType, Index, Shape
+from ..._typing import Array, Index, Shape
 from ...primitives import along, inverse
 from ...primitives._windows import follow
-from ._products import is_apart
+from ._products import by_image
 from ._scratch import Take
 
 #: Kernels with no more taps have theirs remembered: to name a tap takes longer than to add a small image.
 FEW_TAPS = 64
-#: So few channels are too short a run to be added for themselves.
-FEW_CHANNELS = 8
 #: Rows are worth sorting for taps that are so many times as many as the stride.
 WORTH_SORTING = 3
 
@@ -28,14 +25,16 @@ WORTH_SORTING = 3
 def columns(take: Take, x: Array, g: Geometry, out: Array | None) -> Array:
     """Every window of the zero-padded `x`, ``(n, c, *kernel, *out)``; in `out` if that is handed over."""
     images = _images(g, x.itemsize)
-    if not images.strides:  # they are read where they lie
+    seen = windows(x, g) if images.phases == 1 and not (g.is_padded or any(g.far)) else None
+    if seen is not None or g.is_apart:
         made = take(images.windows, x.dtype).transpose(images.back) if out is None else out
+        if seen is not None:
+            made.transpose(images.order)[...] = seen.transpose(images.order)
+            return made
         if g.is_padded:
             made.fill(0)
-            for tap, outputs, elements in _each_tap(g):
-                made[(*ALL, *tap)][outputs] = x[elements]
-        else:
-            made.transpose(images.order)[...] = windows(x, g).transpose(images.order)
+        for tap, outputs, elements in taps(g):
+            made[(*ALL, *tap)][outputs] = x[elements]
         return made
     padded = with_zeros(take, x, g, images.padded, images.lie)
     if images.phases > 1:
@@ -44,8 +43,8 @@ def columns(take: Take, x: Array, g: Geometry, out: Array | None) -> Array:
         padded[...] = by_phase
     memory = take(images.windows, x.dtype) if out is None else out.transpose(images.order)
     for phase in range(images.phases):
-        taps = memory[images.taps[phase]]
-        taps[...] = np.ndarray(taps.shape, x.dtype, padded, phase * padded.strides[-2], images.strides)
+        part = memory[images.taps[phase]]
+        part[...] = np.ndarray(part.shape, x.dtype, padded, phase * padded.strides[-2], images.strides)
     return memory.transpose(images.back) if out is None else out
 
 
@@ -105,104 +104,14 @@ def with_zeros(take: Take, x: Array, g: Geometry, shape: Shape, lie: Shape = ())
     return made
 
 
-def windows(x: Array, g: Geometry) -> Array:
-    """Every window of images without padding, as a view."""
+def windows(x: Array, g: Geometry) -> Array | None:
+    """Every window of images without padding, as a view; None where these have gaps in memory."""
+    memory = x if x.flags.c_contiguous else x.transpose(0, *range(2, x.ndim), 1)
+    if not memory.flags.c_contiguous:
+        return None
     by_tap = (a.dilation * step for a, step in zip(g.axes, x.strides[2:], strict=True))
     by_output = (a.stride * step for a, step in zip(g.axes, x.strides[2:], strict=True))
-    strides = (*x.strides[:2], *by_tap, *by_output)
-    if x.flags.c_contiguous:  # in a tenth of the time
-        return np.ndarray(g.columns_shape, x.dtype, x, 0, strides)
-    return as_strided(x, g.columns_shape, strides)
-
-
-def folded_columns(take: Take, cols: Array, g: Geometry, out: Array | None) -> Array:
-    """The adjoint of `columns`: tap by tap, or output by output where these are fewer; in `out` if possible."""
-    lie = () if cols.strides[-1] == cols.itemsize else _lie(cols.strides)
-    if g.is_apart and not g.is_padded and (lie or g.taps > FEW_TAPS):
-        out = _blank(take, g, cols.dtype, lie, out)
-        windows(out, g)[...] = cols
-        return out
-    in_rows = cols.strides[1 :: len(g.axes)][:2] == (cols.itemsize, g.c_in * cols.itemsize)
-    if in_rows and g.axes[-1].dilation == 1 and g.c_in <= FEW_CHANNELS and not g.is_apart:
-        return _added_by_row(take, cols, g, _blank(take, g, cols.dtype, lie, out))
-    if g.pixels < g.taps:
-        return _added(take, g, ((x, cols[window]) for window, x in _each_output(g)), cols.dtype, lie, out)
-    by_tap = cols.transpose(_kernel_in_front(len(g.axes)))
-    return folded(take, g, cols.dtype, by_tap.__getitem__, lie, out)
-
-
-def _added_by_row(take: Take, cols: Array, g: Geometry, out: Array) -> Array:
-    """The same with a few channels behind all else: those of all taps of a row lie beside each other, and are one part.
-
-    The rows of some outputs overlap; so every so many of them are added at a time, which do not.
-    """
-    *others, last = g.axes
-    wide = take((g.batch, *g.size[:-1], last.padded, g.c_in), cols.dtype)
-    wide.fill(0)
-    width, apart = last.kernel * g.c_in, -(-last.kernel // last.stride)
-    step, item = last.stride * wide.strides[-2], wide.itemsize
-    rows = np.ndarray((*wide.shape[:-2], last.out, width), wide.dtype, wide, 0, (*wide.strides[:-2], step, item))
-    rank = len(g.axes)
-    read = cols.transpose(0, *range(2 + rank, 2 + 2 * rank), *range(2, 2 + rank), 1)
-    read = read.reshape(*read.shape[:-2], width)
-    for tap in product(*(range(a.kernel) for a in others)):
-        seen = [a.seen(t) for t, a in zip(tap, others, strict=True)]
-        outputs, elements = (tuple(part) for part in zip(*seen, strict=True)) if seen else ((), ())
-        for first in range(min(apart, last.out)):
-            some = slice(first, None, apart)
-            part = rows[(slice(None), *elements, some)]
-            np.add(part, read[(slice(None), *outputs, some, *tap)], out=part)
-    outer, inner = last.kept
-    np.moveaxis(out, 1, -1)[..., inner, :] = wide[..., outer, :]
-    return out
-
-
-@lru_cache(maxsize=256)
-def _lie(strides: tuple[int, ...]) -> Shape:
-    """The order of the axes of images in which those of columns with these strides lie in memory."""
-    steps = (*strides[:2], *strides[1 + len(strides) // 2 :])
-    return tuple(sorted(range(len(steps)), key=lambda axis: -abs(steps[axis])))
-
-
-@cache
-def _kernel_in_front(rank: int) -> tuple[int, ...]:
-    """The order of the axes of columns."""
-    return (*range(2, 2 + rank), 0, 1, *range(2 + rank, 2 + 2 * rank))
-
-
-def folded(
-    take: Take, g: Geometry, dtype: DType, seen: Callable[[Shape], Array], lie: Shape = (), out: Array | None = None
-) -> Array:
-    """The adjoint: what each tap has `seen`, ``(n, c, *out)``, added to where it was read from.
-
-    The axes of the sums lie in memory in this order, which is best that of what is seen.
-    """
-    taps = _taps(g) if g.taps <= FEW_TAPS else _each_tap(g)
-    return _added(take, g, ((x, seen(tap)[outputs]) for tap, outputs, x in taps), dtype, lie, out)
-
-
-def _blank(take: Take, g: Geometry, dtype: DType, lie: Shape, out: Array | None) -> Array:
-    """`out`, or images that hold zeros where not all is in a window, with axes that lie in this order."""
-    if out is not None and out.dtype == dtype:
-        return out
-    made = take(tuple(g.x_shape[axis] for axis in lie) or g.x_shape, dtype)
-    if not g.is_covered:
-        made.fill(0)
-    return made.transpose(inverse(lie)) if lie else made
-
-
-def _added(
-    take: Take, g: Geometry, parts: Iterable[tuple[Index, Array]], dtype: DType, lie: Shape, out: Array | None
-) -> Array:
-    """Images that are the sum of these parts of them."""
-    out = _blank(take, g, dtype, lie, out)
-    for place, added in parts:
-        part = out[place]
-        if g.is_apart:
-            part[...] = added
-        else:
-            np.add(part, added, out=part)
-    return out
+    return np.ndarray(g.columns_shape, x.dtype, memory, 0, (*x.strides[:2], *by_tap, *by_output))
 
 
 def extend(made: Array, x: Array, g: Geometry, at: int = 2) -> None:
@@ -244,32 +153,20 @@ def retracted(take: Take, dx: Array, runs: tuple[Run, ...]) -> Array:
     return dx
 
 
-def each_tap(g: Geometry) -> Iterator[tuple[Shape, Index]]:
-    """Every tap, and what it sees in the padded images."""
-    for tap in product(*(range(a.kernel) for a in g.axes)):
-        starts = (t * a.dilation for t, a in zip(tap, g.axes, strict=True))
-        places = (slice(s, s + (a.out - 1) * a.stride + 1, a.stride) for s, a in zip(starts, g.axes, strict=True))
-        yield tap, (slice(None), slice(None), *places)
-
-
-def _each_tap(g: Geometry) -> Iterator[tuple[Shape, Index, Index]]:
+def taps(g: Geometry) -> Iterable[tuple[Shape, Index, Index]]:
     """Every tap, the outputs for which it sees elements of the images, and these."""
-    for tap in product(*(range(a.kernel) for a in g.axes)):
-        seen = [a.seen(t) for t, a in zip(tap, g.axes, strict=True)]
-        yield tap, (*ALL, *(outputs for outputs, _ in seen)), (*ALL, *(elements for _, elements in seen))
-
-
-def _each_output(g: Geometry) -> Iterator[tuple[tuple[Any, ...], Index]]:
-    """Every output with the taps that see elements of the images, as an index of the columns, and these elements."""
-    for output in product(*(range(a.out) for a in g.axes)):
-        seen = [a.window(o) for o, a in zip(output, g.axes, strict=True)]
-        taps = (a.taps_of(o, elements) for o, elements, a in zip(output, seen, g.axes, strict=True))
-        yield (*ALL, *taps, *output), (*ALL, *seen)
+    return _few_taps(g) if g.taps <= FEW_TAPS else _each_tap(g)
 
 
 @lru_cache(maxsize=256)
-def _taps(g: Geometry) -> tuple[tuple[Shape, Index, Index], ...]:
+def _few_taps(g: Geometry) -> tuple[tuple[Shape, Index, Index], ...]:
     return tuple(_each_tap(g))
+
+
+def _each_tap(g: Geometry) -> Iterator[tuple[Shape, Index, Index]]:
+    for tap in product(*(range(a.kernel) for a in g.axes)):
+        seen = [a.seen(t) for t, a in zip(tap, g.axes, strict=True)]
+        yield tap, (*ALL, *(outputs for outputs, _ in seen)), (*ALL, *(elements for _, elements in seen))
 
 
 class _Images(NamedTuple):
@@ -287,7 +184,7 @@ class _Images(NamedTuple):
     #: The taps of each phase, as an index of the windows.
     taps: tuple[Index, ...]
     windows: Shape
-    #: Those of the windows in the padded images; none where there is no padding, and they are read where they lie.
+    #: Those of the windows in the padded images.
     strides: tuple[int, ...]
     #: The order of axes that leads there, and the one that leads back.
     order: tuple[int, ...]
@@ -305,14 +202,13 @@ def _rows_by_phase(g: Geometry) -> tuple[Shape, int]:
 def _order(g: Geometry) -> Shape:
     """The axes of columns that nobody has a wish for: image by image, or as all images of a tile share a product."""
     behind = tuple(range(2, 2 + 2 * len(g.axes)))
-    if is_apart(g.batch, g.c_out // max(1, g.groups), g.taps * g.c_in // max(1, g.groups), g.pixels):
+    if by_image(g.batch, g.c_out // max(1, g.groups), g.taps * g.c_in // max(1, g.groups), g.pixels):
         return (0, 1, *behind)
     return (1, *behind[: len(g.axes)], 0, *behind[len(g.axes) :])
 
 
 @lru_cache(maxsize=1024)
 def _images(g: Geometry, itemsize: int) -> _Images:
-    in_place = g.is_apart or not (g.is_padded or any(g.far))
     g = g.gathered()
     rank = len(g.axes)
     padded, phases = _rows_by_phase(g)
@@ -329,7 +225,7 @@ def _images(g: Geometry, itemsize: int) -> _Images:
         phases,
         tuple(along(order.index(1 + rank), slice(phase, None, phases)) for phase in range(phases)),
         tuple(g.columns_shape[i] for i in order),
-        () if in_place and phases == 1 else tuple(strides[i] for i in order),
+        tuple(strides[i] for i in order),
         order,
         inverse(order),
     )
