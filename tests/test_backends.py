@@ -96,6 +96,8 @@ def test_only_what_threads_share_is_cut_for_them():
     x, w = np.ones((8, 64, 56, 56), np.float32), np.ones((64, 64, 3, 3), np.float32)
     alone = pytest.importorskip("array_api_strict")
     assert xconv.plan(x, w).tiles % 2 == 0
+    images, filters = np.ones((15, 128, 28, 28), np.float32), np.ones((64, 128, 1, 1), np.float32)
+    assert xconv.plan(images, filters).tiles == 2  # of three, one thread would wait for the other
     assert xconv.plan(alone.asarray(x), alone.asarray(w)).tiles == 1
 
 
