@@ -13,6 +13,7 @@ import xconv
 from xconv._arguments import geometry
 from xconv.algorithms import Gemm
 from xconv.algorithms._pointwise import Pointwise
+from xconv.primitives import Team
 
 pytestmark = pytest.mark.usefixtures("exact")
 
@@ -202,7 +203,7 @@ def test_depthwise_filters_of_keras(lib, rng):
 def test_filters_that_columns_are_multiplied_by_where_they_lie(rng, w_layout, layout, views):
     x, w = rng.random((2, 9, 9, 9)), in_w_layout(rng.random((6, 9, 3, 2)), w_layout)
     schedule = xconv.plan(x, w, layout=layout, w_layout=w_layout).schedule
-    u = Gemm().transform(schedule.backend, schedule.geometry, schedule.filters(w))
+    u = Gemm().transform(schedule.backend, schedule.geometry, schedule.filters(w), Team())
     assert np.shares_memory(u, w) == (w_layout in views.split())
 
 
@@ -211,7 +212,7 @@ def test_filters_in_another_order_are_not_copied_first(rng):
     """A kernel of one tap is multiplied as it lies, and a gradient is a view of the memory that it was computed in."""
     x, w = rng.standard_normal((1, 8, 5)), rng.standard_normal((1, 8, 16))
     schedule = xconv.plan(x, w, w_layout="...io").schedule
-    assert np.shares_memory(Pointwise().transform(schedule.backend, schedule.geometry, schedule.filters(w)), w)
+    assert np.shares_memory(Pointwise().transform(schedule.backend, schedule.geometry, schedule.filters(w), Team()), w)
     dw = xconv.conv_weight_grad(np.ones((1, 16, 5)), x, w.shape, w_layout="...io")
     assert dw.transpose(2, 1, 0).flags.c_contiguous
 

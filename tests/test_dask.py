@@ -555,8 +555,8 @@ def test_unknown_sizes(name, which):
 def test_errors_come_before_any_work(never):
     x, w = da.ones((1, 2, 9), chunks=3), da.ones((1, 2, 3), chunks=-1)
     with never:
-        with pytest.raises(ValueError, match="`algorithm` 'winograd' cannot serve this convolution: the stride"):
-            xconv.conv(x, w, stride=2, algorithm="winograd")
+        with pytest.raises(ValueError, match="`algorithm` 'winograd' cannot serve this convolution: the dilation"):
+            xconv.conv(x, w, dilation=2, algorithm="winograd")
         with pytest.raises(ValueError, match="`w`"):
             xconv.conv(x, w[:, :1])
         with pytest.raises(TypeError, match="`x` and `w` must lie in one piece"):

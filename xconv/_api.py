@@ -71,10 +71,11 @@ def conv(
     algorithm : str
         "auto", or the name of the algorithm to use: "gemm" (im2col and a matrix product), "mec" (the same with a
         product per row of outputs, whose columns overlap in memory; on NumPy, two axes or more), "pointwise" (a kernel
-        of one tap), "depthwise" (one input channel per group, no columns), "winograd" (kernels of up to 7 taps, stride
-        and dilation 1, no integers), "fft" (Fourier transforms of overlapping blocks, for large kernels; no integers),
-        "implicit" (on tensor cores without columns, for CuPy arrays of float16, bfloat16 or float32) or "cudnn"
-        (NVIDIA's library, for CuPy arrays of real numbers, where it is installed).
+        of one tap), "depthwise" (one input channel per group, no columns), "winograd" (up to 16 taps on an
+        axis, more than its stride, dilation 1, no integers), "fft" (Fourier transforms of overlapping blocks, for large
+        kernels; no integers), "implicit" (on tensor cores without columns, for CuPy arrays of float16, bfloat16 or
+        float32) or "cudnn" (NVIDIA's library, for CuPy arrays of real numbers, where it is
+        installed).
 
     Returns
     -------

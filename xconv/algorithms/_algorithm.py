@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from .._geometry import Geometry
 from .._typing import Array, DType, Function, Kind, Shape
-from ..primitives import Costs, Primitives
+from ..primitives import Costs, Primitives, Team
 
 
 class RefusedError(ValueError):
@@ -88,11 +88,11 @@ class Algorithm(ABC):
         return costs.moved(0, 3)
 
     @abstractmethod
-    def transform(self, backend: Primitives, g: Geometry, w: Array) -> Array:
-        """The filters as `forward` takes them; made once for all tiles."""
+    def transform(self, backend: Primitives, g: Geometry, w: Array, team: Team) -> Array:
+        """The filters as `forward` takes them; made once for all tiles, by the threads that will work on these."""
 
     @abstractmethod
-    def adjoint_operand(self, backend: Primitives, g: Geometry, w: Array) -> Array:
+    def adjoint_operand(self, backend: Primitives, g: Geometry, w: Array, team: Team) -> Array:
         """The filters as `input_grad` takes them, which does not conjugate: `w` has been, where it must be."""
 
     @abstractmethod
@@ -107,7 +107,7 @@ class Algorithm(ABC):
     def weight_grad(self, backend: Primitives, g: Geometry, dy: Array, x: Array) -> Array:
         """The adjoint in what `transform` makes of w: x is conjugated."""
 
-    def transform_adjoint(self, backend: Primitives, g: Geometry, u: Array) -> Array:
+    def transform_adjoint(self, backend: Primitives, g: Geometry, u: Array, team: Team) -> Array:
         """The adjoint of `transform`, for the sum of `weight_grad` over all tiles."""
-        del backend, g
+        del backend, g, team
         return u

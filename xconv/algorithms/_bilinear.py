@@ -20,7 +20,7 @@ from abc import abstractmethod
 
 from .._geometry import Geometry
 from .._typing import Array, Function, Shape
-from ..primitives import Costs, Primitives, Product
+from ..primitives import Costs, Primitives, Product, Team
 from ._algorithm import Algorithm
 
 
@@ -28,11 +28,11 @@ class Bilinear(Algorithm):
     """An algorithm that is three linear maps."""
 
     @abstractmethod
-    def transform(self, backend: Primitives, g: Geometry, w: Array) -> Array:
+    def transform(self, backend: Primitives, g: Geometry, w: Array, team: Team) -> Array:
         """U: the filters as the left operand of the product."""
 
     @abstractmethod
-    def transform_adjoint(self, backend: Primitives, g: Geometry, u: Array) -> Array:
+    def transform_adjoint(self, backend: Primitives, g: Geometry, u: Array, team: Team) -> Array:
         """Its adjoint."""
 
     @abstractmethod
@@ -87,9 +87,9 @@ class Bilinear(Algorithm):
             p = p._replace(rows=p.depth, depth=p.rows)
         return cost + of_product.product(p)
 
-    def adjoint_operand(self, backend: Primitives, g: Geometry, w: Array) -> Array:
+    def adjoint_operand(self, backend: Primitives, g: Geometry, w: Array, team: Team) -> Array:
         """``U(conj(w))^H``, which is ``U(w)^T`` where U has real coefficients."""
-        return backend.xp.matrix_transpose(self.transform(backend, g, w))
+        return backend.xp.matrix_transpose(self.transform(backend, g, w, team))
 
     def forward(self, backend: Primitives, g: Geometry, x: Array, u: Array, out: Array | None) -> Array:
         shape = self.product_shape(g)

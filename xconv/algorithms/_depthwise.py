@@ -11,7 +11,7 @@ import math
 
 from .._geometry import Geometry
 from .._typing import Array, Function, Kind
-from ..primitives import Costs, Primitives
+from ..primitives import Costs, Primitives, Team
 from ._algorithm import Algorithm
 
 #: Elements of temporary memory for a tile: the longer its lines are, the less is lost between them.
@@ -45,12 +45,12 @@ class Depthwise(Algorithm):
     def cost(self, function: Function, g: Geometry, costs: Costs) -> float:
         return costs.depthwise(function, g)
 
-    def transform(self, backend: Primitives, g: Geometry, w: Array) -> Array:
-        del backend, g
+    def transform(self, backend: Primitives, g: Geometry, w: Array, team: Team) -> Array:
+        del backend, g, team
         return w
 
-    def adjoint_operand(self, backend: Primitives, g: Geometry, w: Array) -> Array:
-        return self.transform(backend, g, w)
+    def adjoint_operand(self, backend: Primitives, g: Geometry, w: Array, team: Team) -> Array:
+        return self.transform(backend, g, w, team)
 
     def forward(self, backend: Primitives, g: Geometry, x: Array, u: Array, out: Array | None) -> Array:
         return backend.depthwise(x, u, g, out)

@@ -26,7 +26,7 @@ from typing import NamedTuple
 from .._axis import Axis
 from .._geometry import Geometry
 from .._typing import Array, DType, Function, Kind, Shape
-from ..primitives import Costs, Grid, Primitives, Product
+from ..primitives import Costs, Grid, Primitives, Product, Team
 from ._bilinear import Bilinear
 
 #: As many as fit into the 64 axes of an array, two each.
@@ -260,22 +260,22 @@ class Fourier(Bilinear):
         del function
         return costs.fourier(*self.sides(g).filters)
 
-    def transform(self, backend: Primitives, g: Geometry, w: Array) -> Array:
-        return self._left(backend, g, backend.conj(self._spectra(backend, g, backend.conj(w))))
+    def transform(self, backend: Primitives, g: Geometry, w: Array, team: Team) -> Array:
+        return self._left(backend, g, backend.conj(self._spectra(backend, g, backend.conj(w), team)))
 
-    def adjoint_operand(self, backend: Primitives, g: Geometry, w: Array) -> Array:
-        return backend.xp.matrix_transpose(self._left(backend, g, self._spectra(backend, g, w)))
+    def adjoint_operand(self, backend: Primitives, g: Geometry, w: Array, team: Team) -> Array:
+        return backend.xp.matrix_transpose(self._left(backend, g, self._spectra(backend, g, w, team)))
 
-    def transform_adjoint(self, backend: Primitives, g: Geometry, u: Array) -> Array:
+    def transform_adjoint(self, backend: Primitives, g: Geometry, u: Array, team: Team) -> Array:
         xp, (side, grid) = backend.xp, self.sides(g).filters
         frequencies = math.prod(grid.frequencies)
         v = xp.matrix_transpose(xp.reshape(backend.conj(u), (1, frequencies, g.c_out, side.c_in)))
-        dw = backend.conj(backend.fourier_inverse(v, side, grid, lasting=True))
+        dw = backend.conj(backend.fourier_inverse(v, side, grid, team=team))
         return backend.times_root(dw, math.prod(grid.lengths))
 
-    def _spectra(self, backend: Primitives, g: Geometry, w: Array) -> Array:
+    def _spectra(self, backend: Primitives, g: Geometry, w: Array, team: Team) -> Array:
         side, grid = self.sides(g).filters
-        return backend.fourier(backend.times_root(w, math.prod(grid.lengths)), side, grid, lasting=True)
+        return backend.fourier(backend.times_root(w, math.prod(grid.lengths)), side, grid, team=team)
 
     def _left(self, backend: Primitives, g: Geometry, v: Array) -> Array:
         """The spectra of the filters, ``(1, frequencies, depth, c_out)``, as the left side of a product."""

@@ -10,7 +10,7 @@ from functools import cache
 
 from .._geometry import Geometry
 from .._typing import Array, Function, Kind, Shape
-from ..primitives import Costs, Primitives, Product, inverse
+from ..primitives import Costs, Primitives, Product, Team, inverse
 from ._bilinear import Bilinear
 
 #: Elements of temporary memory for a tile, if the filters have as many: every product reads all of them.
@@ -57,12 +57,14 @@ class Gemm(Bilinear):
         groups = max(1, g.groups)
         return Product(g.batch, groups, g.c_out // groups, g.c_in // groups * g.taps, g.pixels)
 
-    def transform(self, backend: Primitives, g: Geometry, w: Array) -> Array:
+    def transform(self, backend: Primitives, g: Geometry, w: Array, team: Team) -> Array:
+        del team
         if backend.taps_first(g):
             w = backend.xp.permute_dims(w, (0, *range(2, w.ndim), 1))
         return backend.xp.reshape(w, (g.groups, g.c_out // g.groups, g.c_in // g.groups * g.taps))
 
-    def transform_adjoint(self, backend: Primitives, g: Geometry, u: Array) -> Array:
+    def transform_adjoint(self, backend: Primitives, g: Geometry, u: Array, team: Team) -> Array:
+        del team
         if backend.taps_first(g):
             u = backend.xp.reshape(u, (g.c_out, *g.kernel, g.c_in))
             return backend.xp.permute_dims(u, (0, u.ndim - 1, *range(1, u.ndim - 1)))

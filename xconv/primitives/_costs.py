@@ -50,7 +50,7 @@ class Costs:
         self.multiply, self.move, self.call = multiply, move, call
         self.is_complex = is_complex
 
-    def moved(self, elements: float, calls: int = 1) -> float:
+    def moved(self, elements: float, calls: float = 1) -> float:
         """Copies of so many elements."""
         return calls * self.call + self.move * elements
 

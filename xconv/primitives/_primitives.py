@@ -180,20 +180,20 @@ class Primitives:
 
     # tiles of windows, each under a small matrix per axis
 
-    def spectra(self, x: Array, g: Geometry, matrices: Matrices, *, lasting: bool = False) -> Array:
+    def spectra(self, x: Array, g: Geometry, matrices: Matrices, *, team: Team | None = None) -> Array:
         """Every window of `x` under the matrices ``(frequencies, kernel)`` of its axes, as the right side of a product.
 
-        Of the shape ``(1, frequencies * groups, depth, n * pixels)``: all images share a product. With `lasting` it
-        outlives the tile.
+        Of the shape ``(1, frequencies * groups, depth, n * pixels)``: all images share a product. What a team makes
+        is for all tiles.
         """
-        del lasting
+        del team
         return _spectra.transform(self.xp, self.contract, self.im2col(x, g), g, matrices)
 
     def spectra_adjoint(
-        self, v: Array, g: Geometry, matrices: Matrices, out: Array | None = None, *, lasting: bool = False
+        self, v: Array, g: Geometry, matrices: Matrices, out: Array | None = None, *, team: Team | None = None
     ) -> Array:
         """The adjoint of `spectra`, for the real matrices that they are; in `out` if possible."""
-        del lasting
+        del team
         return self.col2im(_spectra.adjoint(self.xp, self.contract, v, g, matrices), g, out)
 
     def contract(self, matrix: Rows, v: Array, axis: int, *, behind: bool = False) -> Array:
@@ -205,19 +205,19 @@ class Primitives:
 
     # blocks, each under a Fourier transform per axis
 
-    def fourier(self, x: Array, g: Geometry, grid: Grid, *, lasting: bool = False) -> Array:
+    def fourier(self, x: Array, g: Geometry, grid: Grid, *, team: Team | None = None) -> Array:
         """The spectra of every window of `x`, as the right side of a product, all images in one.
 
-        Of the shape ``(1, frequencies * groups, depth, n * pixels)``. With `lasting` they outlive the tile.
+        Of the shape ``(1, frequencies * groups, depth, n * pixels)``. What a team makes is for all tiles.
         """
-        del lasting
+        del team
         return _fourier.transform(self.xp, self.fft, x, g, grid)
 
     def fourier_inverse(
-        self, v: Array, g: Geometry, grid: Grid, out: Array | None = None, *, lasting: bool = False
+        self, v: Array, g: Geometry, grid: Grid, out: Array | None = None, *, team: Team | None = None
     ) -> Array:
         """The adjoint of `fourier`: windows that overlap are added up; in `out` if possible."""
-        del out, lasting
+        del out, team
         return _fourier.inverse(self.xp, partial(self.fft, inverse=True), v, g, grid)
 
     def fft(self, x: Array, at: int, length: int, *, half: bool, inverse: bool = False) -> Array:

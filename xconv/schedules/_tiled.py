@@ -142,7 +142,8 @@ class Forward(Tiled):
 
     def run(self, x: Array, w: Array, b: Array | None = None) -> Array:
         backend, x = self.backend, self._channels_first(x)
-        u, bias = self.algorithm.transform(backend, self.geometry, backend.astype(w, self.operand)), self._bias(b)
+        w, bias = backend.astype(w, self.operand), self._bias(b)
+        u = self.algorithm.transform(backend, self.geometry, w, self.team)
         rounded_once = bias is None or self.dtype == self.accumulator
 
         def piece(tile: Tile, out: Array | None) -> Array:
@@ -175,7 +176,7 @@ class InputGrad(Tiled):
     def run(self, dy: Array, w: Array, b: Array | None = None, *, conjugate: bool = True) -> Array:
         backend, dy = self.backend, self._channels_first(dy)
         w = backend.astype(backend.conj(w) if conjugate else w, self.operand)
-        u, bias = self.algorithm.adjoint_operand(backend, self.geometry, w), self._bias(b)
+        u, bias = self.algorithm.adjoint_operand(backend, self.geometry, w, self.team), self._bias(b)
 
         rounded_once = bias is None or self.dtype == self.accumulator
 
@@ -272,7 +273,8 @@ class WeightGrad(Tiled):
             return self.algorithm.weight_grad(backend, g, self._operand(backend.part(dy, tile.y)), self._operand(part))
 
         total = backend.total(self.tiles, piece, team=self.team, lanes=self.lanes)
-        return backend.astype(self.algorithm.transform_adjoint(backend, self.geometry, total), self.dtype)
+        dw = self.algorithm.transform_adjoint(backend, self.geometry, total, self.team)
+        return backend.astype(dw, self.dtype)
 
 
 def input_of(tile: Tile) -> Index:

@@ -15,7 +15,7 @@ from typing import Any
 from ..._geometry import Geometry
 from ..._typing import Array, DType, Function, Kind
 from ...algorithms import Algorithm, RefusedError
-from ...primitives import Costs, Primitives
+from ...primitives import Costs, Primitives, Team
 from ._steps import ordered
 
 #: cuDNN counts elements in 32 bits.
@@ -70,12 +70,12 @@ class Cudnn(Algorithm):
     def cost(self, function: Function, g: Geometry, costs: Any) -> float:
         return float(costs.cudnn(function, g))
 
-    def transform(self, backend: Primitives, g: Geometry, w: Array) -> Array:
-        del backend, g
+    def transform(self, backend: Primitives, g: Geometry, w: Array, team: Team) -> Array:
+        del backend, g, team
         return w
 
-    def adjoint_operand(self, backend: Primitives, g: Geometry, w: Array) -> Array:
-        return self.transform(backend, g, w)
+    def adjoint_operand(self, backend: Primitives, g: Geometry, w: Array, team: Team) -> Array:
+        return self.transform(backend, g, w, team)
 
     def forward(self, backend: Any, g: Geometry, x: Array, u: Array, out: Array | None) -> Array:
         return self._convolved("conv", g, x, u, out, backend)

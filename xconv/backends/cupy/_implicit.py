@@ -20,7 +20,7 @@ import cupy
 from ..._geometry import Geometry
 from ..._typing import Array, DType, Function, Kind
 from ...algorithms import Gemm, RefusedError
-from ...primitives import Costs, Primitives
+from ...primitives import Costs, Primitives, Team
 from . import _implicit_kernel as kernel
 from . import _texts as texts
 from ._steps import CLEAR, COPY, Blocks, each, flat, total
@@ -93,12 +93,13 @@ class Implicit(Gemm):
             return super().cost(function, g, costs)
         return float(costs.implicit(function, g, _multiply_adds(function, g)))
 
-    def transform(self, backend: Any, g: Geometry, w: Array) -> Array:
+    def transform(self, backend: Any, g: Geometry, w: Array, team: Team) -> Array:
+        del team
         return _filters(backend, w, g, adjoint=False)
 
-    def adjoint_operand(self, backend: Any, g: Geometry, w: Array) -> Array:
+    def adjoint_operand(self, backend: Any, g: Geometry, w: Array, team: Team) -> Array:
         if not _is_phased(g):
-            return backend.xp.matrix_transpose(super().transform(backend, g, w))
+            return backend.xp.matrix_transpose(super().transform(backend, g, w, team))
         return _filters(backend, w, g, adjoint=True)
 
     def forward(self, backend: Any, g: Geometry, x: Array, u: Array, out: Array | None) -> Array:
@@ -111,7 +112,7 @@ class Implicit(Gemm):
 
     def weight_grad(self, backend: Any, g: Geometry, dy: Array, x: Array) -> Array:
         if x.itemsize == 2:
-            return super().transform_adjoint(backend, g, super().weight_grad(backend, g, dy, x))
+            return super().transform_adjoint(backend, g, super().weight_grad(backend, g, dy, x), Team())
         sums = backend.do.empty((kernel.lanes(g), *g.w_shape), x.dtype)
         if math.prod(g.y_shape) * math.prod(g.w_shape) == 0:
             each(backend.do, CLEAR, sums)
@@ -119,8 +120,8 @@ class Implicit(Gemm):
             _perform(backend, GRADIENTS[backend.tf32], g, x, dy, sums, dy)
         return total(backend.do, sums, 0) if len(sums) > 1 else sums[0]
 
-    def transform_adjoint(self, backend: Primitives, g: Geometry, u: Array) -> Array:
-        del backend, g
+    def transform_adjoint(self, backend: Primitives, g: Geometry, u: Array, team: Team) -> Array:
+        del backend, g, team
         return u
 
 

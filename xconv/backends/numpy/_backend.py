@@ -9,7 +9,7 @@ from ..._axis import Run
 from ..._geometry import Geometry
 from ..._typing import Array, DType, Index, Pooled, Shape
 from ...algorithms import PORTABLE
-from ...primitives import Costs, Grid, Matrices, along, block_order, divisor, own
+from ...primitives import Costs, Grid, Matrices, Team, along, block_order, divisor, own
 from .._backend import MIB, Backend
 from . import _depthwise, _folding, _fourier, _pooling, _spectra, _windows
 from ._costs import numpy_costs
@@ -112,45 +112,44 @@ class NumpyBackend(KeptMemory):
 
     # spectra
 
-    def spectra(self, x: Array, g: Geometry, matrices: Matrices, *, lasting: bool = False) -> Array:
-        layout = _spectra.layout(g, matrices, x.dtype, lasting=lasting)
-        if lasting:
-            self.scratch.reset(layout.spare * x.itemsize)
-        v = (self.reserve if lasting else self.scratch).take(layout.spectra, x.dtype)
-        if x.size == 0:
-            v.fill(0)
+    def spectra(self, x: Array, g: Geometry, matrices: Matrices, *, team: Team | None = None) -> Array:
+        layout = _spectra.layout(g, matrices, x.dtype, lasting=team is not None)
+        v = (self.reserve if team else self.scratch).take(layout.spectra, x.dtype)
+
+        def spread(i: int) -> None:
+            part = layout.parts[i]
+            images = _channels_behind(x, g)[:, part]
+            _spectra.spread(self.scratch.take, images, g, layout, layout.images_of(v, part))
+
+        if x.size:
+            self.each(spread, len(layout.parts), layout.spare * x.itemsize, layout.shared(team))
         else:
-            images, mark = _channels_behind(x, g), self.scratch.used
-            for part in layout.parts:
-                self.scratch.used = mark
-                _spectra.spread(self.scratch.take, images[:, part], g, layout, layout.images_of(v, part))
-            self.scratch.used = mark
+            v.fill(0)
         return v.reshape(1, layout.blocks, g.batch * g.pixels, layout.spectra[-1]).transpose(0, 1, 3, 2)
 
     def spectra_adjoint(
-        self, v: Array, g: Geometry, matrices: Matrices, out: Array | None = None, *, lasting: bool = False
+        self, v: Array, g: Geometry, matrices: Matrices, out: Array | None = None, *, team: Team | None = None
     ) -> Array:
-        layout = _spectra.layout(g, matrices, v.dtype, lasting=lasting)
-        if lasting:
-            self.scratch.reset(layout.spare * v.itemsize)
-        x = (np.empty if lasting else self.scratch.take)(g.x_shape, v.dtype) if out is None else out
+        layout = _spectra.layout(g, matrices, v.dtype, lasting=team is not None)
+        x = (np.empty if team else self.scratch.take)(g.x_shape, v.dtype) if out is None else out
+
+        def gather(i: int) -> None:
+            part = layout.parts[i]
+            spectra = layout.images_of(v.transpose(0, 1, 3, 2).reshape(layout.spectra), part)
+            _spectra.gather(self.scratch.take, spectra, g, layout, _channels_behind(x, g)[:, part])
+
         if x.size:
-            v = v.transpose(0, 1, 3, 2).reshape(layout.spectra)
-            images, mark = _channels_behind(x, g), self.scratch.used
-            for part in layout.parts:
-                self.scratch.used = mark
-                _spectra.gather(self.scratch.take, layout.images_of(v, part), g, layout, images[:, part])
-            self.scratch.used = mark
+            self.each(gather, len(layout.parts), layout.spare * x.itemsize, layout.shared(team))
         return x
 
     # blocks
 
-    def fourier(self, x: Array, g: Geometry, grid: Grid, *, lasting: bool = False) -> Array:
+    def fourier(self, x: Array, g: Geometry, grid: Grid, *, team: Team | None = None) -> Array:
         dtype, rank = np.result_type(x.dtype, np.complex64), len(g.axes)
-        parts, spare = _fourier_parts(g, grid, lasting=lasting)
-        if lasting:
+        parts, spare = _fourier_parts(g, grid, lasting=team is not None)
+        if team:
             self.scratch.reset(spare * x.itemsize)
-        take = (self.reserve if lasting else self.scratch).take
+        take = (self.reserve if team else self.scratch).take
         if grid.behind:
             v = take((g.c_in, g.batch, *g.out, *grid.frequencies), dtype)
             v = v.transpose(*range(2 + rank, v.ndim), *range(2 + rank))
@@ -164,13 +163,13 @@ class NumpyBackend(KeptMemory):
         return v.reshape(1, math.prod(grid.frequencies) * g.groups, g.c_in // g.groups, g.batch * g.pixels)
 
     def fourier_inverse(
-        self, v: Array, g: Geometry, grid: Grid, out: Array | None = None, *, lasting: bool = False
+        self, v: Array, g: Geometry, grid: Grid, out: Array | None = None, *, team: Team | None = None
     ) -> Array:
         dtype = np.empty(0, v.dtype).real.dtype if grid.real else v.dtype
-        parts, spare = _fourier_parts(g, grid, lasting=lasting)
-        if lasting:
+        parts, spare = _fourier_parts(g, grid, lasting=team is not None)
+        if team:
             self.scratch.reset(spare * dtype.itemsize)
-        x = (np.empty if lasting else self.scratch.take)(g.x_shape, dtype) if out is None else out
+        x = (np.empty if team else self.scratch.take)(g.x_shape, dtype) if out is None else out
         if v.size:
             v = v.reshape(*grid.frequencies, g.c_in, g.batch, *g.out)
             v, mark = v.transpose(block_order(len(g.axes))), self.scratch.used

@@ -17,8 +17,6 @@ PRODUCT = 0.45
 FULL = 4
 #: Elements of a line of the cache.
 LINE = 16
-#: The product with a small matrix takes as much time as one with so many columns, at least.
-NARROW = 96
 
 
 class NumpyCosts(Costs):
@@ -26,20 +24,21 @@ class NumpyCosts(Costs):
 
     #: To copy an element of a window, and to begin a row of these.
     window, row = 12.0, 75.0
-    #: To add an element back, more for one between others of its row's neighbours, and with a stride, one that is read
-    #: from a line of the cache for itself, and to begin a row of these.
-    folding, between, strided, apart, folded_row = 4.5, 8.0, 25.0, 27.0, 350.0
-    #: To put an element of an operand in order for a product, for the sum of an outer one, and to write a result; and
-    #: each product of a stack.
-    packing, summing, writing, stacked, single = 7.0, 10.0, 22.0, 400.0, 10.0
-    #: A number in a transform of a small matrix, the multiply-adds that it takes, and how much longer the adjoint does.
-    tile, small, back = 20.0, 0.85, 1.25
+    #: To add an element back, more for one between others of its row's neighbours, and with a stride or channels last,
+    #: one that is read from a line of the cache for itself, and to begin a row of these; each of many taps, in calls.
+    folding, between, strided, apart, folded_row, named = 4.5, 8.0, 13.0, 27.0, 280.0, 3.0
+    #: To put an element of an operand in order for a product, for the sum of an outer one, and to write a result; to do
+    #: neither in a small product; and each product of a stack.
+    packing, summing, writing, reading, stacked, single = 7.0, 10.0, 10.0, 3.0, 400.0, 10.0
+    #: To bring a number to windows under small matrices or back, to make one of theirs, and the multiply-adds that this
+    #: takes; to add up what the adjoint makes where windows overlap; and each product of these stacks.
+    turned, made, small, overlap, tiny = 24.0, 8.0, 2.0, 50.0, 1400.0
     #: An element of a depthwise convolution that is shifted, and the multiply-adds.
     shifted, thin = 14.0, 0.7
     #: To bring a channel from behind the pixels in front of them.
     turning = 45.0
     #: A product for each row of outputs: its call, its multiply-adds, and these where the BLAS copies every operand.
-    row_call, row_product, copied = 3000.0, 1.7, 1.3
+    row_call, row_product, copied = 3000.0, 1.5, 1.3
     #: How much of its time a Fourier transform takes whose frequencies lie behind all else.
     behind = 0.9
     page = 10.0
@@ -62,10 +61,11 @@ class NumpyCosts(Costs):
         if g.pixels < g.taps:
             each, row = self.apart * min(g.pixels, LINE) / LINE, g.kernel[-1]
         else:
-            each, row = self.folding + (self.between if len(g.axes) > 1 else 0), g.out[-1]
-            each += self.strided if g.axes[-1].stride > 1 else 0
+            each, row = self.folding + (self.between if len(g.axes) > 1 else 0), _run(g)
+            each += self.strided if g.axes[-1].stride > 1 or g.channels_last else 0
         cost = self.width * each * columns + self.folded_row * columns / max(1, row)
-        return cost + self.moved(math.prod(g.x_shape), 6 + min(g.taps, g.pixels))
+        calls = min(g.taps, g.pixels) * (self.named if g.taps > _windows.FEW_TAPS else 1)
+        return cost + self.moved(math.prod(g.x_shape), 6 + calls)
 
     def spare(self, g: Geometry) -> int:
         return _windows.spare(g)
@@ -78,9 +78,15 @@ class NumpyCosts(Costs):
         if p.depth == 1:
             return self.width * self.single * p.multiply_adds + 2 * self.call
         packed = p.n * p.blocks * p.depth * p.pixels + p.blocks * p.rows * p.depth
-        moved = self.packing * packed + self.writing * p.n * p.blocks * p.rows * p.pixels
+        written = p.n * p.blocks * p.rows * p.pixels
+        is_small = self._is_small(p.rows * p.depth * p.pixels)
+        moved = self.reading * (packed + written) if is_small else self.packing * packed + self.writing * written
         calls = self.stacked * p.n * p.blocks + self.product_calls * self.call
         return self.multiply * p.multiply_adds + self.width * moved + calls
+
+    def _is_small(self, multiply_adds: int) -> bool:
+        """Whether the BLAS reads the operands of a product where they lie."""
+        return multiply_adds <= _products.SMALL and _products.has_small() and not self.is_complex
 
     def outer(self, p: Product) -> float:
         packed = p.n * p.blocks * (p.depth + p.rows) * p.pixels + 2 * p.blocks * p.rows * p.depth
@@ -90,8 +96,7 @@ class NumpyCosts(Costs):
     def by_row(self, g: Geometry, unfolded: int) -> float:
         """A row of outputs may end in the middle of a register; for products that are not small, filters are copied."""
         filters, row = max(1, g.c_out // g.groups), max(1, math.prod(g.out[1:]))
-        fits = g.w_shape[1] * g.taps * filters * row <= _products.SMALL
-        is_small = fits and _products.has_small() and not self.is_complex
+        is_small = self._is_small(g.w_shape[1] * g.taps * filters * row)
         work = g.macs * max(filters, FULL if is_small else 2 * FULL) / filters
         copies = 0 if is_small else self.packing * work / row
         slower = 1 if _products.has_small() else self.copied
@@ -120,17 +125,19 @@ class NumpyCosts(Costs):
 
     def spectra(self, g: Geometry, matrices: Matrices, *, adjoint: bool) -> float:
         """Axis by axis with the channels behind, in products of a few rows."""
-        cost, behind = 0.0, 1
-        for i, rows in reversed(list(enumerate(matrices))):
-            axis = g.axes[i]
-            before = math.prod(a.padded for a in g.axes[:i])
-            tail = math.prod(a.out for a in g.axes[i + 1 :]) * (g.c_in // max(1, g.groups))
-            cost += self.small * before * behind * max(NARROW, tail) * axis.out * len(rows) * len(rows[0])
+        small, made, added, products, behind = 0, 0, 0, 0, 1
+        for i, (axis, rows) in reversed(list(enumerate(zip(g.axes, matrices, strict=True)))):
+            each = math.prod(a.out for a in g.axes[i + 1 :]) * g.c_in // max(1, g.groups)
+            stack = g.batch * g.groups * math.prod(g.padded[:i]) * behind * axis.out
             behind *= len(rows)
-        elements = g.batch * g.c_in * g.pixels * behind + math.prod(g.x_shape)
-        products = self.multiply * g.batch * g.groups * cost
-        once = products + self.width * self.tile * elements + self.spectra_calls * self.call
-        return once * self.back if adjoint else once
+            if axis.kernel > 1:
+                products += stack
+                small += stack * each * len(rows) * axis.kernel
+                made += stack * each * len(rows)
+                added += stack * each * max(0, axis.kernel - axis.stride) if adjoint and axis.out > 1 else 0
+        numbers = self.turned * math.prod(g.x_shape) + self.made * made + self.overlap * added
+        calls = self.tiny * products + self.spectra_calls * self.call
+        return self.multiply * self.small * small + self.width * numbers + calls
 
     def spectra_spare(self, g: Geometry, matrices: Matrices) -> int:
         return _spectra.spare(g, matrices)

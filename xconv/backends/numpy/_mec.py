@@ -14,7 +14,7 @@ from typing import Any
 from ..._geometry import Geometry
 from ..._typing import Array, Function, Kind
 from ...algorithms import Gemm
-from ...primitives import Costs
+from ...primitives import Costs, Team
 from ._products import multiply
 from ._windows import rows
 
@@ -47,12 +47,13 @@ class Mec(Gemm):
         del function
         return costs.moved(math.prod(g.w_shape), 3)
 
-    def transform(self, backend: Any, g: Geometry, w: Array) -> Array:
+    def transform(self, backend: Any, g: Geometry, w: Array, team: Team) -> Array:
+        del team
         depth = g.c_in // g.groups * g.taps
         return backend.xp.reshape(backend.xp.moveaxis(w, 1, 2), (g.groups, g.c_out // g.groups, depth))
 
-    def adjoint_operand(self, backend: Any, g: Geometry, w: Array) -> Array:
-        return backend.xp.matrix_transpose(super().transform(backend, g, w))
+    def adjoint_operand(self, backend: Any, g: Geometry, w: Array, team: Team) -> Array:
+        return backend.xp.matrix_transpose(super().transform(backend, g, w, team))
 
     def forward(self, backend: Any, g: Geometry, x: Array, u: Array, out: Array | None) -> Array:
         shape = (g.batch, g.groups, g.c_out // g.groups, g.out[0], math.prod(g.out[1:]))

@@ -93,6 +93,22 @@ class KeptMemory(DtypesOfNumpy):
         _run(fill, len(tiles), team)
         return result
 
+    def each(self, task: Callable[[int], None], count: int, size: int, team: Team | None) -> None:
+        """Do some tasks that take so many bytes: one after the other within a tile, or for all tiles by a team."""
+        if team is None:
+            mark = self.scratch.used
+            for i in range(count):
+                self.scratch.used = mark
+                task(i)
+            self.scratch.used = mark
+            return
+
+        def afresh(i: int) -> None:
+            self.scratch.reset(size)
+            task(i)
+
+        _run(afresh, count, team if count > 1 else Team())
+
     def total(self, tiles: Sequence[Tile], piece: Piece, *, team: Team, lanes: int = 1) -> Array:
         lanes = min(lanes, len(tiles))
         sums: list[Array] = [None] * lanes

@@ -13,14 +13,18 @@ import numpy as np
 
 from ..._geometry import Geometry
 from ..._typing import Array, DType, Shape
-from ...primitives import Matrices, Rows
+from ...primitives import Matrices, Rows, Team
+from . import _turning
 from ._scratch import Take
 
-#: Elements of temporary memory that are worth one more image at a time: they fit into a second-level cache.
-NEAR = 2**17
+#: Elements of temporary memory that are worth one more image at a time: threads wait for each other between operations,
+#: so that a few large ones take less time than many that stay in a second-level cache.
+NEAR = 2**20
 #: The same for filters, but no more than their spectra. They are small, so more of them go through each call, by way of
 #: the cache behind that one.
 NEXT = 2**21
+#: Numbers in spectra of filters that are worth more than one thread, and the most of these: they share the memory.
+SHARED, SHARES = 2**20, 4
 #: The numbers of the matrices are ratios of smaller numbers, and are told apart by doubles.
 MOST_DENOMINATOR = 2**12
 
@@ -34,13 +38,19 @@ class Layout(NamedTuple):
     blocks: int
     #: Images that are worked on at a time.
     parts: tuple[slice, ...]
-    #: Elements of temporary memory for that.
+    #: Threads that may work on them.
+    shares: int
+    #: Elements of temporary memory for each.
     spare: int
     #: The dtype of the real and the imaginary parts.
     real: DType
     #: The matrices, and their transposes cut into steps.
     matrices: tuple[Array, ...]
     transposes: tuple[tuple[Array, ...], ...]
+
+    def shared(self, team: Team | None) -> Team | None:
+        """Those of a team who may work on the parts."""
+        return team and team._replace(limit=min(team.limit, self.shares))
 
     def images_of(self, v: Array, part: slice) -> Array:
         """Some images of the spectra."""
@@ -52,16 +62,20 @@ def layout(g: Geometry, matrices: Matrices, dtype: DType, *, lasting: bool = Fal
     real = np.empty(0, dtype).real.dtype
     frequencies = tuple(len(rows) for rows in matrices)
     spectra = (*frequencies, g.groups, g.batch, *g.out, g.c_in // g.groups)
-    images, memory = _together(g, matrices, min(NEXT, math.prod(spectra)) if lasting else NEAR)
+    most, shares = min(NEXT, math.prod(spectra)) if lasting else NEAR, 1
+    if lasting and math.prod(spectra) > SHARED and SHARES * _each(g, matrices) <= most:
+        most, shares = most // SHARES, SHARES
+    images, memory = _together(g, matrices, most)
     arrays = tuple(_matrix(rows, real) for rows in matrices)
     transposes = []
     for axis, array in zip(g.axes, arrays, strict=True):
-        cuts = range(0, axis.kernel, axis.stride)
-        transposes.append(tuple(array[:, cut : cut + axis.stride].T.copy() for cut in cuts))
+        step = axis.stride if axis.out > 1 else axis.kernel
+        transposes.append(tuple(array[:, cut : cut + step].T.copy() for cut in range(0, axis.kernel, step)))
     return Layout(
         spectra=spectra,
         blocks=math.prod(frequencies) * g.groups,
         parts=tuple(slice(first, min(first + images, g.batch)) for first in range(0, g.batch, images)),
+        shares=shares,
         spare=memory,
         real=real,
         matrices=arrays,
@@ -85,16 +99,15 @@ def _together(g: Geometry, matrices: Matrices, most: int) -> tuple[int, int]:
     """How many images are worked on at a time, in about `most` elements, and what that takes."""
     each = _each(g, matrices)
     images = max(1, min(g.batch, most // max(1, each)))
-    return images, images * each
+    return images, images * each + _turning.spare(math.prod(g.size), g.c_in // max(1, g.groups))
 
 
 def _each(g: Geometry, matrices: Matrices) -> int:
     """Elements of temporary memory for an image: the padded one, and those between two axes."""
-    lines = [a.out * a.stride + a.kernel for a in g.axes]
-    total, behind = math.prod(lines), 1
-    for i in reversed(range(1, len(lines))):
+    total, behind = math.prod(g.padded), 1
+    for i in reversed(range(1, len(matrices))):
         behind *= len(matrices[i]) * g.axes[i].out
-        total += math.prod(lines[:i]) * behind
+        total += math.prod(g.padded[:i]) * behind
     # The adjoint has lines instead, and what it adds to them.
     return g.c_in * 2 * total
 
@@ -106,7 +119,7 @@ def spread(take: Take, x: Array, g: Geometry, lay: Layout, v: Array) -> None:
     outer, inner = g.kept
     if g.is_padded:
         padded.fill(0)
-    padded[:, :, *outer[2:]] = x[:, :, *inner[2:]]
+    _turning.turn(take, padded[:, :, *outer[2:]], x[:, :, *inner[2:]])
     cur, v = padded.view(lay.real), v.view(lay.real)
     done, tail = 1, cur.shape[-1]
     item = lay.real.itemsize
@@ -139,23 +152,24 @@ def gather(take: Take, v: Array, g: Geometry, lay: Layout, x: Array) -> None:
     done, rest = math.prod(len(matrix) for matrix in lay.matrices), n
     tail = cur.shape[-1] * g.pixels
     for axis, steps in zip(g.axes, lay.transposes, strict=True):
-        frequencies = steps[0].shape[1]
+        step, frequencies = steps[0].shape
         done, tail = done // frequencies, tail // axis.out
         if axis.kernel == 1:
             rest *= axis.out
             continue
         spectra = cur.reshape(frequencies, done, g.groups, rest, axis.out, tail).transpose(1, 2, 3, 4, 0, 5)
-        blocks = axis.out + len(steps) - 1
-        line = take((done, g.groups, rest, blocks, axis.stride, tail), lay.real)
-        np.matmul(steps[0], spectra, out=line[:, :, :, : axis.out])
-        line[:, :, :, axis.out :] = 0
-        more = take((done, g.groups, rest, axis.out, axis.stride if len(steps) > 1 else 0, tail), lay.real)
-        for k, step in enumerate(steps[1:], start=1):
-            added = np.matmul(step, spectra, out=more[..., : len(step), :])
-            line[:, :, :, k : k + axis.out, : len(step)] += added
-        cur, rest = line, rest * blocks * axis.stride
-    lines = tuple((a.out + len(s) - 1) * a.stride for a, s in zip(g.axes, lay.transposes, strict=True))
-    images = cur.reshape(g.groups, n, *lines, -1).view(v.dtype)
+        line = take((done, g.groups, rest, axis.padded, tail), lay.real)
+        *before, row, item = line.strides
+        first = line[..., : axis.out * step, :].reshape(*spectra.shape[:-2], step, tail, copy=False)
+        np.matmul(steps[0], spectra, out=first)
+        line[..., axis.out * step :, :] = 0
+        more = take((*spectra.shape[:-2], step if len(steps) > 1 else 0, tail), lay.real)
+        for k, matrix in enumerate(steps[1:], start=1):
+            added = np.matmul(matrix, spectra, out=more[..., : len(matrix), :])
+            seen = np.ndarray(added.shape, lay.real, line, k * step * row, (*before, step * row, row, item))
+            np.add(seen, added, out=seen)
+        cur, rest = line, rest * axis.padded
+    images = cur.reshape(g.groups, n, *g.padded, -1).view(v.dtype)
     outer, inner = g.kept
     if g.is_cropped:
         x[...] = 0
