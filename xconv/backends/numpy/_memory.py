@@ -107,7 +107,7 @@ class KeptMemory(DtypesOfNumpy):
             self.scratch.reset(size)
             task(i)
 
-        _run(afresh, count, team if count > 1 else Team())
+        _run(afresh, count, team)
 
     def total(self, tiles: Sequence[Tile], piece: Piece, *, team: Team, lanes: int = 1) -> Array:
         lanes = min(lanes, len(tiles))
