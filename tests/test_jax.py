@@ -554,7 +554,8 @@ def test_several_filters_of_a_large_plane(jax, rng):
 @pytest.mark.parametrize(
     ("x_shape", "w_shape", "chosen"),
     [
-        ((2, 64, 32, 32), (64, 64, 3, 3), {"gemm", "winograd"}),
+        ((2, 64, 32, 32), (64, 64, 3, 3), {"gemm", "winograd", "fft"}),
+        ((2, 32, 64, 64), (32, 32, 11, 11), {"fft"}),
         ((1, 8, 20_000), (8, 8, 200), {"fft"}),
         ((2, 64, 32, 32), (64, 1, 3, 3), {"depthwise", "gemm", "fft"}),
         ((1, 4, 30, 30, 30), (4, 1, 30, 30, 30), {"gemm", "fft"}),  # a line for every tap would take minutes to compile

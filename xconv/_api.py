@@ -74,8 +74,7 @@ def conv(
         of one tap), "depthwise" (one input channel per group, no columns), "winograd" (up to 16 taps on an
         axis, more than its stride, dilation 1, no integers), "fft" (Fourier transforms of overlapping blocks, for large
         kernels; no integers), "implicit" (on tensor cores without columns, for CuPy arrays of float16, bfloat16 or
-        float32) or "cudnn" (NVIDIA's library, for CuPy arrays of real numbers, where it is
-        installed).
+        float32) or "cudnn" (NVIDIA's library, for CuPy arrays of real numbers, where there is one).
 
     Returns
     -------
@@ -102,8 +101,8 @@ def conv(
     -----
     The cost is ``2 * n * c_out * prod(out) * c_in / groups * prod(kernel)`` operations. float16 and bfloat16 are
     summed in float32. For floating-point numbers the error is at most ``K * eps * conv(|x|, |w|)``, where K is the
-    number of products in one sum; that of "winograd" and "fft" in float32 is about 1e-5 of the largest result at most,
-    a NaN may spread to its neighbours, and sums of very large numbers, in float32 from about 1e30 on, may overflow on
+    number of products in one sum; that of "winograd" and "fft" in float32 is about 1e-5 of the largest result, a
+    NaN may spread to its neighbours, and sums of very large numbers, in float32 from about 1e30 on, may overflow on
     the way to a result that does not (``config(numerics="strict")`` rules all that out). Integers are exact and wrap
     around as the library's own.
 

@@ -9,7 +9,7 @@ Cook), transposed. The channels are contracted per frequency, so each frequency 
 overlapping tiles of the image, S is A on the tiles of the result, and U is G on the filters; padding and the ragged end
 of the last tile are zeros on the one side, and cut off on the other.
 
-With a stride s, the taps that lie s apart are the kernel of a convolution with stride 1, and so are five of more taps.
+With a stride s, the taps that lie s apart are the kernel of a convolution with stride 1, and so are few of many taps.
 The taps of an axis are cut into such parts, F(m, k) is made for each, and the frequencies of all of them are those of
 the axis: four outputs of three taps with a stride of 2 take 9 products instead of 12, and those of five taps 11 instead
 of 20 (Huang et al., *DWM: A Decomposable Winograd Method for Convolution Acceleration*, AAAI 2020).
@@ -17,7 +17,8 @@ of 20 (Huang et al., *DWM: A Decomposable Winograd Method for Convolution Accele
 The points are 0, 1, -1, 1/2, -2, -1/2, 2 in this order, and infinity: small ones in pairs of reciprocals, whose errors
 are small (Barabasz, Anderson, Soodhalter, Gregg, *Error analysis and improving the accuracy of Winograd convolution for
 deep neural networks*, ACM TOMS 46, 2020, sec. 5). In float32, ``max|err| / max|y|`` of 64 channels of normal numbers in
-two dimensions was measured as 2e-6 for 3 taps, with a stride of 2, too, and at most 6e-6 for any other window.
+two dimensions was measured as 2e-6 for 3 taps, with a stride of 2, too, and at most 8e-6 for any other window; of the
+filters' gradients, 1.2e-5.
 """
 
 import math

@@ -4,7 +4,7 @@ import math
 
 from ..._geometry import Geometry
 from ..._typing import Function, Kind
-from ...primitives import KEPT, Costs, Grid, Product
+from ...primitives import KEPT, Costs, Grid, Matrices, Product
 
 
 class JaxCosts(Costs):
@@ -15,8 +15,8 @@ class JaxCosts(Costs):
     What the compiler takes is not counted, but where a program has a line for every tap: long ones take minutes.
     """
 
-    #: A complex multiply-add, of any width: XLA has no fast product of these; and slower yet where operands are small.
-    complex_multiply, spectral = 8.3, 12.8
+    #: A complex multiply-add, of any width: XLA has no fast product of these.
+    complex_multiply = 8.3
     #: To copy an element of a window, more where it lies apart from its neighbours, to begin a row of these, and a byte
     #: of columns in fresh memory, which is asked for at every axis.
     window, apart, row, unfolded = 37.0, 6.5, 150.0, 70.0
@@ -24,6 +24,8 @@ class JaxCosts(Costs):
     folding = 10.0
     #: To put an element of an operand in order for a product, to write a result, and each product of a stack.
     packing, writing, block = 11.3, 4.3, 490.0
+    #: Each product of a stack of complex ones; and a number of a window's spectrum by small matrices, in fresh memory.
+    complex_block, spectrum = 1950.0, 90.0
     #: A multiply-add of a depthwise convolution, one in the sum of its weight gradient, and the line for a tap.
     thin, summing, tap = 2.5, 26.0, 3600.0
     axis, doubling, line = 0.6, 0.5, 15.0
@@ -36,7 +38,9 @@ class JaxCosts(Costs):
     @property
     def of_spectra(self) -> Costs:
         width = 1 if self.is_complex else 2
-        return JaxCosts(self.spectral * self.complex_multiply, width * self.move, self.call, is_complex=True)
+        costs = JaxCosts(self.complex_multiply, width * self.move, self.call, is_complex=True)
+        costs.block = self.complex_block
+        return costs
 
     def fresh(self, size: float) -> float:
         """Loops are joined and take far less memory than is planned for: what is written out counts its own."""
@@ -95,6 +99,10 @@ class JaxCosts(Costs):
     def _program(self, lines: int) -> float:
         """The more so, the longer it takes to compile."""
         return self.tap * lines * (1 + lines / 64)
+
+    def spectra(self, g: Geometry, matrices: Matrices, *, adjoint: bool) -> float:
+        numbers = g.batch * g.c_in * g.pixels * math.prod(map(len, matrices))
+        return super().spectra(g, matrices, adjoint=adjoint) + self.width * self.spectrum * numbers
 
     def fourier(self, g: Geometry, grid: Grid) -> float:
         calls, points = self.moved(0, 6 * len(g.axes)), g.batch * g.c_in * g.pixels * math.prod(grid.lengths)
