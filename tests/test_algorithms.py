@@ -132,6 +132,19 @@ def test_error_in_float32(rng, lib, algorithm, kernel, stride, size):
 
 
 @pytest.mark.numpy_only
+@pytest.mark.parametrize(("taps", "stride", "rank"), [(2, 1, 3), (3, 2, 3), (5, 2, 3), (3, 2, 2), (4, 2, 2), (7, 3, 2)])
+def test_error_of_positive_numbers(rng, taps, stride, rank):
+    """In which nothing cancels, and sums on the way are large: most of all in the input gradient."""
+    x, w = rng.random((1, 64, *(12 + taps,) * rank), "f4"), rng.random((64, 64, *(taps,) * rank), "f4")
+    out = (12 // stride + 1,) * rank
+    dy = rng.random((1, 64, *out), "f4")
+    exact = functions(*(a.astype("f8") for a in (x, w, dy)), stride=stride, algorithm="gemm")
+    for run, run_exactly in zip(functions(x, w, dy, stride=stride, algorithm="winograd"), exact, strict=True):
+        expected = run_exactly()
+        assert np.max(np.abs(run() - expected)) <= 2e-5 * np.max(expected)
+
+
+@pytest.mark.numpy_only
 @pytest.mark.parametrize("dtype", ["longdouble", "clongdouble"])
 @pytest.mark.parametrize("algorithm", CUT)
 def test_error_beyond_double(rng, algorithm, dtype):

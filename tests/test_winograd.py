@@ -2,7 +2,6 @@
 
 import math
 import threading
-import time
 from functools import cache
 from itertools import combinations_with_replacement, product
 
@@ -86,7 +85,10 @@ def test_tiles_by_window():
     assert outputs((1, 3), (1, 1)) == (1, 4)
     assert outputs((3, 3, 3), (1, 1, 1)) == (4, 4, 4)
     assert outputs((5, 5, 5), (1, 1, 1)) == (2, 2, 2)
-    assert outputs((5, 5, 5), (2, 2, 2)) == (4, 4, 4)
+    assert outputs((5, 5, 5), (2, 2, 2)) == (2, 2, 2)
+    assert outputs((2, 2, 2), (1, 1, 1)) == (2, 2, 2)
+    assert outputs((7, 7), (2, 2)) == (2, 2)
+    assert outputs((4, 4, 4), (1, 1, 1)) is None
     assert outputs((5, 5, 5, 5), (1, 1, 1, 1)) is None
 
 
@@ -96,12 +98,12 @@ def cases(draw):
     groups, c, f = draw(st.integers(1, 2)), draw(st.integers(0, 3)), draw(st.integers(0, 3))
     size, kernel, padding, strides = [], [], [], []
     for _ in range(rank):
-        k = draw(st.integers(1, {1: 11, 2: 7, 3: 3}[rank]))
+        k = draw(st.integers(1, {1: MOST_TAPS, 2: 7, 3: 3}[rank]))
         n = draw(st.integers(0, {1: 14, 2: 9, 3: 5}[rank]))
         lo = draw(st.integers(-1, 4))
         size.append(n)
         kernel.append(k)
-        strides.append(draw(st.integers(1, max(1, min(k - 1, 3)))))
+        strides.append(draw(st.integers(1, max(1, min(k - 1, 5)))))
         padding.append((lo, draw(st.integers(max(-1, k - n - lo), max(4, k - n - lo)))))
     kernel[at := draw(st.integers(0, rank - 1))] = 3
     strides[at] = draw(st.integers(1, 2))
@@ -188,26 +190,53 @@ def test_filters_are_transformed_in_large_parts(c_out):
     assert layout.shares == (4 if c_out == 1024 else 1)
     assert layout.shares <= len(layout.parts) <= 2 * layout.shares
     assert layout.shares * layout.spare <= min(2**21, math.prod(layout.spectra))
+    assert _winograd.Winograd().filters(g) >= math.prod(layout.spectra) + layout.shares * layout.spare
     assert layout.shared(None) is None
     assert layout.shared(Team(limit=9)).limit == layout.shares
+
+
+@pytest.mark.numpy_only
+@pytest.mark.parametrize("kernel", [(3, 3), (16,), (5, 5, 5), (16, 16, 5), (15, 15, 15), (3, 1, 3, 3)])
+@pytest.mark.parametrize("channels", [(1, 1), (1, 200), (200, 1), (3, 5)])
+def test_memory_of_few_filters(kernel, channels):
+    """That of a single one is known, too, which may take more between two axes than its spectra."""
+    x, w = np.ones((1, channels[1], *(k + 1 for k in kernel)), np.float32), np.ones((*channels, *kernel), np.float32)
+    g = xconv.plan(x, w, algorithm="winograd").schedule.geometry
+    for side in (_winograd.sides(g).filters, _winograd.sides(g).exchanged):
+        layout = _spectra.layout(*side, np.dtype(np.float32), lasting=True)
+        taken = []
+
+        def take(shape, dtype, taken=taken):
+            taken.append(math.prod(shape))
+            return np.zeros(shape, dtype)
+
+        n, c = side.geometry.batch, side.geometry.c_in
+        for part in layout.parts:
+            images = np.moveaxis(np.ones((1, n, c, *kernel), np.float32), 2, -1)[:, part]
+            v = np.zeros(layout.spectra, np.float32)
+            for run, order in ((_spectra.spread, 1), (_spectra.gather, -1)):
+                taken.clear()
+                pair = (images.copy(), layout.images_of(v, part))[::order]
+                run(take, pair[0], side.geometry, layout, pair[1])
+                assert sum(taken) <= layout.spare
+        assert math.prod(layout.spectra) + layout.shares * layout.spare <= _winograd.Winograd().filters(g)
 
 
 @pytest.mark.numpy_only
 def test_filters_are_transformed_side_by_side(rng, monkeypatch):
     """By the threads that work on the tiles, into the same bits."""
     x, w = (rng.standard_normal(shape, dtype=np.float32) for shape in ((2, 64, 16, 16), (1024, 64, 3, 3)))
-    seen, spread = set(), _spectra.spread
-
-    def noted(take, images, g, layout, v):
-        if layout.shares > 1:
-            seen.add(threading.get_ident())
-            time.sleep(0.02)
-        spread(take, images, g, layout, v)
-
-    expected = xconv.conv(x, w, algorithm="winograd")
-    monkeypatch.setattr(_spectra, "spread", noted)
+    expected, spread = xconv.conv(x, w, algorithm="winograd"), _spectra.spread
     for threads in (1, 2, 3):
-        seen.clear()
+        seen, together = set(), threading.Barrier(threads, timeout=20)
+
+        def noted(take, images, g, layout, v, seen=seen, together=together):
+            if layout.shares > 1 and threading.get_ident() not in seen:
+                seen.add(threading.get_ident())
+                together.wait()
+            spread(take, images, g, layout, v)
+
+        monkeypatch.setattr(_spectra, "spread", noted)
         with xconv.config(threads=threads):
             assert np.array_equal(xconv.conv(x, w, algorithm="winograd"), expected)
         assert len(seen) == threads

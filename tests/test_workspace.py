@@ -326,6 +326,28 @@ def test_bound_of_every_algorithm(rng, layer, dtype, algorithm, slack):
         assert peak <= workspace + OBJECTS, (name, peak, workspace)
 
 
+@pytest.mark.parametrize(
+    ("layer", "dtype", "options"),
+    [
+        (((8, 130, 36, 36), (8, 130, 3, 3)), "float32", {}),
+        (((4, 8, 48, 48), (8, 8, 5, 5)), "complex64", {"stride": 2}),
+    ],
+    ids=["channels", "stride"],
+)
+def test_a_tile_is_transformed_in_parts(rng, layer, dtype, options):
+    """Some of its images at a time, each part in the memory of the one before; as it was planned without a bound."""
+    x, w = (rng.standard_normal(shape).astype(dtype) for shape in layer)
+    options |= {"algorithm": "winograd"}
+    y, plan = xconv.conv(x, w, **options), xconv.plan(x, w, **options)
+    planned = {"conv": plan.forward, "input_grad": plan.input_grad, "weight_grad": plan.weight_grad}
+    for name, function in functions(x, w, y, options):
+        if name not in planned:
+            break
+        with xconv.config(threads=1):
+            peak, _ = temporary_peak(function)
+        assert peak <= planned[name].workspace + OBJECTS, (name, peak, planned[name].workspace)
+
+
 def test_small_filters_are_transformed_within_it(rng):
     """A few at a time, and not as many as would fill a cache."""
     x, w = rng.standard_normal((1, 128, 20, 20)), rng.standard_normal((40, 128, 1, 2))

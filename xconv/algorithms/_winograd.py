@@ -18,8 +18,7 @@ The points are 0, 1, -1, 1/2, -2, -1/2, 2 in this order, and infinity: small one
 are small (Barabasz, Anderson, Soodhalter, Gregg, *Error analysis and improving the accuracy of Winograd convolution for
 deep neural networks*, ACM TOMS 46, 2020, sec. 5). In float32, ``max|err| / max|y|`` of 64 channels of normal numbers in
 two dimensions was measured as 2e-6 for 3 taps, with a stride of 2, too, and at most 1e-5 for any other window; of the
-filters' gradients, 1.2e-5. Input gradients with a stride in three dimensions reach 4e-5 by name, where `auto` takes
-another algorithm for most of them.
+gradients as 1.2e-5, of positive numbers, too, and 2e-5 in three dimensions.
 """
 
 import math
@@ -39,8 +38,10 @@ POINTS = tuple(Fraction(*ratio) for ratio in ((0, 1), (1, 1), (-1, 1), (1, 2), (
 MOST_TOGETHER, MOST_TAPS = 5, 16
 MOST_AXES = 30
 #: How many times as large the error becomes with every axis of parts of so many frequencies, and with all axes at most.
-GROWTH = {1: 1, 3: 1, 4: 1, 5: 3, 6: 3, 7: 8, 8: 8}
+GROWTH = {1: 1, 3: 1, 4: 1, 5: 4.5, 6: 3, 7: 8, 8: 8}
 MOST_GROWTH = 64
+#: And by how much more with a stride: an element of the input gradient is a sum over the few taps of one part.
+STRIDED = 1.5
 #: Elements of temporary memory for a tile: every frequency is a product of its own, and should not be a thin one. From
 #: the first number on, there are two tiles; from twice the second one on, more.
 WHOLE_TILE, LEAST_TILE = 2**21, 2**22
@@ -154,9 +155,11 @@ class Sides(NamedTuple):
 @cache
 def outputs(kernel: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int, ...] | None:
     """Outputs of a tile on every axis, by the windows alone; None where the error would be too large."""
-    longest = [max(map(len, parts(k, stride))) for k, stride in zip(kernel, strides, strict=True)]
+    windows = [(k, stride) for k, stride in zip(kernel, strides, strict=True) if k > 1]
+    longest = [max(map(len, parts(*window))) for window in windows]
+    strided = math.prod(STRIDED for _, stride in windows if stride > 1)
     for most in (4, 2):
-        if math.prod(GROWTH[most + k - 1] for k in longest if k > 1) <= MOST_GROWTH:
+        if strided * math.prod(GROWTH[most + k - 1] for k in longest) <= MOST_GROWTH:
             return tuple(1 if k == 1 else most for k in kernel)
     return None
 
@@ -209,7 +212,7 @@ class Winograd(Bilinear):
         if len(g.axes) > MOST_AXES:
             return f"its spectra of {len(g.axes)} spatial axes have more than the 64 axes of an array"
         if outputs(g.kernel, _strides(g)) is None:
-            return f"its error would be too large for a kernel {g.kernel}"
+            return f"its error would be too large for a kernel {g.kernel} with strides {_strides(g)}"
         return None
 
     def scratch(self, function: Function, g: Geometry, costs: Costs) -> int:
@@ -221,13 +224,15 @@ class Winograd(Bilinear):
         return spectra + spare + math.prod(g.x_shape) + math.prod(g.y_shape)
 
     def filters(self, g: Geometry) -> int:
-        return 2 * sides(g).filters.elements
+        """Their spectra, and what lies between two axes: of as many as fit beside these, or of one."""
+        side, channels = sides(g).filters, max(g.c_out, g.c_in // max(1, g.groups))
+        sizes = [len(rows) for rows in side.matrices]
+        between = sum(math.prod(g.kernel[:i]) * math.prod(sizes[i:]) for i in range(1, len(sizes) + 1))
+        return side.elements + max(side.elements, 2 * channels * between)
 
     def least_tile(self, g: Geometry, costs: Costs) -> int:
-        half = max(
-            WHOLE_TILE, 2 * self.scratch("forward", g, costs) // 3
-        )  # two tiles have more in all, for what they share
-        return max(min(LEAST_TILE, half), 3 * sides(g).filters.elements // 2)
+        half = 2 * self.scratch("forward", g, costs) // 3  # two tiles have more in all, for what they share
+        return max(min(LEAST_TILE, max(WHOLE_TILE, half)), 3 * sides(g).filters.elements // 2)
 
     def grain(self, g: Geometry) -> Shape | None:
         return outputs(g.kernel, _strides(g))

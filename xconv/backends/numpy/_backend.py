@@ -114,7 +114,7 @@ class NumpyBackend(KeptMemory):
 
     def spectra(self, x: Array, g: Geometry, matrices: Matrices, *, team: Team | None = None) -> Array:
         layout = _spectra.layout(g, matrices, x.dtype, lasting=team is not None)
-        v = (self.reserve if team else self.scratch).take(layout.spectra, x.dtype)
+        v = (self.scratch if team is None else self.reserve).take(layout.spectra, x.dtype)
 
         def spread(i: int) -> None:
             part = layout.parts[i]
@@ -131,7 +131,7 @@ class NumpyBackend(KeptMemory):
         self, v: Array, g: Geometry, matrices: Matrices, out: Array | None = None, *, team: Team | None = None
     ) -> Array:
         layout = _spectra.layout(g, matrices, v.dtype, lasting=team is not None)
-        x = (np.empty if team else self.scratch.take)(g.x_shape, v.dtype) if out is None else out
+        x = (self.scratch.take if team is None else np.empty)(g.x_shape, v.dtype) if out is None else out
 
         def gather(i: int) -> None:
             part = layout.parts[i]
@@ -147,9 +147,9 @@ class NumpyBackend(KeptMemory):
     def fourier(self, x: Array, g: Geometry, grid: Grid, *, team: Team | None = None) -> Array:
         dtype, rank = np.result_type(x.dtype, np.complex64), len(g.axes)
         parts, spare = _fourier_parts(g, grid, lasting=team is not None)
-        if team:
+        if team is not None:
             self.scratch.reset(spare * x.itemsize)
-        take = (self.reserve if team else self.scratch).take
+        take = (self.scratch if team is None else self.reserve).take
         if grid.behind:
             v = take((g.c_in, g.batch, *g.out, *grid.frequencies), dtype)
             v = v.transpose(*range(2 + rank, v.ndim), *range(2 + rank))
@@ -167,9 +167,9 @@ class NumpyBackend(KeptMemory):
     ) -> Array:
         dtype = np.empty(0, v.dtype).real.dtype if grid.real else v.dtype
         parts, spare = _fourier_parts(g, grid, lasting=team is not None)
-        if team:
+        if team is not None:
             self.scratch.reset(spare * dtype.itemsize)
-        x = (np.empty if team else self.scratch.take)(g.x_shape, dtype) if out is None else out
+        x = (self.scratch.take if team is None else np.empty)(g.x_shape, dtype) if out is None else out
         if v.size:
             v = v.reshape(*grid.frequencies, g.c_in, g.batch, *g.out)
             v, mark = v.transpose(block_order(len(g.axes))), self.scratch.used

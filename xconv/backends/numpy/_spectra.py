@@ -1,4 +1,4 @@
-"""Windows under small matrices on NumPy: channels last, axis by axis, in memory that stays in the cache.
+"""Windows under small matrices on NumPy: channels last, axis by axis, in kept memory.
 
 With the channels behind the pixels, one axis of a window is a few rows of neighbours, and the matrix of the axis times
 those rows is a product that BLAS runs without a copy of either side. What comes out lies as the product reads it.
@@ -6,7 +6,7 @@ those rows is a product that BLAS runs without a copy of either side. What comes
 
 import math
 from fractions import Fraction
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -20,8 +20,7 @@ from ._scratch import Take
 #: Elements of temporary memory that are worth one more image at a time: threads wait for each other between operations,
 #: so that a few large ones take less time than many that stay in a second-level cache.
 NEAR = 2**20
-#: The same for filters, but no more than their spectra. They are small, so more of them go through each call, by way of
-#: the cache behind that one.
+#: The same for filters, of which more go through each call, but in no more memory than their spectra take.
 NEXT = 2**21
 #: Numbers in spectra of filters that are worth more than one thread, and the most of these: they share the memory.
 SHARED, SHARES = 2**20, 4
@@ -66,11 +65,7 @@ def layout(g: Geometry, matrices: Matrices, dtype: DType, *, lasting: bool = Fal
     if lasting and math.prod(spectra) > SHARED and SHARES * _each(g, matrices) <= most:
         most, shares = most // SHARES, SHARES
     images, memory = _together(g, matrices, most)
-    arrays = tuple(_matrix(rows, real) for rows in matrices)
-    transposes = []
-    for axis, array in zip(g.axes, arrays, strict=True):
-        step = axis.stride if axis.out > 1 else axis.kernel
-        transposes.append(tuple(array[:, cut : cut + step].T.copy() for cut in range(0, axis.kernel, step)))
+    steps = (axis.stride if axis.out > 1 else axis.kernel for axis in g.axes)
     return Layout(
         spectra=spectra,
         blocks=math.prod(frequencies) * g.groups,
@@ -78,16 +73,24 @@ def layout(g: Geometry, matrices: Matrices, dtype: DType, *, lasting: bool = Fal
         shares=shares,
         spare=memory,
         real=real,
-        matrices=arrays,
-        transposes=tuple(transposes),
+        matrices=tuple(_matrix(rows, real) for rows in matrices),
+        transposes=tuple(_transpose(rows, real, step) for rows, step in zip(matrices, steps, strict=True)),
     )
 
 
+@cache
 def _matrix(rows: Rows, real: DType) -> Array:
     """The rows with all the precision of `real`, which may be more than that of a double."""
     ratios = [[Fraction(number).limit_denominator(MOST_DENOMINATOR).as_integer_ratio() for number in r] for r in rows]
     numerators, denominators = np.moveaxis(np.asarray(ratios, real), -1, 0)
     return np.divide(numerators, denominators, order="C")
+
+
+@cache
+def _transpose(rows: Rows, real: DType, step: int) -> tuple[Array, ...]:
+    """The transpose, cut into steps."""
+    matrix = _matrix(rows, real)
+    return tuple(matrix[:, cut : cut + step].T.copy() for cut in range(0, matrix.shape[1], step))
 
 
 def spare(g: Geometry, matrices: Matrices) -> int:
@@ -99,7 +102,8 @@ def _together(g: Geometry, matrices: Matrices, most: int) -> tuple[int, int]:
     """How many images are worked on at a time, in about `most` elements, and what that takes."""
     each = _each(g, matrices)
     images = max(1, min(g.batch, most // max(1, each)))
-    return images, images * each + _turning.spare(math.prod(g.size), g.c_in // max(1, g.groups))
+    turning = _turning.spare(math.prod(g.size), g.c_in // max(1, g.groups))
+    return images, images * each + max(0, turning - images * each // 2)
 
 
 def _each(g: Geometry, matrices: Matrices) -> int:
@@ -108,7 +112,7 @@ def _each(g: Geometry, matrices: Matrices) -> int:
     for i in reversed(range(1, len(matrices))):
         behind *= len(matrices[i]) * g.axes[i].out
         total += math.prod(g.padded[:i]) * behind
-    # The adjoint has lines instead, and what it adds to them.
+    # The adjoint has lines instead, and what it adds to them: twice as much as what leads to the spectra.
     return g.c_in * 2 * total
 
 
